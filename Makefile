@@ -1,0 +1,29 @@
+# Each target makes its own virtual environment when there is none.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: demo test lint clean
+
+demo: $(INSTALLED)
+	$(BIN)/synth benchmark --dataset house-numbers --recipes cdcgan,dcgan \
+	    --images 96k --per-class 1000 --protocol quick-v1 \
+	    --runs demo/runs --datasets demo/datasets --results demo/results
+
+test: $(INSTALLED)
+	$(BIN)/pytest -q
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) demo build *.egg-info
+
+# The marker is written last: an interrupted installation is done again.
+$(INSTALLED): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --editable '.[test,lint]'
+	touch $@

@@ -1,0 +1,386 @@
+"""The command line: translation only. torch is imported inside the commands."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from eval.leaderboard import Table
+    from synth.recipes import Recipe
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    add_completion=False,
+    context_settings={
+        "auto_envvar_prefix": "SYNTH",
+        "help_option_names": ["-h", "--help"],
+    },
+    help="How much of a real data set can a generator replace?\n\n"
+    "train, generate, evaluate: in this order, or all at once with benchmark.",
+)
+
+Dataset = Annotated[str, typer.Option(help="svhn, house-numbers or folder; see: synth datasets")]
+DataRoot = Annotated[
+    Path | None,
+    typer.Option(envvar="SYNTH_DATA", help="Where the real data is, or is downloaded to."),
+]
+Seed = Annotated[int, typer.Option(min=0, help="Of everything random.")]
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+Precision = Annotated[str, typer.Option(help="auto (times both), fp32 or bf16.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Runs = Annotated[Path, typer.Option(help="Folder of runs.")]
+Results = Annotated[Path, typer.Option(help="Folder of records and of what is made from them.")]
+ClassifierSeeds = Annotated[
+    int | None, typer.Option(help="How many classifiers; the protocol's number by default.")
+]
+Protocol = Annotated[str, typer.Option(help="fixed-v1, stream-v1 or quick-v1.")]
+Images = Annotated[
+    str | None, typer.Option(help="Training length in real images shown, e.g. 300k or 2.5M.")
+]
+
+
+@app.command()
+def train(
+    conditional: Annotated[
+        bool | None,
+        typer.Option("--conditional/--unconditional", help="Is the generator told the label?"),
+    ] = None,
+    recipe: Annotated[str | None, typer.Option(help="See: synth recipes")] = None,
+    dataset: Dataset = "svhn",
+    data_root: DataRoot = None,
+    images: Images = None,
+    epochs: Annotated[int | None, typer.Option(help="Length in passes over the data.")] = None,
+    tick: Annotated[
+        str | None, typer.Option(help="Images between two checkpoints; a sixteenth by default.")
+    ] = None,
+    seed: Seed = 0,
+    out: Annotated[Path, typer.Option(help="Folder to make the run folder in.")] = Path("runs"),
+    device: Device = "auto",
+    precision: Precision = "auto",
+    resume: Annotated[bool, typer.Option(help="Go on with the newest unfinished run.")] = False,
+    run: Annotated[Path | None, typer.Option(help="The run to --resume.")] = None,
+    dry_run: Annotated[bool, typer.Option(help="Print the configuration and stop.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train a generator: a new folder in runs/."""
+    import pipeline
+    from synth.data import load_training_images
+    from synth.environment import describe_environment, pick_device
+    from synth.errors import UsageError
+    from synth.files import portable
+    from synth.progress import say
+    from synth.recipes import find_recipe
+    from synth.runs import Run, newest_run, open_run
+
+    place = pick_device(device)
+    if run is not None and not resume:
+        raise UsageError("--run: goes with --resume")
+    if resume:
+        going = open_run(run) if run else newest_run(out, finished=False)
+        real = load_training_images(going.config.source, data_root)
+    else:
+        length, tick_length = parse_count("--images", images), parse_count("--tick", tick)
+        chosen = find_recipe(recipe, conditional)
+        real = load_training_images(dataset, data_root)
+        config = pipeline.plan_run(
+            chosen, dataset, real, length, epochs, seed, precision, place, tick_length
+        )
+        if dry_run:
+            return print_json(config.to_json())
+        going = Run.create(out, config, describe_environment(place))
+    say(f"{portable(going.folder)}: {going.config.images:,} images of {real.name}")
+    pipeline.train_run(going, real, place)
+    last = going.read_log()[-1]
+    print_json({"run": portable(going.folder), **last}) if as_json else print(
+        portable(going.folder)
+    )
+
+
+@app.command()
+def generate(
+    per_class: Annotated[int, typer.Option(help="Images of each class.")] = 5000,
+    run: Annotated[
+        Path | None, typer.Option(help="Run folder; the newest finished one by default.")
+    ] = None,
+    seed: Seed = 0,
+    label_with: Annotated[
+        str | None,
+        typer.Option(help="For an unconditional run: classifier or random; unlabelled without."),
+    ] = None,
+    format: Annotated[str, typer.Option(help="npz or folder.")] = "npz",
+    out: Annotated[Path, typer.Option(help="Folder to make the data set in.")] = Path("datasets"),
+    runs: Runs = Path("runs"),
+    data_root: DataRoot = None,
+    device: Device = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Make a balanced labelled data set: a new folder in datasets/."""
+    import pipeline
+    from eval.protocol import find_protocol
+    from synth.data import load_training_images
+    from synth.environment import pick_device
+    from synth.files import portable, read_json
+    from synth.runs import newest_run, open_run
+
+    check_choice("--format", format, ("npz", "folder"))
+    check_choice("--label-with", label_with, (None, "classifier", "random"))
+    place = pick_device(device)
+    source = open_run(run) if run else newest_run(runs, finished=True)
+    protocol = find_protocol(pipeline.LABELLER_PROTOCOL)
+
+    def labeller() -> Any:
+        real = load_training_images(source.config.source, data_root)
+        return pipeline.make_labeller(real, protocol, place, "auto")
+
+    folder = pipeline.generate_set(
+        source,
+        per_class,
+        seed,
+        pipeline.Places(data_root, runs, out),
+        place,
+        label_with,
+        (protocol.name, labeller),
+        format,  # type: ignore[arg-type]
+    )
+    if as_json:
+        return print_json({"dataset": portable(folder), **read_json(folder / "manifest.json")})
+    print(portable(folder))
+
+
+@app.command()
+def evaluate(
+    folders: Annotated[
+        list[Path] | None,
+        typer.Argument(help="Data set folders; the newest in datasets/ by default."),
+    ] = None,
+    protocol: Protocol = "fixed-v1",
+    classifier_seeds: ClassifierSeeds = None,
+    dataset: Annotated[
+        str | None, typer.Option(help="The real data to score on; by default what it imitates.")
+    ] = None,
+    data_root: DataRoot = None,
+    references: Annotated[
+        bool, typer.Option(help="Also evaluate the ceilings and floors that are missing.")
+    ] = True,
+    datasets: Annotated[Path, typer.Option(help="Folder of data sets.")] = Path("datasets"),
+    runs: Runs = Path("runs"),
+    results: Results = Path("results"),
+    device: Device = "auto",
+    precision: Precision = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Score data sets on the real test split, and print the leaderboard."""
+    from dataclasses import asdict
+
+    import pipeline
+    from synth.environment import pick_device
+    from synth.synthetic import newest_synthetic, read_synthetic
+
+    sets = [read_synthetic(folder) for folder in folders or [newest_synthetic(datasets)]]
+    records = []
+    places = pipeline.Places(data_root, runs, datasets, results)
+    for synthetic in sets:
+        source = dataset or synthetic.manifest.get("source", "svhn")
+        judge = pipeline.make_judge(
+            protocol, source, places, pick_device(device), precision, classifier_seeds
+        )
+        records.append(pipeline.evaluate_set(judge, synthetic))
+        if references:
+            pipeline.ensure_references(judge, len(synthetic.images) // len(judge.test.classes))
+    tables = pipeline.publish(results)
+    if as_json:
+        return print_json([asdict(record) for record in records])
+    touched = {(record.protocol["name"], record.real.name) for record in records}
+    print_tables([table for table in tables if (table.protocol, table.real) in touched])
+
+
+@app.command()
+def leaderboard(results: Results = Path("results"), as_json: AsJson = False) -> None:
+    """Rewrite the leaderboard and the report from the records, and print the tables."""
+    import pipeline
+
+    tables = pipeline.publish(results)
+    if as_json:
+        frames = [t.to_frame().assign(real=t.real, protocol=t.protocol) for t in tables]
+        return print_json([row for frame in frames for row in json.loads(to_records(frame))])
+    print_tables(tables)
+
+
+@app.command()
+def benchmark(
+    recipes: Annotated[str, typer.Option(help="Names, separated by commas.")] = "cdcgan,dcgan",
+    seeds: Annotated[int, typer.Option(help="Generator runs of each recipe.")] = 1,
+    dataset: Dataset = "svhn",
+    data_root: DataRoot = None,
+    images: Images = None,
+    per_class: Annotated[int, typer.Option(help="Images of each class in a data set.")] = 5000,
+    protocol: Protocol = "fixed-v1",
+    classifier_seeds: ClassifierSeeds = None,
+    runs: Runs = Path("runs"),
+    datasets: Annotated[Path, typer.Option(help="Folder of data sets.")] = Path("datasets"),
+    results: Results = Path("results"),
+    device: Device = "auto",
+    precision: Precision = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Train, generate and evaluate several recipes and seeds; skips what is there already."""
+    import pipeline
+    from synth.environment import pick_device
+    from synth.progress import say
+    from synth.recipes import find_recipe
+
+    tables = pipeline.benchmark(
+        [find_recipe(name.strip(), None) for name in recipes.split(",")],
+        seeds,
+        dataset,
+        parse_count("--images", images),
+        per_class,
+        protocol,
+        classifier_seeds,
+        precision,
+        pipeline.Places(data_root, runs, datasets, results),
+        pick_device(device),
+    )
+    if as_json:
+        frames = [t.to_frame().assign(real=t.real, protocol=t.protocol) for t in tables]
+        return print_json([row for frame in frames for row in json.loads(to_records(frame))])
+    print_tables(tables)
+    say(f"report: {results / 'report.html'}")
+
+
+@app.command()
+def recipes(
+    name: Annotated[str | None, typer.Argument(help="Show all of this one.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the recipes, or show one."""
+    from synth.recipes import RECIPES, find_recipe
+
+    if name is not None:
+        return print_json(describe_recipe(find_recipe(name, None), whole=True))
+    rows = [describe_recipe(recipe, whole=False) for recipe in RECIPES.values()]
+    if as_json:
+        return print_json(rows)
+    for row in rows:
+        kind = "conditional" if row["conditional"] else "unconditional"
+        sizes = f"{row['generator_parameters']:>10,} {row['discriminator_parameters']:>10,}"
+        print(f"{row['name']:<24} {kind:<13} {sizes}  {row['source']}")
+
+
+@app.command()
+def datasets(as_json: AsJson = False) -> None:
+    """List the real data sets that can be named with --dataset."""
+    from synth.data import all_sources
+
+    rows = {name: source.description for name, source in all_sources().items()}
+    if as_json:
+        return print_json([{"name": k, "description": v} for k, v in rows.items()])
+    for name, description in rows.items():
+        print(f"{name:<15} {description}")
+
+
+@app.callback()
+def options(
+    debug: Annotated[bool, typer.Option(help="Show a traceback with an error.")] = False,
+) -> None:
+    if debug:
+        os.environ["SYNTH_DEBUG"] = "1"
+
+
+def describe_recipe(recipe: Recipe, whole: bool) -> dict[str, Any]:
+    from synth.networks import build
+
+    generator, discriminator = build(recipe, 10, 0)
+    summary = {
+        "name": recipe.name,
+        "conditional": recipe.conditional,
+        "generator_parameters": sum(p.numel() for p in generator.parameters()),
+        "discriminator_parameters": sum(p.numel() for p in discriminator.parameters()),
+        "source": recipe.source,
+    }
+    return {**recipe.to_json(), **summary} if whole else summary
+
+
+def parse_count(option: str, text: str | None) -> int | None:
+    """`300k` → 300,000; `2.5M` → 2,500,000."""
+    from synth.errors import UsageError
+
+    if text is None:
+        return None
+    factor = {"k": 1_000, "m": 1_000_000}.get(text[-1:].lower(), 1)
+    try:
+        count = float(text[:-1] if factor > 1 else text) * factor
+        if count < 1 or count != int(count):
+            raise ValueError
+    except (ValueError, OverflowError):
+        raise UsageError(
+            f"{option} {text}: give a whole number above 0, such as 300k or 2.5M"
+        ) from None
+    return int(count)
+
+
+def check_choice(option: str, value: str | None, choices: tuple[str | None, ...]) -> None:
+    from synth.errors import UsageError
+
+    if value not in choices:
+        raise UsageError(f"{option} {value}: choose {' or '.join(c for c in choices if c)}")
+
+
+def print_json(value: Any) -> None:
+    print(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def print_tables(tables: list[Table]) -> None:
+    from eval.leaderboard import format_frame
+
+    for table in tables:
+        print(f"{table.title}\n\n{format_frame(table).to_string(index=False)}\n")
+
+
+def to_records(frame: Any) -> str:
+    text: str = frame.to_json(orient="records")
+    return text
+
+
+def main() -> None:
+    """The console script: errors that a user can mend become one line and an exit code."""
+    try:
+        code = app(standalone_mode=False)
+    except KeyboardInterrupt:
+        code = fail("interrupted", 130)
+    except Exception as error:
+        if os.environ.get("SYNTH_DEBUG"):
+            raise
+        code = fail(*explain(error))
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def explain(error: Exception) -> tuple[str, int]:
+    """The line and the exit code for an error; one nobody foresaw is named as such."""
+    code = getattr(error, "exit_code", None)
+    if hasattr(error, "format_message"):  # click's usage errors
+        return error.format_message(), 2
+    if isinstance(error, typer.Abort):
+        return "interrupted", 130
+    if code is not None:
+        return str(error), code
+    if isinstance(error, OSError):
+        return f"{error.filename or 'file'}: {error.strerror or error}", 1
+    return f"{type(error).__name__}: {error} (a fault in synth; --debug shows where)", 1
+
+
+def fail(message: str, code: int) -> int:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    main()

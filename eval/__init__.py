@@ -1,0 +1,1 @@
+"""Says what a data set is worth; reads from `synth` nothing but the data types."""

@@ -1,0 +1,139 @@
+"""The fixed classifier, and its training: what a data set is judged by."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from synth.acceleration import (
+    adam,
+    autocast,
+    choose_precision,
+    descend,
+    fastest,
+    optimizer_tensors,
+)
+from synth.data import SIZE, unit_from_uint8
+
+Batches = Iterator[tuple[Tensor, Tensor]]  # uint8 (B, 3, 32, 32), int64 (B,)
+LEARNING_RATE = 1e-3
+SCORING_BATCH = 1000
+
+
+class FixedClassifier(nn.Module):
+    """Images (B, 3, 32, 32) in [0, 1] → logits (B, classes).
+
+    The network of svhn-synthesis's `hackathon_evaluation.ipynb` (EESTech AI Marathon 2024): three
+    times convolution, BatchNorm, ReLU, max-pool; two linear layers; 122,890 parameters.
+    """
+
+    def __init__(self, classes: int = 10) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for narrow, wide in ((3, 32), (32, 64), (64, 64)):
+            layers += [
+                nn.Conv2d(narrow, wide, 3, padding=1),
+                nn.BatchNorm2d(wide),
+                nn.ReLU(),
+                nn.MaxPool2d(2),
+            ]
+        self.features = nn.Sequential(*layers)
+        self.head = nn.Sequential(
+            nn.Flatten(), nn.Linear(64 * 4 * 4, 64), nn.ReLU(), nn.Linear(64, classes)
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.head(
+            self.features(images.contiguous(memory_format=torch.channels_last))
+        )
+        return logits
+
+
+def train_classifier(
+    batches: Batches,
+    steps: int,
+    classes: int,
+    seed: int,
+    device: torch.device,
+    precision: str = "fp32",
+    progress: Callable[[int], None] = lambda steps: None,
+) -> FixedClassifier:
+    """Takes `steps` steps of Adam (1e-3), without augmentation; returns the last state.
+
+    `progress` is told how many more steps were taken, now and then.
+    """
+    trainer = _Trainer(classes, seed, device, precision)
+    images, labels = next(batches)
+    step = fastest(trainer.step, (images.to(device), labels.to(device)), trainer.state)
+    for number in range(1, steps + 1):
+        step(images.to(device), labels.to(device))
+        if number < steps:
+            images, labels = next(batches)
+        if number % 20 == 0:
+            progress(20)
+    return trainer.classifier.eval().requires_grad_(False)
+
+
+class _Trainer:
+    def __init__(self, classes: int, seed: int, device: torch.device, precision: str) -> None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.classifier = FixedClassifier(classes)
+        self.classifier.to(device).to(memory_format=torch.channels_last)
+        self.weights = list(self.classifier.parameters())
+        self.optimizer = adam(self.weights, LEARNING_RATE, (0.9, 0.999))
+        self.device, self.precision = device, precision
+
+    def step(self, images: Tensor, labels: Tensor) -> None:
+        with autocast(self.device, self.precision):
+            logits = self.classifier(unit_from_uint8(images))
+        descend(self.optimizer, self.weights, cross_entropy(logits.float(), labels))
+
+    def state(self) -> dict[str, Tensor]:
+        return self.classifier.state_dict() | optimizer_tensors("adam", self.optimizer)
+
+
+def shuffled_batches(
+    images: Tensor, labels: Tensor, batch: int, seed: int, device: torch.device
+) -> Batches:
+    """Endless batches of a data set, shuffled anew on every pass; passes join without a gap.
+
+    images: uint8 (N, 3, 32, 32); labels: int64 (N,). Both are moved to `device` once.
+    """
+    random = torch.Generator().manual_seed(seed)
+    images, labels = images.to(device), labels.to(device)
+    order = torch.empty(0, dtype=torch.int64)
+    while True:
+        while len(order) < batch:
+            order = torch.cat([order, torch.randperm(len(images), generator=random)])
+        picks, order = order[:batch].to(device), order[batch:]
+        yield images[picks], labels[picks]
+
+
+def predict(classifier: FixedClassifier, images: Tensor) -> Tensor:
+    """Class probabilities, float32 (N, classes) on the CPU, of uint8 images (N, 3, 32, 32)."""
+    device = next(classifier.parameters()).device
+    with torch.inference_mode():
+        parts = [
+            classifier(unit_from_uint8(part.to(device))).softmax(1)
+            for part in images.split(SCORING_BATCH)
+        ]
+    return torch.cat(parts).cpu()
+
+
+def choose_classifier_precision(asked: str, device: torch.device) -> tuple[str, str]:
+    """Resolves `auto` by timing steps of the fixed classifier; see `choose_precision`."""
+    random = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (256, 3, SIZE, SIZE), generator=random, dtype=torch.uint8)
+    labels = torch.randint(10, (256,), generator=random)
+    example = images.to(device), labels.to(device)
+
+    def prepare(precision: str) -> Callable[[], None]:
+        trainer = _Trainer(10, 0, device, precision)
+        step = fastest(trainer.step, example, trainer.state)
+        return lambda: step(*example)
+
+    return choose_precision(asked, prepare, device)

@@ -1,0 +1,170 @@
+"""Frozen, versioned protocols: training data → score on the real test split.
+
+A score is the accuracy on the test split after the last step of the classifier's training (CAS:
+Ravuri & Vinyals 2019, arXiv:1905.10887). Nothing is chosen by looking at the test split.
+A change of anything in a protocol is a new protocol with a new name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from sklearn.metrics import confusion_matrix
+from torch import Tensor
+
+from eval.classifier import Batches, predict, shuffled_batches, train_classifier
+from synth.data import ImageSet
+from synth.errors import SynthError, UsageError
+
+CALIBRATION_BINS = 15
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How a classifier is trained before it is scored; its name stands for all of it."""
+
+    name: str
+    data: Literal["disk", "stream"]  # a finished data set, or fresh samples with uniform labels
+    steps: int
+    batch: int
+    seeds: int
+    classifier: str = "fixed"  # eval.classifier.FixedClassifier
+    optimizer: str = "adam, learning rate 1e-3"
+    augmentation: str = "none"
+
+    @property
+    def hash(self) -> str:
+        """Tells protocols of one name apart, should anybody change one without renaming it."""
+        text = json.dumps(asdict(self), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "hash": self.hash}
+
+
+PROTOCOLS = {
+    protocol.name: protocol
+    for protocol in (
+        Protocol("fixed-v1", "disk", steps=2_000, batch=256, seeds=3),
+        # The source notebook's: 10 epochs of 100 steps of 1,000 fresh images.
+        Protocol("stream-v1", "stream", steps=1_000, batch=1_000, seeds=3),
+        Protocol("quick-v1", "disk", steps=400, batch=256, seeds=1),
+    )
+}
+
+
+@dataclass(frozen=True)
+class SeedScore:
+    """One trained classifier on the test split."""
+
+    seed: int
+    accuracy: float
+    balanced_accuracy: float  # mean of the recalls
+    recalls: list[float]  # per class
+    confusion: list[list[int]]  # true class × predicted class
+    calibration_error: float  # expected calibration error, see `expected_calibration_error`
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Score:
+    """All seeds of one evaluation; predictions uint8 (seeds, N) in the test split's order."""
+
+    seeds: list[SeedScore]
+    predictions: np.ndarray
+
+
+MakeBatches = Callable[[int], Batches]  # classifier seed → the batches that it is trained on
+
+
+def find_protocol(name: str) -> Protocol:
+    if name not in PROTOCOLS:
+        raise UsageError(f"--protocol {name}: unknown; choose {', '.join(PROTOCOLS)}")
+    return PROTOCOLS[name]
+
+
+def disk_batches(protocol: Protocol, images: ImageSet, device: torch.device) -> MakeBatches:
+    """The data set, shuffled on every pass by the classifier's seed."""
+    labels = images.require_labels()
+    return lambda seed: shuffled_batches(images.images, labels, protocol.batch, seed, device)
+
+
+def stream_batches(
+    protocol: Protocol, draw: Callable[[int, np.random.Generator], tuple[Tensor, Tensor]]
+) -> MakeBatches:
+    """Fresh samples: `draw(count, random)` returns uint8 images and their labels."""
+
+    def make(seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+        random = np.random.default_rng([seed, *b"stream"])
+        while True:
+            yield draw(protocol.batch, random)
+
+    return make
+
+
+def score(
+    protocol: Protocol,
+    make_batches: MakeBatches,
+    test: ImageSet,
+    device: torch.device,
+    precision: str,
+    seeds: int | None = None,
+    progress: Callable[[int], None] = lambda steps: None,
+) -> Score:
+    """Trains one classifier per seed, and scores each on the whole test split."""
+    seeds = protocol.seeds if seeds is None else seeds
+    if seeds < 1:
+        raise UsageError(f"--classifier-seeds {seeds}: must be 1 or more")
+    truth = test.require_labels()
+    results, predictions = [], []
+    for seed in range(seeds):
+        start = time.perf_counter()
+        classifier = train_classifier(
+            make_batches(seed),
+            protocol.steps,
+            len(test.classes),
+            seed,
+            device,
+            precision,
+            progress,
+        )
+        probabilities = predict(classifier, test.images)
+        if not torch.isfinite(probabilities).all():
+            raise SynthError(f"classifier seed {seed}: its outputs are not finite")
+        results.append(measure(seed, probabilities, truth, time.perf_counter() - start))
+        predictions.append(probabilities.argmax(1).to(torch.uint8).numpy())
+    return Score(results, np.stack(predictions))
+
+
+def measure(seed: int, probabilities: Tensor, truth: Tensor, seconds: float) -> SeedScore:
+    """The figures of one classifier, from its class probabilities (N, K) and labels (N,)."""
+    classes = probabilities.shape[1]
+    predicted = probabilities.argmax(1)
+    table = confusion_matrix(truth.numpy(), predicted.numpy(), labels=range(classes))
+    recalls = table.diagonal() / table.sum(1)
+    return SeedScore(
+        seed=seed,
+        accuracy=float(table.trace() / table.sum()),
+        balanced_accuracy=float(recalls.mean()),
+        recalls=recalls.tolist(),
+        confusion=table.tolist(),
+        calibration_error=expected_calibration_error(probabilities.numpy(), truth.numpy()),
+        seconds=round(seconds, 2),
+    )
+
+
+def expected_calibration_error(probabilities: np.ndarray, truth: np.ndarray) -> float:
+    """Mean distance of confidence from accuracy over 15 equal bins of confidence, weighted by
+    how many images fall into each (Guo et al. 2017, arXiv:1706.04599, eq. 3)."""
+    confidence = probabilities.max(1)
+    right = probabilities.argmax(1) == truth
+    bins = np.minimum((confidence * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
+    gaps = np.bincount(bins, weights=right - confidence, minlength=CALIBRATION_BINS)
+    return float(np.abs(gaps).sum() / len(truth))

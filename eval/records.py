@@ -1,0 +1,160 @@
+"""One JSON file per evaluation, never overwritten: what was scored, how, and what came out.
+
+The dataclasses are the schema. A failed evaluation is a record too (`error` says why, `scores` is
+empty). Paths are relative to where the command ran.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from eval.protocol import Protocol, Score, SeedScore
+from synth.data import ImageSet
+from synth.errors import SynthError
+from synth.files import atomic_file, portable, read_json, slug, write_json
+
+SCHEMA = 1
+Kind = Literal["synthetic", "real", "real-same-size", "pca-gaussian"]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What the classifier was trained on."""
+
+    kind: Kind
+    name: str  # as it stands in the leaderboard, e.g. "dcgan + pseudo-labels"
+    count: int  # images on disk (a stream's: images drawn)
+    sha256: str | None  # of the images and labels; None for a stream
+    folder: str | None = None  # of the synthetic set
+    recipe: str | None = None
+    conditional: bool | None = None
+    labels: str | None = None  # conditional, classifier or random
+    images_shown: int | None = None  # to the generator in its training
+    training_seed: int | None = None
+    generation_seed: int | None = None
+    trained_on: str | None = None  # fingerprint of the generator's training images
+    run: str | None = None
+    checkpoint: str | None = None  # sha256 of the weights
+
+    @property
+    def identity(self) -> tuple[Any, ...]:
+        """Equal for two evaluations of the same content. A reference follows from the real data."""
+        if self.kind == "synthetic":
+            return self.kind, self.name, self.count, self.sha256, self.checkpoint
+        return self.kind, self.count
+
+
+@dataclass(frozen=True)
+class RealSplits:
+    """The real data that the score refers to."""
+
+    name: str
+    train_fingerprint: str
+    train_size: int
+    test_fingerprint: str
+    test_size: int
+
+    @staticmethod
+    def of(train: ImageSet, test: ImageSet) -> RealSplits:
+        return RealSplits(train.name, train.fingerprint, len(train), test.fingerprint, len(test))
+
+
+@dataclass(frozen=True)
+class Record:
+    """One evaluation."""
+
+    id: str
+    date: str  # UTC, ISO 8601
+    entry: Entry
+    protocol: dict[str, Any]  # Protocol.to_json()
+    real: RealSplits
+    scores: list[SeedScore]  # one per classifier seed
+    environment: dict[str, Any]  # synth.environment.describe_environment()
+    precision: str
+    seconds: float
+    error: str | None = None
+    schema: int = SCHEMA
+
+    @property
+    def accuracies(self) -> list[float]:
+        return [score.accuracy for score in self.scores]
+
+
+def make_record(
+    entry: Entry,
+    protocol: Protocol,
+    real: RealSplits,
+    score: Score | None,
+    environment: dict[str, Any],
+    precision: str,
+    seconds: float,
+    error: str | None = None,
+) -> Record:
+    now = datetime.now(timezone.utc)
+    return Record(
+        id=f"{now:%Y%m%dT%H%M%S%f}-{slug(real.name)}-{slug(entry.name)}-{protocol.name}",
+        date=now.isoformat(timespec="seconds"),
+        entry=entry,
+        protocol=protocol.to_json(),
+        real=real,
+        scores=score.seeds if score else [],
+        environment=environment,
+        precision=precision,
+        seconds=round(seconds, 2),
+        error=error,
+    )
+
+
+def write_record(results: Path, record: Record, predictions: np.ndarray | None) -> Path:
+    """Writes `records/<id>.json`, and the predictions beside it as `predictions/<id>.npz`."""
+    path = results / "records" / f"{record.id}.json"
+    if path.exists():
+        raise SynthError(f"{portable(path)}: is there already, and records are not overwritten")
+    if predictions is not None:
+        with atomic_file(results / "predictions" / f"{record.id}.npz") as temporary:
+            np.savez_compressed(temporary, predictions=predictions)
+    write_json(path, asdict(record))
+    return path
+
+
+def read_record(path: Path) -> Record:
+    value = read_json(path)
+    try:
+        return Record(
+            **{
+                **value,
+                "entry": Entry(**value["entry"]),
+                "real": RealSplits(**value["real"]),
+                "scores": [SeedScore(**score) for score in value["scores"]],
+            }
+        )
+    except (KeyError, TypeError) as error:
+        raise SynthError(
+            f"{portable(path)}: is no record of this version ({error}); mend or remove it"
+        ) from error
+
+
+def read_records(results: Path) -> list[Record]:
+    """All records in `results`, oldest first."""
+    return [read_record(path) for path in sorted((results / "records").glob("*.json"))]
+
+
+def find_record(
+    records: list[Record], entry: Entry, protocol: Protocol, real: RealSplits, seeds: int
+) -> Record | None:
+    """The newest good record of the same content under the same protocol, splits and seeds."""
+    for record in reversed(records):
+        if (
+            record.error is None
+            and record.entry.identity == entry.identity
+            and record.protocol["hash"] == protocol.hash
+            and record.real == real
+            and len(record.scores) >= seeds
+        ):
+            return record
+    return None

@@ -1,0 +1,1 @@
+"""Makes labelled synthetic data sets with (conditional) GANs; never imports `eval`."""

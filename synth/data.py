@@ -1,0 +1,118 @@
+"""Labelled images, and every way to get them.
+
+An `ImageSet` is what flows through synth: uint8 images that stay uint8 until the moment a network
+reads them. The three maps between uint8 and a network's range stand here, and nowhere else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import platformdirs
+import torch
+from torch import Tensor
+
+from synth.errors import SynthError, UsageError
+from synth.files import sha256_arrays
+
+Split = Literal["train", "test"]
+SIZE = 32
+DIGITS = tuple("0123456789")
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Images of one split of one data set.
+
+    images: uint8 (N, 3, 32, 32). labels: int64 (N,), indices into `classes`, or None.
+    """
+
+    images: Tensor
+    labels: Tensor | None
+    classes: tuple[str, ...]
+    name: str
+    split: Split
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 of the images' bytes followed by the labels'."""
+        tensors = [self.images] if self.labels is None else [self.images, self.labels]
+        return sha256_arrays(*(tensor.numpy() for tensor in tensors))
+
+    def require_labels(self) -> Tensor:
+        """The labels. Raises `SynthError` when there are none or a class has no image."""
+        if self.labels is None:
+            raise SynthError(
+                f"{self.name}: its {self.split} images have no class folders, and labels are "
+                "needed here; add them, or train with --unconditional"
+            )
+        counts = torch.bincount(self.labels, minlength=len(self.classes))
+        missing = [name for name, count in zip(self.classes, counts, strict=True) if not count]
+        if missing:
+            raise SynthError(
+                f"{self.name}: no {self.split} image of class {', '.join(missing)}; "
+                "every class needs at least one"
+            )
+        return self.labels
+
+
+def signed_from_uint8(images: Tensor) -> Tensor:
+    """uint8 0..255 → float32 [-1, 1], the range of a generator's tanh (Radford et al. 2015)."""
+    return images.float().div_(127.5).sub_(1.0)
+
+
+def uint8_from_signed(images: Tensor) -> Tensor:
+    """float [-1, 1] → uint8 0..255, to the nearest; the inverse of `signed_from_uint8`."""
+    return images.float().add(1.0).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8)
+
+
+def unit_from_uint8(images: Tensor) -> Tensor:
+    """uint8 0..255 → float32 [0, 1], the range that the fixed classifier reads."""
+    return images.float().div_(255.0)
+
+
+class Source(NamedTuple):
+    """One way to get images: `load(split, root)`, and a line that describes it."""
+
+    load: Callable[[Split, Path | None], ImageSet]
+    description: str
+
+
+def load_training_images(dataset: str, root: Path | None = None) -> ImageSet:
+    """The training split of a data set in `SOURCES`. Never touches the test split's files."""
+    return _source(dataset).load("train", root)
+
+
+def load_test_images(dataset: str, root: Path | None = None) -> ImageSet:
+    """The test split: for the final score, and for nothing else."""
+    return _source(dataset).load("test", root)
+
+
+def _source(dataset: str) -> Source:
+    sources = all_sources()
+    if dataset not in sources:
+        raise UsageError(f"--dataset {dataset}: unknown; choose {', '.join(sources)}")
+    return sources[dataset]
+
+
+def all_sources() -> dict[str, Source]:
+    """Every data set that can be named with --dataset. A new one is one entry here."""
+    from synth import folders, house_numbers, svhn
+
+    return {
+        "svhn": Source(svhn.load, "Street View House Numbers (Netzer et al. 2011), downloaded"),
+        "house-numbers": Source(house_numbers.load, "drawn house numbers, made here, no download"),
+        "folder": Source(folders.load, "your images: ROOT/train/<class>/*.png, ROOT/test/…"),
+    }
+
+
+def cache_folder() -> Path:
+    """The platform's cache folder for synth, e.g. ~/.cache/synth on Linux."""
+    return Path(platformdirs.user_cache_dir("synth", appauthor=False))

@@ -1,0 +1,83 @@
+"""What a number was measured with: versions, device, threads, commit, command line."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from synth.errors import UsageError
+from synth.files import portable
+
+PACKAGES = ("torch", "torchvision", "numpy", "scipy", "scikit-learn", "pandas")
+
+
+def describe_environment(device: torch.device) -> dict[str, Any]:
+    """Everything that can change a figure, and nothing that names a host, a user or a folder."""
+    return {
+        "python": platform.python_version(),
+        **{name: metadata.version(name) for name in PACKAGES},
+        "platform": f"{platform.system()} {platform.machine()}",
+        "device": device_name(device),
+        "threads": torch.get_num_threads(),
+        "commit": git_commit(),
+        "command": command_line(),
+    }
+
+
+def device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"CPU, {os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}"
+
+
+def command_line(arguments: list[str] | None = None) -> str:
+    """The command as typed, with absolute paths made `portable`."""
+    words = list(sys.argv if arguments is None else arguments)
+    words[0] = Path(words[0]).name
+    return shlex.join([words[0], *map(_portable_word, words[1:])])
+
+
+def _portable_word(word: str) -> str:
+    option, equals, value = word.partition("=")
+    if Path(word).is_absolute():
+        return portable(word)
+    if equals and Path(value).is_absolute():
+        return f"{option}={portable(value)}"
+    return word
+
+
+def git_commit() -> str | None:
+    """The commit of the code that runs, with `+` when it has uncommitted changes."""
+    here = Path(__file__).parent
+
+    def git(*words: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(here), *words], capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    try:
+        if git("ls-files", Path(__file__).name) == "":
+            return None
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", "*.py")
+        return git("rev-parse", "--short=12", "HEAD") + ("+" if changed else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto` is the GPU where there is one. Raises `SynthError` when `cuda` is asked in vain."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name not in ("cpu", "cuda"):
+        raise UsageError(f"--device {name}: choose auto, cpu or cuda")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UsageError("--device cuda: torch sees no GPU here; use --device cpu")
+    return torch.device(name)

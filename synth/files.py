@@ -1,0 +1,161 @@
+"""Files on disk: whole or absent, never half-written; paths that can be shown to others."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from synth.errors import SynthError
+
+NUMBERED = re.compile(r"^(\d{5})-")
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """Yields a path to write to; it is renamed to `path` when the block ends without an error.
+
+    The temporary name keeps the suffix, so that writers which look at it (npz, png) work.
+    """
+    handle, name = _temporary(path)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with temporary.open("rb") as written:
+            os.fsync(written.fileno())
+        temporary.chmod(0o666 & ~_umask())
+        temporary.replace(path)
+    except OSError as error:
+        raise SynthError(f"{portable(path)}: cannot be written ({error.strerror})") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _temporary(path: Path) -> tuple[int, str]:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
+    except OSError as error:
+        raise SynthError(f"{portable(path)}: cannot be written ({error.strerror})") from error
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def write_text(path: Path, text: str) -> None:
+    with atomic_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file. Raises `SynthError` when it is missing or damaged."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SynthError(f"{portable(path)}: cannot be read ({error.strerror})") from error
+    except ValueError as error:
+        raise SynthError(f"{portable(path)}: is damaged, not JSON ({error})") from error
+    if not isinstance(value, dict):
+        raise SynthError(f"{portable(path)}: is damaged, it holds no JSON object")
+    return value
+
+
+def sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def sha256_arrays(*arrays: np.ndarray) -> str:
+    """sha256 of the arrays' bytes in C order, one after the other."""
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
+
+
+def make_numbered_folder(root: Path, slug: str) -> Path:
+    """Makes `root/00003-slug`, the number one above the highest there."""
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        while True:
+            folder = root / f"{_next_number(root):05d}-{slug}"
+            try:
+                folder.mkdir()
+                return folder
+            except FileExistsError:
+                continue
+    except OSError as error:
+        raise _not_writable(root, error) from error
+
+
+def numbered_folders(root: Path) -> list[Path]:
+    """The numbered folders in `root`, oldest first."""
+    if not root.is_dir():
+        return []
+    return sorted(path for path in root.iterdir() if path.is_dir() and NUMBERED.match(path.name))
+
+
+def _next_number(root: Path) -> int:
+    return max((int(path.name[:5]) + 1 for path in numbered_folders(root)), default=0)
+
+
+def write_numbered_folder(root: Path, slug: str, fill: Callable[[Path], None]) -> Path:
+    """`root/00003-slug`, filled by `fill(folder)`: it appears whole, or not at all."""
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        hidden = Path(tempfile.mkdtemp(prefix=".partial-", dir=root))
+    except OSError as error:
+        raise _not_writable(root, error) from error
+    try:
+        fill(hidden)
+        hidden.chmod(0o777 & ~_umask())
+        return hidden.replace(make_numbered_folder(root, slug))
+    except OSError as error:
+        raise _not_writable(root, error) from error
+    finally:
+        shutil.rmtree(hidden, ignore_errors=True)
+
+
+def _not_writable(root: Path, error: OSError) -> SynthError:
+    return SynthError(
+        f"{portable(root)}: no folder can be written there ({error.strerror}); "
+        "choose another with --out"
+    )
+
+
+def slug(text: str) -> str:
+    return re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-") or "unnamed"
+
+
+def portable(path: Path | str) -> str:
+    """The path as it may stand in a record: relative to where the command runs.
+
+    Where the way there leads through the root or a home folder's parent, the result would name
+    the machine's folders or its user: then only the last part is kept.
+    """
+    target = Path(os.path.abspath(path))  # noqa: PTH100 - resolve() would follow links
+    here = Path.cwd()
+    common = Path(os.path.commonpath([target, here]))
+    if common in Path.home().parents or common == Path(common.anchor):
+        return target.name if target != here else "."
+    return Path(os.path.relpath(target, here)).as_posix()

@@ -1,0 +1,83 @@
+"""A folder of the user's own images as a data set."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torchvision.datasets.folder import IMG_EXTENSIONS
+
+from synth.data import SIZE, ImageSet, Split
+from synth.errors import SynthError, UsageError
+from synth.files import portable, slug
+
+
+def load(split: Split, root: Path | None) -> ImageSet:
+    """`root/train/<class>/*.png` and `root/test/…`, as torchvision's ImageFolder lays them out.
+
+    Without class folders the set is unlabelled, for unconditional training; a root without `train`
+    is itself the training split. Class names come from the training split, so that a test split
+    that lacks a class keeps the right numbers.
+    """
+    if root is None:
+        raise UsageError("--dataset folder: needs --data-root DIR, the folder that holds train/")
+    if not root.is_dir():
+        raise SynthError(f"{portable(root)}: is no folder; give --data-root the one with train/")
+    training = root / "train" if (root / "train").is_dir() else root
+    here = training if split == "train" else root / "test"
+    if not here.is_dir():
+        raise SynthError(f"{portable(here)}: is missing; scoring needs images there")
+    classes = tuple(sorted(path.name for path in training.iterdir() if _is_class_folder(path)))
+    paths, labels = _labelled(here, classes) if classes else (_image_files(here), None)
+    if not paths:
+        raise SynthError(f"{portable(here)}: holds no images ({', '.join(IMG_EXTENSIONS)})")
+    return ImageSet(read_images(paths), labels, classes, slug(root.resolve().name), split)
+
+
+def read_images(paths: Sequence[Path]) -> torch.Tensor:
+    """uint8 (N, 3, 32, 32); other sizes are resized with antialiasing (Pillow's bicubic)."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        pixels = np.stack(list(pool.map(_read_image, paths)))
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
+
+
+def _read_image(path: Path) -> np.ndarray:
+    try:
+        with Image.open(path) as image:
+            colour = image.convert("RGB")
+        if colour.size != (SIZE, SIZE):
+            colour = colour.resize((SIZE, SIZE), Image.Resampling.BICUBIC)
+        return np.asarray(colour)
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
+        reason = "cut short or no image" if isinstance(error, OSError) else str(error)
+        raise SynthError(
+            f"{portable(path)}: cannot be read ({reason}); mend or remove it"
+        ) from error
+
+
+def _labelled(folder: Path, classes: tuple[str, ...]) -> tuple[list[Path], torch.Tensor]:
+    strange = {p.name for p in folder.iterdir() if _is_class_folder(p)} - set(classes)
+    if strange:
+        raise SynthError(
+            f"{portable(folder / min(strange))}: a class that the training split lacks"
+        )
+    paths: list[Path] = []
+    labels: list[int] = []
+    for label, name in enumerate(classes):
+        found = _image_files(folder / name) if (folder / name).is_dir() else []
+        paths += found
+        labels += [label] * len(found)
+    return paths, torch.tensor(labels, dtype=torch.int64)
+
+
+def _is_class_folder(path: Path) -> bool:
+    return path.is_dir() and not path.name.startswith(".")
+
+
+def _image_files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.suffix.lower() in IMG_EXTENSIONS)

@@ -1,0 +1,133 @@
+"""A trained generator → images, balanced over the classes, each with a seed of its own.
+
+Image i of class c depends on (seed, c, i) alone: latents come from one random stream per class, and
+the network always sees full chunks of `CHUNK` images, so that not even the rounding depends on how
+many images are asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from synth.data import SIZE, uint8_from_signed
+from synth.errors import SynthError, UsageError
+from synth.networks import Generator
+
+CHUNK = 250
+TRIES = 50  # candidates per image wanted, before a class counts as one that the generator lacks
+Labeller = Callable[[Tensor], Tensor]  # uint8 (N, 3, 32, 32) → int64 (N,)
+Progress = Callable[[int], None]  # is told how many more images there are
+
+
+class Generated(NamedTuple):
+    """images uint8 (N, 32, 32, 3), class by class; labels int64 (N,), or None where unlabelled;
+    candidates: how many images were made to get these."""
+
+    images: np.ndarray
+    labels: np.ndarray | None
+    candidates: int
+
+
+def generate(
+    generator: Generator,
+    classes: int,
+    per_class: int,
+    seed: int,
+    progress: Progress = lambda more: None,
+) -> Generated:
+    """`per_class` images of each class. An unconditional generator's are unlabelled."""
+    _check_count(per_class)
+    images = np.empty((classes * per_class, SIZE, SIZE, 3), np.uint8)
+    for label in range(classes):
+        start = label * per_class
+        chunks = stream_images(generator, label, seed)
+        for at in range(0, per_class, CHUNK):
+            count = min(CHUNK, per_class - at)
+            images[start + at : start + at + count] = _channels_last(next(chunks)[:count])
+            progress(count)
+    conditional = generator.label_embedding is not None
+    labels = np.repeat(np.arange(classes, dtype=np.int64), per_class) if conditional else None
+    return Generated(images, labels, len(images))
+
+
+def generate_labelled(
+    generator: Generator,
+    labeller: Labeller,
+    classes: tuple[str, ...],
+    per_class: int,
+    seed: int,
+    progress: Progress = lambda more: None,
+) -> Generated:
+    """`per_class` images of each class from an unconditional generator: the first that `labeller`
+    puts there, in the order they are made.
+
+    Raises `SynthError` when a class stays short after `TRIES` candidates per image wanted.
+    """
+    _check_count(per_class)
+    images = np.empty((len(classes), per_class, SIZE, SIZE, 3), np.uint8)
+    filled = [0] * len(classes)
+    candidates = 0
+    for chunk in stream_images(generator, 0, seed):
+        candidates += len(chunk)
+        assigned = labeller(chunk)
+        for label in range(len(classes)):
+            room = per_class - filled[label]
+            found = _channels_last(chunk[assigned == label])[:room]
+            images[label, filled[label] : filled[label] + len(found)] = found
+            filled[label] += len(found)
+            progress(len(found))
+        if min(filled) == per_class:
+            break
+        if candidates >= TRIES * per_class * len(classes):
+            short = int(np.argmin(filled))
+            raise SynthError(
+                f"class {classes[short]} stays short: {filled[short]:,} of {per_class:,} images "
+                f"after {candidates:,} tries; the generator hardly makes it: train longer, or ask "
+                "for fewer with --per-class"
+            )
+    labels = np.repeat(np.arange(len(classes), dtype=np.int64), per_class)
+    return Generated(images.reshape(-1, SIZE, SIZE, 3), labels, candidates)
+
+
+def stream_images(generator: Generator, label: int, seed: int) -> Iterator[Tensor]:
+    """Endless chunks, uint8 (CHUNK, 3, 32, 32) on the CPU, of one class's stream."""
+    device = next(generator.parameters()).device
+    labels = torch.full((CHUNK,), label, device=device)
+    random = np.random.default_rng([seed, label])
+    while True:
+        latents = torch.from_numpy(_latents(random, generator, CHUNK)).to(device)
+        with torch.inference_mode():
+            yield uint8_from_signed(generator(latents, labels)).cpu()
+
+
+def fresh_batch(
+    generator: Generator, classes: int, count: int, random: np.random.Generator
+) -> tuple[Tensor, Tensor]:
+    """Images uint8 (count, 3, 32, 32) of labels int64 (count,) drawn uniformly, both on the CPU."""
+    device = next(generator.parameters()).device
+    labels = torch.from_numpy(random.integers(classes, size=count))
+    latents = torch.from_numpy(_latents(random, generator, count))
+    with torch.inference_mode():
+        images = uint8_from_signed(generator(latents.to(device), labels.to(device)))
+    return images.cpu(), labels
+
+
+def _latents(random: np.random.Generator, generator: Generator, count: int) -> np.ndarray:
+    shape = (count, generator.recipe.latent_size)
+    if generator.recipe.latent_distribution == "normal":
+        return random.standard_normal(shape, dtype=np.float32)
+    return random.random(shape, dtype=np.float32) * 2 - 1
+
+
+def _channels_last(images: Tensor) -> np.ndarray:
+    return images.permute(0, 2, 3, 1).numpy()
+
+
+def _check_count(per_class: int) -> None:
+    if per_class < 1:
+        raise UsageError(f"--per-class {per_class}: must be 1 or more")

@@ -1,0 +1,135 @@
+"""Generator and discriminator of a recipe.
+
+Layers are DCGAN's (Radford et al. 2015, arXiv:1511.06434); labels enter as in svhn-synthesis: an
+embedding appended to the latent, and an embedding of 32·32 as one more input plane.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from synth.data import SIZE
+from synth.recipes import Activation, DiscriminatorRecipe, GeneratorRecipe, Norm, Recipe
+
+
+class Generator(nn.Module):
+    """Latent (B, latent_size) and labels int64 (B,) → images (B, 3, 32, 32) in [-1, 1].
+
+    `classes` is 0 for an unconditional generator, which ignores the labels.
+    """
+
+    def __init__(self, recipe: GeneratorRecipe, classes: int) -> None:
+        super().__init__()
+        self.recipe = recipe
+        self.label_embedding = nn.Embedding(classes, recipe.label_size) if classes else None
+        inputs = recipe.latent_size + (recipe.label_size if classes else 0)
+        self.stem = _stem(recipe, inputs)
+        first = _norm(recipe.widths[0], recipe.norm) if recipe.stem_norm else nn.Identity()
+        layers: list[nn.Module] = [first, _activation(recipe.stem_activation)]
+        for width, wider in zip(recipe.widths[1:], recipe.widths[:-1], strict=True):
+            layers += [
+                _upsample(wider, width, recipe.kernel, bias=recipe.bias == "always"),
+                _norm(width, recipe.norm),
+                _activation(recipe.activation),
+            ]
+        layers += [_upsample(recipe.widths[-1], 3, recipe.kernel, bias=recipe.bias != "never")]
+        self.layers = nn.Sequential(*layers, nn.Tanh())
+
+    def forward(self, latent: Tensor, labels: Tensor | None) -> Tensor:
+        if self.label_embedding is not None:
+            latent = torch.cat([latent, self.label_embedding(labels)], dim=1)
+        if isinstance(self.stem, nn.Linear):
+            x = self.stem(latent).unflatten(1, (-1, self.recipe.base, self.recipe.base))
+        else:
+            x = self.stem(latent[:, :, None, None])
+        images: Tensor = self.layers(x.contiguous(memory_format=torch.channels_last))
+        return images
+
+
+class Discriminator(nn.Module):
+    """Images (B, 3, 32, 32) in [-1, 1] and labels int64 (B,) → logits (B,), positive for real."""
+
+    def __init__(self, recipe: DiscriminatorRecipe, classes: int) -> None:
+        super().__init__()
+        self.label_planes = nn.Embedding(classes, SIZE * SIZE) if classes else None
+        widths = [4 if classes else 3, *recipe.widths]
+        layers: list[nn.Module] = []
+        for i, (narrow, wide) in enumerate(pairwise(widths)):
+            norm = i > 0 or recipe.first_norm
+            bias = recipe.bias == "always" or (recipe.bias == "without_norm" and not norm)
+            layers.append(
+                nn.Conv2d(narrow, wide, recipe.kernel, 2, (recipe.kernel - 1) // 2, bias=bias)
+            )
+            if norm:
+                layers.append(_norm(wide, recipe.norm))
+            layers.append(nn.LeakyReLU(recipe.slope))
+        self.layers = nn.Sequential(*layers)
+        side = SIZE >> len(recipe.widths)
+        self.head = (
+            nn.Conv2d(widths[-1], 1, side)
+            if recipe.head == "conv"
+            else nn.Linear(widths[-1] * side * side, 1)
+        )
+
+    def forward(self, images: Tensor, labels: Tensor | None) -> Tensor:
+        if self.label_planes is not None:
+            planes = self.label_planes(labels).view(-1, 1, SIZE, SIZE)
+            images = torch.cat([images, planes], dim=1)
+        x = self.layers(images.contiguous(memory_format=torch.channels_last))
+        logits: Tensor = self.head(x if isinstance(self.head, nn.Conv2d) else x.flatten(1))
+        return logits.flatten()
+
+
+def build(recipe: Recipe, classes: int, seed: int) -> tuple[Generator, Discriminator]:
+    """Both networks on the CPU, initialised from `seed` alone, convolutions channels-last."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        generator = Generator(recipe.generator, classes if recipe.conditional else 0)
+        discriminator = Discriminator(recipe.discriminator, classes if recipe.conditional else 0)
+        for network in (generator, discriminator):
+            initialise(network, recipe.training.initialisation)
+            network.to(memory_format=torch.channels_last)
+    return generator, discriminator
+
+
+def initialise(network: nn.Module, kind: str) -> None:
+    """`dcgan`: weights N(0, 0.02) (Radford et al. 2015, §4); `keras`: Glorot uniform, biases 0;
+    `pytorch`: as the layers were made. BatchNorm starts at 1 and 0 in all three."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
+            if kind == "dcgan":
+                nn.init.normal_(module.weight, 0.0, 0.02)
+            elif kind == "keras":
+                nn.init.xavier_uniform_(module.weight)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.Embedding) and kind == "keras":
+            nn.init.uniform_(module.weight, -0.05, 0.05)
+
+
+def _stem(recipe: GeneratorRecipe, inputs: int) -> nn.Linear | nn.ConvTranspose2d:
+    if recipe.stem == "conv":
+        return nn.ConvTranspose2d(inputs, recipe.widths[0], recipe.base, bias=recipe.stem_bias)
+    return nn.Linear(inputs, recipe.widths[0] * recipe.base**2, bias=recipe.stem_bias)
+
+
+def _upsample(wide: int, narrow: int, kernel: int, bias: bool) -> nn.ConvTranspose2d:
+    """Doubles the side: output = (n - 1)·2 - 2·padding + kernel + output_padding = 2n."""
+    return nn.ConvTranspose2d(
+        wide, narrow, kernel, 2, (kernel - 1) // 2, output_padding=kernel % 2, bias=bias
+    )
+
+
+def _norm(width: int, norm: Norm) -> nn.BatchNorm2d:
+    return nn.BatchNorm2d(width, eps=norm.epsilon, momentum=norm.momentum)
+
+
+def _activation(kind: Activation) -> nn.Module:
+    return {
+        "none": nn.Identity(),
+        "relu": nn.ReLU(),
+        "leaky_relu": nn.LeakyReLU(0.2),
+    }[kind]

@@ -1,0 +1,198 @@
+"""The run folder: what a training run leaves on disk, and how to find and read it again.
+
+config.json            everything needed to repeat the run
+environment.json       versions, device, commit, command line
+log.jsonl              one line per tick
+generator.safetensors  the weights to sample from; the metadata holds the configuration
+state/latest.safetensors  all that resuming needs
+samples/0000512k.png   the same latents at every tick, one row per class
+losses.png
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from synth.errors import SynthError
+from synth.files import (
+    atomic_file,
+    make_numbered_folder,
+    numbered_folders,
+    portable,
+    read_json,
+    write_json,
+    write_text,
+)
+from synth.networks import Generator
+from synth.recipes import Recipe
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """What was trained on what, and how: enough to repeat the run."""
+
+    recipe: Recipe
+    dataset: str  # the images' own name, e.g. svhn-part
+    source: str  # how they were asked for, e.g. svhn
+    fingerprint: str
+    training_size: int
+    classes: tuple[str, ...]
+    images: int  # length, in real images shown
+    tick: int  # images between two checkpoints
+    seed: int
+    precision: str
+    schema: int = SCHEMA
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "classes": list(self.classes)}
+
+    @staticmethod
+    def from_json(value: dict[str, Any], path: Path) -> RunConfig:
+        try:
+            recipe = Recipe.from_json(value["recipe"])
+            return RunConfig(**{**value, "recipe": recipe, "classes": tuple(value["classes"])})
+        except (KeyError, TypeError) as error:
+            raise SynthError(
+                f"{portable(path)}: is damaged or from another version ({error})"
+            ) from error
+
+    @property
+    def slug(self) -> str:
+        kind = "cond" if self.recipe.conditional else "uncond"
+        return f"{self.dataset}-{self.recipe.name}-{kind}-seed{self.seed}"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run folder. Made with `create`, found again with `open_run`."""
+
+    folder: Path
+    config: RunConfig
+
+    @staticmethod
+    def create(root: Path, config: RunConfig, environment: dict[str, Any]) -> Run:
+        run = Run(make_numbered_folder(root, config.slug), config)
+        write_json(run.folder / "environment.json", environment)
+        write_json(run.folder / "config.json", config.to_json())
+        return run
+
+    @property
+    def weights(self) -> Path:
+        return self.folder / "generator.safetensors"
+
+    @property
+    def state(self) -> Path:
+        return self.folder / "state" / "latest.safetensors"
+
+    @property
+    def log(self) -> Path:
+        return self.folder / "log.jsonl"
+
+    def images_shown(self) -> int:
+        """Real images shown up to the last checkpoint; 0 when there is none."""
+        return int(read_metadata(self.weights)["images"]) if self.weights.exists() else 0
+
+    def finished(self) -> bool:
+        return self.images_shown() >= self.config.images
+
+    def read_log(self) -> list[dict[str, Any]]:
+        """The complete lines of the log, oldest first; a line cut off by a kill is left out."""
+        if not self.log.exists():
+            return []
+        lines = self.log.read_text(encoding="utf-8").split("\n")[:-1]
+        return [json.loads(line) for line in lines if line.endswith("}")]
+
+    def rewind_log(self, images: int) -> None:
+        """Drops the lines past `images`, which a resumed run is about to write again."""
+        kept = [line for line in self.read_log() if line["images"] <= images]
+        write_text(self.log, "".join(json.dumps(line) + "\n" for line in kept))
+
+    def append_log(self, line: dict[str, Any]) -> None:
+        with self.log.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+def open_run(folder: Path) -> Run:
+    """The run in `folder`. Raises `SynthError` when it is none or damaged."""
+    path = folder / "config.json"
+    if not path.exists():
+        raise SynthError(
+            f"{portable(folder)}: is no run folder (it has no config.json); "
+            "make one with: synth train"
+        )
+    return Run(folder, RunConfig.from_json(read_json(path), path))
+
+
+def all_runs(root: Path) -> list[Run]:
+    """The runs in `root`, oldest first; folders that hold no run are passed over."""
+    return [open_run(path) for path in numbered_folders(root) if (path / "config.json").exists()]
+
+
+def newest_run(root: Path, finished: bool) -> Run:
+    """The newest run that is finished (or is not). Raises `SynthError` when there is none."""
+    for run in reversed(all_runs(root)):
+        if run.finished() == finished:
+            return run
+    kind = "finished" if finished else "unfinished"
+    mend = "make one with: synth train --conditional" if finished else "leave out --resume"
+    raise SynthError(f"{portable(root)}: holds no {kind} run; {mend}, or name one with --run")
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, Any]) -> None:
+    """Writes a safetensors file whole; metadata values are kept as JSON texts."""
+    texts = {key: json.dumps(value) for key, value in metadata.items()}
+    with atomic_file(path) as temporary:
+        save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, temporary, texts)
+
+
+def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The inverse of `save_tensors`. Raises `SynthError` when missing or damaged."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise _damaged(path, error) from error
+    return tensors, read_metadata(path)
+
+
+def read_metadata(path: Path) -> dict[str, Any]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {key: json.loads(text) for key, text in (file.metadata() or {}).items()}
+    except (OSError, ValueError, SafetensorError) as error:
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> SynthError:
+    if not path.exists():
+        return SynthError(
+            f"{portable(path)}: is missing, so the run has no weights yet; "
+            "finish it with: synth train --resume"
+        )
+    return SynthError(f"{portable(path)}: is damaged ({error}); train the run again")
+
+
+def load_generator(path: Path, device: torch.device | str = "cpu") -> Generator:
+    """The generator of a run folder, or of its generator.safetensors alone, ready to sample."""
+    path = path / "generator.safetensors" if path.is_dir() else path
+    tensors, metadata = load_tensors(path)
+    try:
+        config = RunConfig.from_json(metadata["config"], path)
+        classes = len(config.classes) if config.recipe.conditional else 0
+        generator = Generator(config.recipe.generator, classes)
+        generator.load_state_dict(tensors)
+    except (KeyError, RuntimeError) as error:
+        raise SynthError(f"{portable(path)}: holds no generator of synth ({error})") from error
+    generator.to(memory_format=torch.channels_last)
+    return generator.to(device).eval().requires_grad_(False)

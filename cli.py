@@ -75,7 +75,6 @@ def train(
     from synth.data import load_training_images
     from synth.environment import describe_environment, pick_device
     from synth.errors import UsageError
-    from synth.files import portable
     from synth.progress import say
     from synth.recipes import find_recipe
     from synth.runs import Run, newest_run, open_run
@@ -96,12 +95,10 @@ def train(
         if dry_run:
             return print_json(config.to_json())
         going = Run.create(out, config, describe_environment(place))
-    say(f"{portable(going.folder)}: {going.config.images:,} images of {real.name}")
+    say(f"{going.folder}: {going.config.images:,} images of {real.name}")
     pipeline.train_run(going, real, place)
     last = going.read_log()[-1]
-    print_json({"run": portable(going.folder), **last}) if as_json else print(
-        portable(going.folder)
-    )
+    print_json({"run": str(going.folder), **last}) if as_json else print(going.folder)
 
 
 @app.command()
@@ -127,7 +124,7 @@ def generate(
     from eval.protocol import find_protocol
     from synth.data import load_training_images
     from synth.environment import pick_device
-    from synth.files import portable, read_json
+    from synth.files import read_json
     from synth.runs import newest_run, open_run
 
     check_choice("--format", format, ("npz", "folder"))
@@ -151,8 +148,8 @@ def generate(
         format,  # type: ignore[arg-type]
     )
     if as_json:
-        return print_json({"dataset": portable(folder), **read_json(folder / "manifest.json")})
-    print(portable(folder))
+        return print_json({"dataset": str(folder), **read_json(folder / "manifest.json")})
+    print(folder)
 
 
 @app.command()

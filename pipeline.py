@@ -111,7 +111,7 @@ def train_run(run: Run, images: ImageSet, device: torch.device) -> None:
     """Trains a run to its end, from its last checkpoint."""
     if images.fingerprint != run.config.fingerprint:
         raise SynthError(
-            f"{portable(run.folder)}: was trained on other images ({run.config.dataset}, "
+            f"{run.folder}: was trained on other images ({run.config.dataset}, "
             f"{run.config.fingerprint[:12]}) than {images.name} ({images.fingerprint[:12]}); "
             "give the same --dataset and --data-root"
         )
@@ -146,7 +146,7 @@ def generate_set(
     generator = load_generator(run.weights, device)
     config, classes = run.config, run.config.classes
     if config.recipe.conditional and label_with is not None:
-        raise UsageError(f"--label-with {label_with}: {portable(run.folder)} is conditional")
+        raise UsageError(f"--label-with {label_with}: {run.folder} is conditional")
     labels = label_with or ("conditional" if config.recipe.conditional else "none")
     made: Generated
     label = labeller[1]() if labeller and label_with == "classifier" else None
@@ -310,7 +310,7 @@ def synthetic_entry(synthetic: SyntheticSet, protocol: Protocol) -> Entry:
 
 def evaluate_set(judge: Judge, synthetic: SyntheticSet) -> Record:
     """Scores a synthetic set on disk, or under a streaming protocol the run it came from."""
-    images, folder = synthetic.images, portable(synthetic.folder)
+    images, folder = synthetic.images, synthetic.folder
     if images.labels is None:
         raise SynthError(
             f"{folder}: has no labels; generate it with --label-with classifier, or from a "
@@ -337,7 +337,7 @@ def evaluate_set(judge: Judge, synthetic: SyntheticSet) -> Record:
 
 
 def _stream_of_run(judge: Judge, synthetic: SyntheticSet) -> MakeBatches:
-    folder, manifest = portable(synthetic.folder), synthetic.manifest
+    folder, manifest = synthetic.folder, synthetic.manifest
     if manifest.get("labels") != "conditional" or "run" not in manifest:
         raise SynthError(
             f"{folder}: {judge.protocol.name} draws fresh samples from a conditional run, and "
@@ -345,9 +345,7 @@ def _stream_of_run(judge: Judge, synthetic: SyntheticSet) -> MakeBatches:
         )
     run = open_run(Path(manifest["run"]))
     if sha256(run.weights) != manifest["checkpoint"]:
-        raise SynthError(
-            f"{portable(run.weights)}: has changed since {folder} was made; generate it again"
-        )
+        raise SynthError(f"{run.weights}: has changed since {folder} was made; generate it again")
     generator = load_generator(run.weights, judge.device)
     return stream_batches(
         judge.protocol,
@@ -485,5 +483,5 @@ def find_or_train(
         run = Run.create(judge.places.runs, config, describe_environment(judge.device))
     if not run.finished():
         train_run(run, images, judge.device)
-        say(f"trained {portable(run.folder)}")
+        say(f"trained {run.folder}")
     return run

@@ -16,7 +16,7 @@ import numpy as np
 from eval.protocol import Protocol, Score, SeedScore
 from synth.data import ImageSet
 from synth.errors import SynthError
-from synth.files import atomic_file, portable, read_json, slug, write_json
+from synth.files import atomic_file, read_json, slug, write_json
 
 SCHEMA = 1
 Kind = Literal["synthetic", "real", "real-same-size", "pca-gaussian"]
@@ -114,7 +114,7 @@ def write_record(results: Path, record: Record, predictions: np.ndarray | None) 
     """Writes `records/<id>.json`, and the predictions beside it as `predictions/<id>.npz`."""
     path = results / "records" / f"{record.id}.json"
     if path.exists():
-        raise SynthError(f"{portable(path)}: is there already, and records are not overwritten")
+        raise SynthError(f"{path}: is there already, and records are not overwritten")
     if predictions is not None:
         with atomic_file(results / "predictions" / f"{record.id}.npz") as temporary:
             np.savez_compressed(temporary, predictions=predictions)
@@ -135,7 +135,7 @@ def read_record(path: Path) -> Record:
         )
     except (KeyError, TypeError) as error:
         raise SynthError(
-            f"{portable(path)}: is no record of this version ({error}); mend or remove it"
+            f"{path}: is no record of this version ({error}); mend or remove it"
         ) from error
 
 

@@ -44,8 +44,15 @@ def descend(
 ) -> None:
     """One optimizer step along the gradients of `weights` alone; others' are not computed."""
     for weight, gradient in zip(weights, torch.autograd.grad(loss, list(weights)), strict=True):
-        weight.grad = gradient
+        weight.grad = laid_out_like(weight, gradient)
     optimizer.step()
+
+
+def laid_out_like(weight: Tensor, tensor: Tensor) -> Tensor:
+    """`tensor` in the memory layout of `weight`: fused Adam reads both as flat memory."""
+    if tensor.stride() == weight.stride():
+        return tensor
+    return torch.empty_like(weight, dtype=tensor.dtype).copy_(tensor)
 
 
 def fastest(step: Step, example: Sequence[Tensor], state: Callable[[], dict[str, Tensor]]) -> Step:
@@ -88,6 +95,22 @@ def optimizer_tensors(name: str, optimizer: torch.optim.Optimizer) -> dict[str, 
         for index, moments in optimizer.state_dict()["state"].items()
         for key, value in moments.items()
     }
+
+
+def load_optimizer_tensors(
+    name: str, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]
+) -> None:
+    """The inverse of `optimizer_tensors`; other names in `tensors` are passed over."""
+    weights = optimizer.param_groups[0]["params"]
+    moments: dict[int, dict[str, Tensor]] = {}
+    for path, value in tensors.items():
+        if path.startswith(f"{name}."):
+            index, key = path.removeprefix(f"{name}.").split(".")
+            like = weights[int(index)]
+            fitting = laid_out_like(like, value) if value.shape == like.shape else value
+            moments.setdefault(int(index), {})[key] = fitting
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": moments, "param_groups": groups})
 
 
 def choose_precision(

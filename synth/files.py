@@ -36,7 +36,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
         temporary.chmod(0o666 & ~_umask())
         temporary.replace(path)
     except OSError as error:
-        raise SynthError(f"{portable(path)}: cannot be written ({error.strerror})") from error
+        raise SynthError(f"{path}: cannot be written ({error.strerror})") from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -46,7 +46,7 @@ def _temporary(path: Path) -> tuple[int, str]:
         path.parent.mkdir(parents=True, exist_ok=True)
         return tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
     except OSError as error:
-        raise SynthError(f"{portable(path)}: cannot be written ({error.strerror})") from error
+        raise SynthError(f"{path}: cannot be written ({error.strerror})") from error
 
 
 def _umask() -> int:
@@ -69,11 +69,11 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise SynthError(f"{portable(path)}: cannot be read ({error.strerror})") from error
+        raise SynthError(f"{path}: cannot be read ({error.strerror})") from error
     except ValueError as error:
-        raise SynthError(f"{portable(path)}: is damaged, not JSON ({error})") from error
+        raise SynthError(f"{path}: is damaged, not JSON ({error})") from error
     if not isinstance(value, dict):
-        raise SynthError(f"{portable(path)}: is damaged, it holds no JSON object")
+        raise SynthError(f"{path}: is damaged, it holds no JSON object")
     return value
 
 
@@ -138,8 +138,7 @@ def write_numbered_folder(root: Path, slug: str, fill: Callable[[Path], None]) -
 
 def _not_writable(root: Path, error: OSError) -> SynthError:
     return SynthError(
-        f"{portable(root)}: no folder can be written there ({error.strerror}); "
-        "choose another with --out"
+        f"{root}: no folder can be written there ({error.strerror}); choose another with --out"
     )
 
 

@@ -14,7 +14,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from synth.data import SIZE, ImageSet, Split
 from synth.errors import SynthError, UsageError
-from synth.files import portable, slug
+from synth.files import slug
 
 
 def load(split: Split, root: Path | None) -> ImageSet:
@@ -27,15 +27,15 @@ def load(split: Split, root: Path | None) -> ImageSet:
     if root is None:
         raise UsageError("--dataset folder: needs --data-root DIR, the folder that holds train/")
     if not root.is_dir():
-        raise SynthError(f"{portable(root)}: is no folder; give --data-root the one with train/")
+        raise SynthError(f"{root}: is no folder; give --data-root the one with train/")
     training = root / "train" if (root / "train").is_dir() else root
     here = training if split == "train" else root / "test"
     if not here.is_dir():
-        raise SynthError(f"{portable(here)}: is missing; scoring needs images there")
+        raise SynthError(f"{here}: is missing; scoring needs images there")
     classes = tuple(sorted(path.name for path in training.iterdir() if _is_class_folder(path)))
     paths, labels = _labelled(here, classes) if classes else (_image_files(here), None)
     if not paths:
-        raise SynthError(f"{portable(here)}: holds no images ({', '.join(IMG_EXTENSIONS)})")
+        raise SynthError(f"{here}: holds no images ({', '.join(IMG_EXTENSIONS)})")
     return ImageSet(read_images(paths), labels, classes, slug(root.resolve().name), split)
 
 
@@ -55,17 +55,13 @@ def _read_image(path: Path) -> np.ndarray:
         return np.asarray(colour)
     except (OSError, ValueError, Image.DecompressionBombError) as error:
         reason = "cut short or no image" if isinstance(error, OSError) else str(error)
-        raise SynthError(
-            f"{portable(path)}: cannot be read ({reason}); mend or remove it"
-        ) from error
+        raise SynthError(f"{path}: cannot be read ({reason}); mend or remove it") from error
 
 
 def _labelled(folder: Path, classes: tuple[str, ...]) -> tuple[list[Path], torch.Tensor]:
     strange = {p.name for p in folder.iterdir() if _is_class_folder(p)} - set(classes)
     if strange:
-        raise SynthError(
-            f"{portable(folder / min(strange))}: a class that the training split lacks"
-        )
+        raise SynthError(f"{folder / min(strange)}: a class that the training split lacks")
     paths: list[Path] = []
     labels: list[int] = []
     for label, name in enumerate(classes):

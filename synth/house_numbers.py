@@ -24,7 +24,7 @@ def load(split: Split, root: Path | None) -> ImageSet:
 
 def _read(path: Path) -> tuple[Tensor, Tensor] | None:
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             return torch.from_numpy(arrays["images"]), torch.from_numpy(arrays["labels"])
     except (OSError, ValueError, KeyError, zipfile.BadZipFile):
         return None  # not there, or damaged: drawn again

@@ -27,7 +27,6 @@ from synth.files import (
     atomic_file,
     make_numbered_folder,
     numbered_folders,
-    portable,
     read_json,
     write_json,
     write_text,
@@ -63,9 +62,7 @@ class RunConfig:
             recipe = Recipe.from_json(value["recipe"])
             return RunConfig(**{**value, "recipe": recipe, "classes": tuple(value["classes"])})
         except (KeyError, TypeError) as error:
-            raise SynthError(
-                f"{portable(path)}: is damaged or from another version ({error})"
-            ) from error
+            raise SynthError(f"{path}: is damaged or from another version ({error})") from error
 
     @property
     def slug(self) -> str:
@@ -128,8 +125,7 @@ def open_run(folder: Path) -> Run:
     path = folder / "config.json"
     if not path.exists():
         raise SynthError(
-            f"{portable(folder)}: is no run folder (it has no config.json); "
-            "make one with: synth train"
+            f"{folder}: is no run folder (it has no config.json); make one with: synth train"
         )
     return Run(folder, RunConfig.from_json(read_json(path), path))
 
@@ -146,7 +142,7 @@ def newest_run(root: Path, finished: bool) -> Run:
             return run
     kind = "finished" if finished else "unfinished"
     mend = "make one with: synth train --conditional" if finished else "leave out --resume"
-    raise SynthError(f"{portable(root)}: holds no {kind} run; {mend}, or name one with --run")
+    raise SynthError(f"{root}: holds no {kind} run; {mend}, or name one with --run")
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, Any]) -> None:
@@ -177,10 +173,10 @@ def read_metadata(path: Path) -> dict[str, Any]:
 def _damaged(path: Path, error: Exception) -> SynthError:
     if not path.exists():
         return SynthError(
-            f"{portable(path)}: is missing, so the run has no weights yet; "
+            f"{path}: is missing, so the run has no weights yet; "
             "finish it with: synth train --resume"
         )
-    return SynthError(f"{portable(path)}: is damaged ({error}); train the run again")
+    return SynthError(f"{path}: is damaged ({error}); train the run again")
 
 
 def load_generator(path: Path, device: torch.device | str = "cpu") -> Generator:
@@ -193,6 +189,6 @@ def load_generator(path: Path, device: torch.device | str = "cpu") -> Generator:
         generator = Generator(config.recipe.generator, classes)
         generator.load_state_dict(tensors)
     except (KeyError, RuntimeError) as error:
-        raise SynthError(f"{portable(path)}: holds no generator of synth ({error})") from error
+        raise SynthError(f"{path}: holds no generator of synth ({error})") from error
     generator.to(memory_format=torch.channels_last)
     return generator.to(device).eval().requires_grad_(False)

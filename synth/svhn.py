@@ -14,7 +14,7 @@ from torchvision.datasets import SVHN
 
 from synth.data import DIGITS, SIZE, ImageSet, Split, cache_folder
 from synth.errors import SynthError
-from synth.files import portable, slug
+from synth.files import slug
 
 WAYS_OUT = "point --data-root at SVHN's files, or use --dataset house-numbers"
 
@@ -41,7 +41,7 @@ def read_mat(path: Path) -> tuple[torch.Tensor, torch.Tensor]:
     """
 
     def refuse(found: str) -> SynthError:
-        return SynthError(f"{portable(path)}: {found}; {WAYS_OUT}")
+        return SynthError(f"{path}: {found}; {WAYS_OUT}")
 
     contents: dict[str, Any]
     try:
@@ -82,5 +82,5 @@ def _download(split: Split, root: Path, url: str) -> None:
     except (OSError, RuntimeError) as error:
         reason = getattr(error, "strerror", None) or getattr(error, "reason", None) or error
         raise SynthError(
-            f"{portable(root / name)}: is not there, and {url} gave no copy ({reason}); {WAYS_OUT}"
+            f"{root / name}: is not there, and {url} gave no copy ({reason}); {WAYS_OUT}"
         ) from error

@@ -23,7 +23,6 @@ from synth.data import SIZE, ImageSet
 from synth.errors import SynthError
 from synth.files import (
     numbered_folders,
-    portable,
     read_json,
     sha256_arrays,
     write_json,
@@ -138,7 +137,7 @@ def read_synthetic(folder: Path) -> SyntheticSet:
             images, labels = _read_npz(folder / "images.npz")
             return _as_set(folder, images, labels, {})
         raise SynthError(
-            f"{portable(folder)}: is no data set (it has no manifest.json); "
+            f"{folder}: is no data set (it has no manifest.json); "
             "make one with: synth generate --per-class 5000"
         )
     manifest = read_json(manifest_path)
@@ -146,16 +145,14 @@ def read_synthetic(folder: Path) -> SyntheticSet:
         form, expected, classes = manifest["format"], manifest["sha256"], manifest["classes"]
     except KeyError as error:
         raise SynthError(
-            f"{portable(manifest_path)}: is damaged, it lacks {error}; generate the set again"
+            f"{manifest_path}: is damaged, it lacks {error}; generate the set again"
         ) from error
     if form == "npz":
         images, labels = _read_npz(folder / "images.npz")
     else:
         images, labels = _read_pngs(folder / "train", classes)
     if content_hash(images, labels) != expected:
-        raise SynthError(
-            f"{portable(folder)}: its images do not match manifest.json; generate the set again"
-        )
+        raise SynthError(f"{folder}: its images do not match manifest.json; generate the set again")
     return _as_set(folder, images, labels, manifest)
 
 
@@ -164,9 +161,7 @@ def newest_synthetic(root: Path) -> Path:
     for folder in reversed(numbered_folders(root)):
         if (folder / "manifest.json").exists():
             return folder
-    raise SynthError(
-        f"{portable(root)}: holds no data set; make one with: synth generate --per-class 5000"
-    )
+    raise SynthError(f"{root}: holds no data set; make one with: synth generate --per-class 5000")
 
 
 def _as_set(
@@ -182,23 +177,19 @@ def _as_set(
 
 def _read_npz(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             images = arrays["images"]
             labels = arrays.get("labels")
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise SynthError(
-            f"{portable(path)}: cannot be read ({error}); generate the set again"
-        ) from error
+        raise SynthError(f"{path}: cannot be read ({error}); generate the set again") from error
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != (SIZE, SIZE, 3):
         raise SynthError(
-            f"{portable(path)}: images are {images.dtype} {images.shape}, not uint8 (N, 32, 32, 3)"
+            f"{path}: images are {images.dtype} {images.shape}, not uint8 (N, 32, 32, 3)"
         )
     if labels is not None and (labels.shape != (len(images),) or labels.dtype.kind not in "iu"):
-        raise SynthError(
-            f"{portable(path)}: labels are {labels.dtype} {labels.shape}, not int64 (N,)"
-        )
+        raise SynthError(f"{path}: labels are {labels.dtype} {labels.shape}, not int64 (N,)")
     if labels is not None and len(labels) and labels.min() < 0:
-        raise SynthError(f"{portable(path)}: labels start at {labels.min()}, not at 0 or above")
+        raise SynthError(f"{path}: labels start at {labels.min()}, not at 0 or above")
     return images, None if labels is None else labels.astype(np.int64)
 
 
@@ -223,7 +214,7 @@ def _read_pngs(folder: Path, classes: list[str]) -> tuple[np.ndarray, np.ndarray
     ]
     paths = [path for path, _ in labelled] or sorted(folder.glob("*.png"))
     if not paths:
-        raise SynthError(f"{portable(folder)}: holds no images; generate the set again")
+        raise SynthError(f"{folder}: holds no images; generate the set again")
     images = read_images(paths).permute(0, 2, 3, 1).numpy()
     return images, np.array([label for _, label in labelled], np.int64) if labelled else None
 

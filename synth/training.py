@@ -28,11 +28,11 @@ from synth.acceleration import (
     choose_precision,
     descend,
     fastest,
+    load_optimizer_tensors,
     optimizer_tensors,
 )
 from synth.data import SIZE, ImageSet, signed_from_uint8, uint8_from_signed
 from synth.errors import SynthError
-from synth.files import portable
 from synth.losses import discriminator_loss, fake_loss, real_loss
 from synth.networks import Generator, build
 from synth.recipes import GeneratorRecipe, Recipe
@@ -137,13 +137,8 @@ class Adversaries:
         self.generator.load_state_dict(part("g."))
         self.discriminator.load_state_dict(part("d."))
         self.average.load_state_dict(part("average."))
-        for name, optimizer in (("g_adam.", self.g_optimizer), ("d_adam.", self.d_optimizer)):
-            state: dict[int, dict[str, Tensor]] = {}
-            for key, value in part(name).items():
-                index, moment = key.split(".")
-                state.setdefault(int(index), {})[moment] = value
-            groups = optimizer.state_dict()["param_groups"]
-            optimizer.load_state_dict({"state": state, "param_groups": groups})
+        load_optimizer_tensors("g_adam", self.g_optimizer, tensors)
+        load_optimizer_tensors("d_adam", self.d_optimizer, tensors)
 
 
 def average_decay(half_life: int, batch: int) -> float:
@@ -192,7 +187,7 @@ def train(
             means = [value / (step - tick_start) for value in sums]
             if not all(map(math.isfinite, means)):
                 raise SynthError(
-                    f"{portable(run.folder)}: losses are no longer finite in the tick that ends "
+                    f"{run.folder}: losses are no longer finite in the tick that ends "
                     f"at {step * batch:,} images; the checkpoint before it is kept; "
                     "try another --seed or --precision fp32"
                 )
@@ -213,7 +208,7 @@ def train(
             if interrupted() and step < last_step:
                 raise Interrupted(
                     f"stopped at {step * batch:,} of {config.images:,} images; go on with: "
-                    f"synth train --resume --run {portable(run.folder)}"
+                    f"synth train --resume --run {run.folder}"
                 )
             tick_start, tick_time = step, time.perf_counter()
 
@@ -339,9 +334,7 @@ def _restore(run: Run, adversaries: Adversaries) -> int:
         adversaries.load_state(tensors)
         return int(metadata["step"])
     except (KeyError, ValueError, RuntimeError) as error:
-        raise SynthError(
-            f"{portable(run.state)}: does not fit the run's configuration ({error})"
-        ) from error
+        raise SynthError(f"{run.state}: does not fit the run's configuration ({error})") from error
 
 
 def choose_training_precision(

@@ -1,0 +1,107 @@
+"""Small worlds to test in: real SVHN where it is at hand, tiny recipes, tiny data, a quick CLI."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import scipy.io
+import torch
+
+import cli
+from eval.protocol import PROTOCOLS, Protocol
+from synth.data import DIGITS, ImageSet
+from synth.recipes import RECIPES, DiscriminatorRecipe, GeneratorRecipe, Recipe
+from synth.rendering import render
+
+ROOT = Path(__file__).parent.parent
+SVHN_PART = Path(os.environ.get("SYNTH_SVHN_PART", ROOT.parent / "shared" / "svhn-part"))
+
+
+@pytest.fixture(scope="session")
+def svhn_part() -> Path:
+    """Real SVHN, a part of it; tests that need it are skipped where it is absent."""
+    if not (SVHN_PART / "train_32x32.mat").exists():
+        pytest.skip(f"real SVHN is not at {SVHN_PART} (set SYNTH_SVHN_PART)")
+    return SVHN_PART
+
+
+@pytest.fixture(scope="session")
+def drawn() -> ImageSet:
+    """500 drawn house numbers."""
+    images, labels = render("train", 500)
+    return ImageSet(images, labels, DIGITS, "drawn", "train")
+
+
+def tiny(name: str, conditional: bool) -> Recipe:
+    """A recipe that trains in milliseconds."""
+    base = RECIPES["cdcgan"]
+    return replace(
+        base,
+        name=name,
+        conditional=conditional,
+        generator=GeneratorRecipe(latent_size=8, widths=(16, 8, 8)),
+        discriminator=DiscriminatorRecipe(widths=(8, 8, 16)),
+        training=replace(base.training, batch=16, ema_half_life=200),
+    )
+
+
+@pytest.fixture
+def tiny_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Puts tiny recipes and protocols into the tables, for tests through the command line."""
+    monkeypatch.setitem(RECIPES, "tiny", tiny("tiny", True))
+    monkeypatch.setitem(RECIPES, "tiny-uncond", tiny("tiny-uncond", False))
+    for name, data in (("tiny-v1", "disk"), ("tiny-stream-v1", "stream")):
+        protocol = Protocol(name, data, steps=3, batch=32, seeds=2)  # type: ignore[arg-type]
+        monkeypatch.setitem(PROTOCOLS, name, protocol)
+
+
+class Ran(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def synth(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> Callable[..., Ran]:
+    """Runs the command line in this process, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    for name in [name for name in os.environ if name.startswith("SYNTH_")]:
+        monkeypatch.delenv(name)
+
+    def run(*arguments: object) -> Ran:
+        monkeypatch.setattr(sys, "argv", ["synth", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        captured = capsys.readouterr()
+        return Ran(int(stopped.value.code or 0), captured.out, captured.err)
+
+    return run
+
+
+def write_mat(folder: Path, split: str, images: torch.Tensor, labels: torch.Tensor) -> Path:
+    """Writes images (N, 3, 32, 32) and digits (N,) in SVHN's own format."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{split}_32x32.mat"
+    digits = np.where(labels.numpy() == 0, 10, labels.numpy()).astype(np.uint8)
+    scipy.io.savemat(path, {"X": images.permute(2, 3, 1, 0).numpy(), "y": digits[:, None]})
+    return path
+
+
+@pytest.fixture
+def mats(tmp_path: Path) -> Path:
+    """A folder `small-svhn` with drawn digits in SVHN's format, 160 to train on and 80 to test."""
+    folder = tmp_path / "small-svhn"
+    for split, count in (("train", 160), ("test", 80)):
+        images, _ = render("train" if split == "train" else "test", count)
+        write_mat(folder, split, images, torch.arange(count) % 10)
+    return folder

@@ -1,0 +1,235 @@
+"""Every way to get images, and what is said when one fails."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from urllib.error import URLError
+
+import numpy as np
+import pytest
+import scipy.io
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from torchvision.datasets import SVHN
+
+from synth import house_numbers
+from synth.data import (
+    ImageSet,
+    load_test_images,
+    load_training_images,
+    signed_from_uint8,
+    uint8_from_signed,
+    unit_from_uint8,
+)
+from synth.errors import SynthError
+from tests.conftest import write_mat
+
+ALL_VALUES = torch.arange(256, dtype=torch.uint8)
+
+
+def test_pixel_maps_cover_their_ranges_and_invert() -> None:
+    assert torch.equal(uint8_from_signed(signed_from_uint8(ALL_VALUES)), ALL_VALUES)
+    assert signed_from_uint8(ALL_VALUES)[[0, 255]].tolist() == [-1.0, 1.0]
+    assert unit_from_uint8(ALL_VALUES)[[0, 255]].tolist() == [0.0, 1.0]
+
+
+@given(st.floats(-3, 3, width=32))
+def test_uint8_from_signed_rounds_to_the_nearest_value(value: float) -> None:
+    found = int(uint8_from_signed(torch.tensor([value])))
+    exact = (min(max(value, -1), 1) + 1) * 127.5
+    assert abs(found - exact) <= 0.5 + 1e-4
+
+
+def test_mat_is_read_in_the_right_layout(mats: Path) -> None:
+    images = load_training_images("svhn", mats)
+    raw = scipy.io.loadmat(mats / "train_32x32.mat")
+    assert images.images.shape == (160, 3, 32, 32)
+    assert images.images[7, 2, 3, 5] == raw["X"][3, 5, 2, 7]
+    assert images.labels is not None
+    assert images.labels[:12].tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 0, 1]
+    assert raw["y"][0] == 10  # the digit 0
+
+
+def test_only_the_official_checksum_earns_the_name(
+    mats: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import hashlib
+
+    assert load_training_images("svhn", mats).name == "small-svhn"
+    mats = mats.rename(mats.parent / "svhn")
+    assert load_training_images("svhn", mats).name == "svhn-unofficial"
+    md5 = hashlib.md5((mats / "train_32x32.mat").read_bytes()).hexdigest()
+    official = {**SVHN.split_list, "train": [*SVHN.split_list["train"][:2], md5]}
+    monkeypatch.setattr(SVHN, "split_list", official)
+    assert load_training_images("svhn", mats).name == "svhn"
+
+
+def test_training_needs_no_test_file(mats: Path) -> None:
+    before = load_training_images("svhn", mats).fingerprint
+    (mats / "test_32x32.mat").unlink()
+    assert load_training_images("svhn", mats).fingerprint == before
+
+
+def test_fingerprint_tells_pixels_and_labels(drawn: ImageSet) -> None:
+    assert drawn.labels is not None
+    pixels, labels = drawn.images.clone(), drawn.labels.clone()
+    pixels[3, 0, 0, 0] ^= 1
+    labels[3] = (labels[3] + 1) % 10
+    prints = {
+        ImageSet(i, y, drawn.classes, "other name", "test").fingerprint
+        for i, y in ((drawn.images, drawn.labels), (pixels, drawn.labels), (drawn.images, labels))
+    }
+    assert len(prints) == 3
+    assert drawn.fingerprint in prints
+
+
+def _bad_mat(kind: str, path: Path) -> None:
+    good = scipy.io.loadmat(path)
+    if kind == "truncated":
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    elif kind == "text":
+        path.write_text("this is no .mat file\n" * 50)
+    elif kind == "empty":
+        path.write_bytes(b"")
+    elif kind == "arrays":
+        scipy.io.savemat(path, {"images": good["X"]})
+    elif kind == "dtype":
+        scipy.io.savemat(path, {"X": good["X"].astype(np.float64), "y": good["y"]})
+    elif kind == "shape":
+        scipy.io.savemat(path, {"X": good["X"][:28], "y": good["y"]})
+    elif kind == "labels":
+        scipy.io.savemat(path, {"X": good["X"], "y": good["y"] + 1})
+    elif kind == "count":
+        scipy.io.savemat(path, {"X": good["X"], "y": good["y"][:-1]})
+
+
+BAD_MATS = ["truncated", "text", "empty", "arrays", "dtype", "shape", "labels", "count"]
+
+
+@pytest.mark.parametrize("kind", BAD_MATS)
+def test_bad_mat_is_named_with_the_ways_out(kind: str, mats: Path) -> None:
+    path = mats / "train_32x32.mat"
+    _bad_mat(kind, path)
+    with pytest.raises(SynthError, match=r"train_32x32\.mat.*--data-root.*house-numbers"):
+        load_training_images("svhn", mats)
+
+
+def test_download_is_moved_in_whole(
+    mats: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def download(root: str, split: str, download: bool) -> None:
+        assert download
+        (Path(root) / f"{split}_32x32.mat").write_bytes((mats / f"{split}_32x32.mat").read_bytes())
+
+    download.split_list = SVHN.split_list  # type: ignore[attr-defined]
+    monkeypatch.setattr("synth.svhn.SVHN", download)
+    images = load_training_images("svhn", tmp_path / "fresh")
+    assert images.fingerprint == load_training_images("svhn", mats).fingerprint
+    assert [path.name for path in (tmp_path / "fresh").iterdir()] == ["train_32x32.mat"]
+
+
+def test_failed_download_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def download(root: str, split: str, download: bool) -> None:
+        (Path(root) / "train_32x32.mat").write_bytes(b"half of it")
+        raise URLError("no route to host")
+
+    download.split_list = SVHN.split_list  # type: ignore[attr-defined]
+    monkeypatch.setattr("synth.svhn.SVHN", download)
+    with pytest.raises(SynthError, match=r"no route to host.*--data-root.*house-numbers"):
+        load_training_images("svhn", tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def tree(tmp_path: Path, drawn: ImageSet) -> Path:
+    """An ImageFolder tree with two classes and images of other sizes and kinds."""
+    for split in ("train", "test"):
+        for label, name in enumerate(("cat", "dog")):
+            folder = tmp_path / "Pets" / split / name
+            folder.mkdir(parents=True)
+            for number in range(20):
+                pixels = drawn.images[number + 20 * label].permute(1, 2, 0).numpy()
+                picture = Image.fromarray(pixels).resize((50 + number, 40))
+                picture.convert("L" if number == 3 else "RGB").save(folder / f"{number}.png")
+    return tmp_path / "Pets"
+
+
+def test_folder_is_read_class_by_class(tree: Path) -> None:
+    images = load_training_images("folder", tree)
+    assert images.images.shape == (40, 3, 32, 32)
+    assert images.classes == ("cat", "dog")
+    assert images.name == "pets"
+    assert images.require_labels().bincount().tolist() == [20, 20]
+    assert len(load_test_images("folder", tree)) == 40
+
+
+def test_folder_without_classes_is_unlabelled(tmp_path: Path, tree: Path) -> None:
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    for path in (tree / "train" / "cat").iterdir():
+        path.rename(flat / path.name)
+    images = load_training_images("folder", flat)
+    assert images.labels is None
+    assert len(images) == 20
+    with pytest.raises(SynthError, match="--unconditional"):
+        images.require_labels()
+
+
+def test_resizing_is_antialiased(tmp_path: Path) -> None:
+    stripes = np.zeros((320, 320, 3), np.uint8)
+    stripes[:, ::2] = 255  # plain subsampling would give all black or all white
+    (tmp_path / "train").mkdir()
+    Image.fromarray(stripes).save(tmp_path / "train" / "stripes.png")
+    image = load_training_images("folder", tmp_path).images[0].float()
+    assert image.mean() == pytest.approx(127.5, abs=2)
+    assert image.std() < 5
+
+
+def test_broken_image_is_named(tree: Path) -> None:
+    path = tree / "train" / "dog" / "7.png"
+    path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(SynthError, match=r"train/dog/7\.png"):
+        load_training_images("folder", tree)
+
+
+def test_missing_class_is_named(tree: Path) -> None:
+    for path in (tree / "test" / "dog").iterdir():
+        path.unlink()
+    with pytest.raises(SynthError, match="no test image of class dog"):
+        load_test_images("folder", tree).require_labels()
+
+
+def test_drawn_set_is_cached_and_mended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from synth.rendering import render
+
+    drawn: list[str] = []
+
+    def draw(split: str) -> tuple[torch.Tensor, torch.Tensor]:
+        drawn.append(split)
+        return render("train", 30)
+
+    monkeypatch.setattr(house_numbers, "render", draw)
+    monkeypatch.setattr(house_numbers, "cache_folder", lambda: tmp_path)
+    first = load_training_images("house-numbers")
+    assert load_training_images("house-numbers").fingerprint == first.fingerprint
+    assert drawn == ["train"]
+    (cached,) = tmp_path.iterdir()
+    cached.write_bytes(cached.read_bytes()[:1000])
+    assert load_training_images("house-numbers").fingerprint == first.fingerprint
+    assert drawn == ["train", "train"]
+
+
+def test_real_svhn_has_the_digits_its_page_lists(svhn_part: Path) -> None:
+    train = load_training_images("svhn", svhn_part)
+    counts = [315, 871, 603, 507, 463, 428, 326, 321, 326, 274]
+    assert train.require_labels().bincount().tolist() == counts
+    assert train.name == "svhn-part"
+    assert len(load_test_images("svhn", svhn_part)) == 8000
+
+
+def test_write_mat_round_trip(tmp_path: Path, drawn: ImageSet) -> None:
+    assert drawn.labels is not None
+    write_mat(tmp_path / "again", "train", drawn.images, drawn.labels)
+    assert load_training_images("svhn", tmp_path / "again").fingerprint == drawn.fingerprint

@@ -1,0 +1,220 @@
+"""Generated images: a seed each, balanced, written whole, read with checks."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from synth import generation
+from synth.errors import SynthError, UsageError
+from synth.files import read_json
+from synth.generation import fresh_batch, generate, generate_labelled, stream_images
+from synth.networks import Generator, build
+from synth.recipes import RECIPES
+from synth.synthetic import read_synthetic, write_synthetic
+from tests.conftest import tiny
+
+CLASSES = tuple("0123456789")
+ORIGIN: dict[str, Any] = {
+    "classes": list(CLASSES),
+    "recipe": "tiny",
+    "seed": 0,
+    "dataset": "drawn",
+    "labels": "conditional",
+}
+
+
+@pytest.fixture(scope="module")
+def generator() -> Generator:
+    return build(tiny("tiny", True), 10, 0)[0].eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def unconditional() -> Generator:
+    return build(tiny("tiny-uncond", False), 10, 0)[0].eval().requires_grad_(False)
+
+
+@settings(
+    max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(few=st.integers(1, 40), more=st.integers(0, 600), chunk=st.sampled_from([1, 7, 250]))
+def test_a_larger_set_begins_with_the_smaller(
+    generator: Generator, few: int, more: int, chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(generation, "CHUNK", chunk)
+        small = generate(generator, 10, few, seed=3).images.reshape(10, few, 32, 32, 3)
+    large = generate(generator, 10, few + more, seed=3).images.reshape(10, few + more, 32, 32, 3)
+    assert np.array_equal(large[:, :few], small)
+
+
+def test_published_networks_give_the_same_images_on_any_batch_size() -> None:
+    """The same, for the networks that are really used, whose convolutions are blocked."""
+    generator = build(RECIPES["cdcgan"], 10, 0)[0].eval().requires_grad_(False)
+    sets = []
+    for chunk in (250, 100, 33):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(generation, "CHUNK", chunk)
+            sets.append(generate(generator, 2, 100, seed=1).images)
+    assert np.array_equal(sets[0], sets[1])
+    assert np.array_equal(sets[0], sets[2])
+
+
+def test_images_differ_by_class_index_and_seed(generator: Generator) -> None:
+    images = generate(generator, 10, 20, seed=0).images.reshape(200, -1)
+    assert len(np.unique(images, axis=0)) == 200
+    assert not np.array_equal(images, generate(generator, 10, 20, seed=1).images.reshape(200, -1))
+
+
+def test_sets_are_balanced_and_in_class_order(generator: Generator) -> None:
+    made = generate(generator, 10, 7, seed=0)
+    assert made.labels is not None
+    assert made.labels.tolist() == [label for label in range(10) for _ in range(7)]
+    assert made.images.shape == (70, 32, 32, 3)
+    assert made.images.dtype == np.uint8
+
+
+def test_each_image_is_its_latents_image(generator: Generator) -> None:
+    latents = np.random.default_rng([5, 4]).standard_normal((3, 8), dtype=np.float32)
+    images = generator(torch.from_numpy(latents), torch.full((3,), 4))
+    expected = ((images + 1) * 127.5).round().to(torch.uint8)
+    assert torch.equal(next(stream_images(generator, 4, seed=5))[:3], expected)
+
+
+def test_unconditional_sets_are_unlabelled(unconditional: Generator) -> None:
+    assert generate(unconditional, 10, 2, seed=0).labels is None
+
+
+def by_brightness(images: Tensor) -> Tensor:
+    return (images.float().mean((1, 2, 3)) * 1000).long() % 10
+
+
+def test_labeller_fills_each_class_with_the_first_that_fit(unconditional: Generator) -> None:
+    made = generate_labelled(unconditional, by_brightness, CLASSES, 30, seed=0)
+    assert made.labels is not None
+    assert np.bincount(made.labels).tolist() == [30] * 10
+    pixels = torch.from_numpy(made.images).permute(0, 3, 1, 2)
+    assert by_brightness(pixels).tolist() == made.labels.tolist()
+    candidates = next(stream_images(unconditional, 0, seed=0))
+    first = candidates[by_brightness(candidates) == 6][:5]
+    assert torch.equal(pixels[made.labels == 6][:5], first)
+    assert made.candidates >= 300
+
+
+def test_a_class_that_stays_short_is_named(unconditional: Generator) -> None:
+    def never_six(images: Tensor) -> Tensor:
+        labels = torch.arange(len(images)) % 10
+        return labels.where(labels != 6, torch.tensor(5))
+
+    with pytest.raises(SynthError, match="class 6 stays short: 0 of 10 images after 5,000 tries"):
+        generate_labelled(unconditional, never_six, CLASSES, 10, seed=0)
+
+
+def test_fresh_batches_have_uniform_labels(generator: Generator) -> None:
+    images, labels = fresh_batch(generator, 10, 5000, np.random.default_rng(0))
+    assert images.shape == (5000, 3, 32, 32)
+    assert images.dtype == torch.uint8
+    assert labels.bincount(minlength=10).float().std() < 50  # binomial: 21
+
+
+def test_nothing_is_asked_for_is_refused(generator: Generator) -> None:
+    with pytest.raises(UsageError, match="--per-class 0"):
+        generate(generator, 10, 0, seed=0)
+
+
+@pytest.mark.parametrize("form", ["npz", "folder"])
+@pytest.mark.parametrize("labelled", [True, False])
+def test_sets_survive_the_disk(
+    form: Any, labelled: bool, generator: Generator, tmp_path: Path
+) -> None:
+    made = generate(generator, 10, 12, seed=0)
+    labels = made.labels if labelled else None
+    origin = {**ORIGIN, "labels": "conditional" if labelled else "none"}
+    folder = write_synthetic(tmp_path / "sets", "tiny", made.images, labels, origin, form)
+    assert folder == tmp_path / "sets" / "00000-tiny"
+    read = read_synthetic(folder)
+    assert np.array_equal(read.images.images.permute(0, 2, 3, 1).numpy(), made.images)
+    if labels is None:
+        assert read.images.labels is None
+    else:
+        assert read.images.labels is not None
+        assert np.array_equal(read.images.labels.numpy(), labels)
+    assert read.manifest["per_class"] == ([12] * 10 if labelled else None)
+    names = {path.name for path in folder.iterdir()}
+    data = "images.npz" if form == "npz" else "train"
+    assert names == {"manifest.json", "README.md", "preview.png", data}
+    assert (folder / "README.md").read_text().startswith("---\nlicense: other\n")
+
+
+def test_npz_holds_plain_arrays(generator: Generator, tmp_path: Path) -> None:
+    made = generate(generator, 10, 3, seed=0)
+    folder = write_synthetic(tmp_path, "tiny", made.images, made.labels, ORIGIN)
+    with np.load(folder / "images.npz", allow_pickle=False) as arrays:
+        assert arrays["images"].shape == (30, 32, 32, 3)
+        assert arrays["images"].dtype == np.uint8
+        assert arrays["labels"].dtype == np.int64
+
+
+def test_failed_writing_leaves_nothing(
+    generator: Generator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = generate(generator, 10, 3, seed=0)
+
+    def full(*arguments: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("synth.synthetic.save_grid", full)
+    with pytest.raises(SynthError, match=r"No space left on device.*--out"):
+        write_synthetic(tmp_path, "tiny", made.images, made.labels, ORIGIN)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        ("swap", "do not match manifest.json"),
+        ("manifest", r"manifest.json: is damaged"),
+        ("keys", "lacks 'sha256'"),
+        ("cut", r"images.npz: cannot be read"),
+        ("gone", r"images.npz: cannot be read"),
+    ],
+)
+def test_damaged_sets_are_refused(
+    damage: str, message: str, generator: Generator, tmp_path: Path
+) -> None:
+    made = generate(generator, 10, 3, seed=0)
+    folder = write_synthetic(tmp_path, "tiny", made.images, made.labels, ORIGIN)
+    npz, manifest = folder / "images.npz", folder / "manifest.json"
+    if damage == "swap":
+        np.savez(npz, images=255 - made.images, labels=made.labels)
+    elif damage == "manifest":
+        manifest.write_text(manifest.read_text()[:100])
+    elif damage == "keys":
+        whole = read_json(manifest)
+        del whole["sha256"]
+        manifest.write_text(json.dumps(whole))
+    elif damage == "cut":
+        npz.write_bytes(npz.read_bytes()[:500])
+    else:
+        npz.unlink()
+    with pytest.raises(SynthError, match=message):
+        read_synthetic(folder)
+
+
+def test_foreign_set_needs_no_manifest(tmp_path: Path) -> None:
+    images = np.zeros((20, 32, 32, 3), np.uint8)
+    np.savez(tmp_path / "images.npz", images=images, labels=np.arange(20) % 10)
+    read = read_synthetic(tmp_path)
+    assert read.manifest == {}
+    assert len(read.images.classes) == 10
+    np.savez(tmp_path / "images.npz", images=images.astype(np.float32), labels=np.arange(20))
+    with pytest.raises(SynthError, match="not uint8"):
+        read_synthetic(tmp_path)

@@ -1,0 +1,188 @@
+"""The classifier and the protocols: ranges, shuffling, figures, what the test split may do."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as npst
+from sklearn.metrics import accuracy_score, balanced_accuracy_score
+
+from eval.classifier import FixedClassifier, predict, shuffled_batches, train_classifier
+from eval.protocol import (
+    PROTOCOLS,
+    Protocol,
+    disk_batches,
+    expected_calibration_error,
+    measure,
+    score,
+    stream_batches,
+)
+from eval.references import pca_gaussian, real_same_size
+from synth.data import ImageSet
+from synth.generation import fresh_batch
+from synth.networks import build
+from synth.rendering import render
+from tests.conftest import tiny
+
+CPU = torch.device("cpu")
+
+
+def test_classifier_is_the_published_one() -> None:
+    classifier = FixedClassifier()
+    assert sum(p.numel() for p in classifier.parameters()) == 122_890
+    kinds = [type(m).__name__ for m in classifier.features]
+    assert kinds == ["Conv2d", "BatchNorm2d", "ReLU", "MaxPool2d"] * 3
+    widths = [m.out_channels for m in classifier.features if isinstance(m, torch.nn.Conv2d)]
+    assert widths == [32, 64, 64]
+
+
+def test_protocols_are_frozen() -> None:
+    """A change of a protocol is a new protocol: these hashes never change."""
+    assert {name: p.hash for name, p in PROTOCOLS.items()} == {
+        "fixed-v1": "ae27a3aa2fe3",
+        "stream-v1": "464f892e2d55",
+        "quick-v1": "d0350720bbe3",
+    }
+    stream = PROTOCOLS["stream-v1"]
+    assert (stream.steps, stream.batch, stream.seeds, stream.data) == (1000, 1000, 3, "stream")
+
+
+def test_ranges_agree_in_training_and_scoring(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The source notebook trained on [-1, 1] and tested on [0, 1]; here both are [0, 1], and the
+    same picture reaches the classifier as the same numbers, from a generator or from a file."""
+    seen: list[torch.Tensor] = []
+    forward = FixedClassifier.forward
+
+    def look(self: FixedClassifier, images: torch.Tensor) -> torch.Tensor:
+        seen.append(images)
+        return forward(self, images)
+
+    monkeypatch.setattr(FixedClassifier, "forward", look)
+    generator = build(tiny("tiny", True), 10, 0)[0].eval()
+    with torch.no_grad():  # a picture that reaches both ends of tanh's range
+        last = next(
+            m for m in reversed(generator.layers) if isinstance(m, torch.nn.ConvTranspose2d)
+        )
+        last.weight.mul_(1000)
+
+    drawn: list[torch.Tensor] = []
+
+    def draw(count: int, random: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+        images, labels = fresh_batch(generator, 10, count, random)
+        drawn.append(images)
+        return images, labels
+
+    batches = stream_batches(Protocol("p", "stream", 1, 50, 1), draw)(0)
+    classifier = train_classifier(batches, 1, 10, 0, CPU)
+    predict(classifier, drawn[0])
+    on_stream, on_scoring = seen
+    assert torch.equal(on_stream, on_scoring)
+    assert on_stream.min() == 0
+    assert on_stream.max() == 1
+
+
+@settings(max_examples=20, deadline=None)
+@given(count=st.integers(1, 70), batch=st.integers(1, 50), seed=st.integers(0, 5))
+def test_passes_join_without_a_gap(count: int, batch: int, seed: int) -> None:
+    labels = torch.arange(count)
+    images = labels.to(torch.uint8).view(-1, 1, 1, 1).expand(-1, 3, 32, 32)
+    batches = shuffled_batches(images, labels, batch, seed, CPU)
+    taken = list(itertools.islice(batches, 3 * count // batch + 1))
+    assert all(torch.equal(i[:, 0, 0, 0].long(), y) for i, y in taken)
+    shown = torch.cat([y for _, y in taken])
+    for start in range(0, len(shown) - count + 1, count):
+        assert sorted(shown[start : start + count].tolist()) == list(range(count))
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    logits=npst.arrays(np.float64, (60, 4), elements=st.floats(-5, 5)),
+    truth=npst.arrays(np.int64, 56, elements=st.integers(0, 3)),
+)
+def test_figures_agree_with_scikit_learn(logits: np.ndarray, truth: np.ndarray) -> None:
+    truth = np.concatenate([np.arange(4), truth])  # every class is there
+    probabilities = torch.from_numpy(logits).softmax(1)
+    figures = measure(0, probabilities, torch.from_numpy(truth), 0.0)
+    predicted = probabilities.argmax(1).numpy()
+    assert figures.accuracy == pytest.approx(accuracy_score(truth, predicted))
+    assert figures.balanced_accuracy == pytest.approx(balanced_accuracy_score(truth, predicted))
+    assert np.sum(figures.confusion) == 60
+    assert 0 <= figures.calibration_error <= 1
+
+
+def test_calibration_error_in_closed_form() -> None:
+    sure = np.tile([0.95, 0.05], (100, 1))
+    assert expected_calibration_error(sure, np.zeros(100, int)) == pytest.approx(0.05)
+    assert expected_calibration_error(sure, np.ones(100, int)) == pytest.approx(0.95)
+    truth = (np.arange(100) < 5).astype(int)
+    assert expected_calibration_error(sure, truth) == pytest.approx(0.0)
+
+
+@pytest.fixture(scope="module")
+def learned() -> tuple[ImageSet, ImageSet, Any]:
+    """Drawn digits to train and test on, and a protocol long enough to learn something."""
+    train, test = (
+        ImageSet(*render(split, count), tuple("0123456789"), "drawn", split)
+        for split, count in (("train", 2000), ("test", 1000))
+    )
+    return train, test, Protocol("short", "disk", steps=60, batch=128, seeds=2)
+
+
+def test_permuted_test_labels_give_chance_and_change_nothing_else(learned: Any) -> None:
+    train, test, protocol = learned
+    honest = score(protocol, disk_batches(protocol, train, CPU), test, CPU, "fp32")
+    order = torch.randperm(len(test), generator=torch.Generator().manual_seed(0))
+    permuted = ImageSet(test.images, test.labels[order], test.classes, test.name, "test")
+    blind = score(protocol, disk_batches(protocol, train, CPU), permuted, CPU, "fp32")
+    assert np.array_equal(honest.predictions, blind.predictions)
+    assert min(s.accuracy for s in honest.seeds) > 0.3
+    assert max(abs(s.accuracy - 0.1) for s in blind.seeds) < 0.04
+    assert honest.predictions.shape == (2, 1000)
+    assert not np.array_equal(honest.predictions[0], honest.predictions[1])
+
+
+def test_stream_protocol_trains_on_what_is_drawn(learned: Any) -> None:
+    train, test, _ = learned
+    protocol = Protocol("stream", "stream", steps=60, batch=128, seeds=1)
+    asked: list[int] = []
+
+    def draw(count: int, random: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+        asked.append(count)
+        picks = torch.from_numpy(random.integers(len(train), size=count))
+        return train.images[picks], train.require_labels()[picks]
+
+    result = score(protocol, stream_batches(protocol, draw), test, CPU, "fp32")
+    assert result.seeds[0].accuracy > 0.3
+    assert asked == [128] * 60
+
+
+@settings(max_examples=10, deadline=None)
+@given(per_class=st.integers(1, 150))
+def test_real_of_the_same_size_is_balanced_and_real(per_class: int) -> None:
+    images, labels = render("train", 300)
+    real = ImageSet(images, labels, tuple("0123456789"), "drawn", "train")
+    part = real_same_size(real, per_class)
+    assert part.require_labels().bincount().tolist() == [per_class] * 10
+    known = {pixels.numpy().tobytes(): int(y) for pixels, y in zip(images, labels, strict=True)}
+    drawn = [pixels.numpy().tobytes() for pixels in part.images]
+    assert [known[pixels] for pixels in drawn] == part.require_labels().tolist()
+    most = max(int((labels == label).sum()) for label in range(10))
+    if per_class >= most:
+        assert set(drawn) == set(known)  # no image is left out
+
+
+def test_pca_gaussian_has_the_classes_moments(learned: Any) -> None:
+    train = learned[0]
+    made = pca_gaussian(train, 400)
+    assert made.require_labels().bincount().tolist() == [400] * 10
+    for label in (0, 7):
+        ours = made.images[made.require_labels() == label].float()
+        real = train.images[train.require_labels() == label].float()
+        assert (ours.mean(0) - real.mean(0)).abs().mean() < 10
+        assert ours.std() == pytest.approx(float(real.std()), rel=0.1)

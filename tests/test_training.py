@@ -1,0 +1,294 @@
+"""The one loop: against a plain loop, through a kill, through Ctrl-C, through bad numbers."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+from copy import deepcopy
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn.functional import binary_cross_entropy_with_logits as bce
+
+from synth import training
+from synth.data import ImageSet
+from synth.errors import SynthError
+from synth.networks import build
+from synth.recipes import RECIPES, Recipe
+from synth.runs import Run, RunConfig, load_generator, load_tensors, open_run
+from synth.training import (
+    Adversaries,
+    Interrupted,
+    average_decay,
+    draw_batches,
+    sampling_generator,
+    train,
+)
+from tests.conftest import tiny
+
+CPU = torch.device("cpu")
+
+
+def make_run(root: Path, images: ImageSet, recipe: Recipe, length: int, **changes: object) -> Run:
+    config = RunConfig(
+        recipe=recipe,
+        dataset=images.name,
+        source="svhn",
+        fingerprint=images.fingerprint,
+        training_size=len(images),
+        classes=images.classes,
+        images=length,
+        tick=160,
+        seed=0,
+        precision="fp32",
+    )
+    return Run.create(root, replace(config, **changes), {})  # type: ignore[arg-type]
+
+
+def test_step_equals_a_plain_loop(drawn: ImageSet) -> None:
+    """Ten steps of cdcgan against a loop written the way people write it."""
+    recipe = replace(RECIPES["cdcgan"], training=replace(RECIPES["cdcgan"].training, batch=16))
+    fast = Adversaries(recipe, 10, 3, CPU)
+    generator, discriminator = build(recipe, 10, 3)
+    g_adam = torch.optim.Adam(generator.parameters(), 2e-4, betas=(0.5, 0.999))
+    d_adam = torch.optim.Adam(discriminator.parameters(), 2e-4, betas=(0.5, 0.999))
+    average = [p.detach().clone() for p in generator.parameters()]
+    for batch in itertools.islice(draw_batches(recipe, drawn, 3, CPU), 10):
+        fast.sums.zero_()
+        fast.step(batch, "fp32")
+
+        real = batch.images / 127.5 - 1
+        fake = generator(batch.latent, batch.labels)
+        real_logits = discriminator(real, batch.labels)
+        fake_logits = discriminator(fake.detach(), batch.labels)
+        d_loss = (bce(real_logits, torch.ones(16)) + bce(fake_logits, torch.zeros(16))) / 2
+        d_adam.zero_grad()
+        d_loss.backward()
+        d_adam.step()
+        g_loss = bce(discriminator(fake, batch.labels), torch.ones(16))
+        g_adam.zero_grad()
+        g_loss.backward()
+        g_adam.step()
+        for mean, weight in zip(average, generator.parameters(), strict=True):
+            keep = 0.5 ** (16 / 10_000)
+            mean.mul_(keep).add_(weight.detach(), alpha=1 - keep)
+
+        plain = [d_loss, g_loss, real_logits.sigmoid().mean(), fake_logits.sigmoid().mean()]
+        torch.testing.assert_close(fast.sums, torch.stack(plain).detach(), rtol=1e-3, atol=1e-4)
+    for ours, theirs in zip(fast.average.parameters(), average, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("steps", "fakes", "d_steps", "first_loss"),
+    [("joint", "new", 1, "mean"), ("separate", "shared", 2, "sum")],
+)
+def test_dials_of_the_step(
+    drawn: ImageSet, steps: str, fakes: str, d_steps: int, first_loss: str
+) -> None:
+    recipe = tiny("tiny", True)
+    dials = replace(
+        recipe.training,
+        discriminator_steps=steps,  # type: ignore[arg-type]
+        fakes=fakes,  # type: ignore[arg-type]
+        discriminator_loss=first_loss,  # type: ignore[arg-type]
+    )
+    recipe = replace(recipe, training=dials)
+    both = Adversaries(recipe, 10, 0, CPU)
+    seen: list[torch.Tensor] = []
+    both.generator.register_forward_hook(lambda module, inputs, output: seen.append(output))
+    both.step(next(draw_batches(recipe, drawn, 0, CPU)), "fp32")
+    adam = both.d_optimizer.state_dict()["state"]
+    assert adam[0]["step"] == d_steps
+    assert len(seen) == (2 if fakes == "new" else 1)
+
+
+@given(st.integers(1, 500_000), st.integers(1, 1024))
+def test_average_keeps_a_half_after_its_half_life(half_life: int, batch: int) -> None:
+    keep = average_decay(half_life, batch)
+    assert keep ** (half_life / batch) == pytest.approx(0.5)
+    assert average_decay(0, batch) == 0
+
+
+def test_norm_statistics_of_the_averaged_generator_are_its_own(drawn: ImageSet) -> None:
+    """Running statistics must be those of the averaged weights' activations: they are measured
+    here on fresh latents, and the trained generator's own do not fit."""
+    recipe = tiny("tiny", True)
+    recipe = replace(recipe, training=replace(recipe.training, ema_half_life=2_000, batch=64))
+    both = Adversaries(recipe, 10, 0, CPU)
+    for batch in itertools.islice(draw_batches(recipe, drawn, 0, CPU), 60):
+        both.step(batch, "fp32")
+    sampler = sampling_generator(both, drawn, recipe)
+    naive = deepcopy(both.average)
+    for copied, trained in zip(naive.buffers(), both.generator.buffers(), strict=True):
+        copied.copy_(trained)
+
+    def misfit(generator: nn.Module) -> float:
+        """Largest distance of a norm's output from mean 0 and variance 1, before gamma, beta."""
+        worst: list[float] = []
+
+        def look(module: nn.BatchNorm2d, inputs: tuple[torch.Tensor], output: object) -> None:
+            x = inputs[0]
+            assert module.running_mean is not None
+            assert module.running_var is not None
+            mean, variance = x.mean((0, 2, 3)), x.var((0, 2, 3))
+            scale = module.running_var.sqrt()
+            worst.append(float(((mean - module.running_mean) / scale).abs().max()))
+            worst.append(float((variance / module.running_var - 1).abs().max()))
+
+        hooks = [
+            m.register_forward_hook(look)
+            for m in generator.modules()
+            if isinstance(m, nn.BatchNorm2d)
+        ]
+        latent = torch.randn(4000, 8, generator=torch.Generator().manual_seed(9))
+        assert drawn.labels is not None
+        labels = drawn.labels[torch.arange(4000) % len(drawn)]
+        with torch.no_grad():
+            generator.eval()(latent, labels)
+        for hook in hooks:
+            hook.remove()
+        return max(worst)
+
+    assert misfit(sampler) < 0.15
+    assert misfit(naive) > 2 * misfit(sampler)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(16, 90), st.integers(0, 150))
+def test_each_pass_shows_each_image_once_from_any_step(count: int, first: int) -> None:
+    recipe = tiny("tiny", False)
+    pixels = torch.arange(count, dtype=torch.uint8)[:, None, None, None].expand(-1, 3, 32, 32)
+    images = ImageSet(pixels, None, ("0",), "numbered", "train")
+    per_pass = count // 16
+    batches = itertools.islice(draw_batches(recipe, images, 0, CPU, 0), 200)
+    shown = [b.images[:, 0, 0, 0].tolist() for b in batches]
+    for start in range(0, 200 - per_pass, per_pass):
+        seen = list(itertools.chain(*shown[start : start + per_pass]))
+        assert len(set(seen)) == len(seen) == per_pass * 16
+    late = next(draw_batches(recipe, images, 0, CPU, first))
+    assert late.images[:, 0, 0, 0].tolist() == shown[first]
+
+
+def test_run_folder_holds_what_the_design_says(tmp_path: Path, drawn: ImageSet) -> None:
+    run = make_run(tmp_path, drawn, tiny("tiny", True), 480)
+    train(run, drawn, CPU)
+    assert run.folder.name == "00000-drawn-tiny-cond-seed0"
+    assert run.finished()
+    assert [line["images"] for line in run.read_log()] == [160, 320, 480]
+    for line in run.read_log():
+        assert 0 < line["d_real"] < 1
+        assert 0 < line["d_fake"] < 1
+        assert line["images_per_second"] > 0
+    assert len(list((run.folder / "samples").iterdir())) > 0
+    assert (run.folder / "losses.png").stat().st_size > 1000
+    assert open_run(run.folder).config == run.config
+
+
+@pytest.mark.parametrize("kill_at", [5, 15, 25])
+def test_killed_and_resumed_equals_uninterrupted(
+    tmp_path: Path, drawn: ImageSet, kill_at: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = make_run(tmp_path, drawn, tiny("tiny", True), 480)
+    train(whole, drawn, CPU)
+    killed = make_run(tmp_path, drawn, tiny("tiny", True), 480)
+    step, calls = Adversaries.step, itertools.count()
+
+    def dying(self: Adversaries, *arguments: object) -> None:
+        if next(calls) == kill_at:
+            raise RuntimeError("killed")
+        step(self, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Adversaries, "step", dying)
+    with pytest.raises(RuntimeError, match="killed"):
+        train(killed, drawn, CPU)
+    with killed.log.open("a") as log:
+        log.write('{"images": 9')  # a line cut off by the kill
+    monkeypatch.setattr(Adversaries, "step", step)
+    assert not killed.finished()
+    train(open_run(killed.folder), drawn, CPU)
+    for name in ("state/latest.safetensors", "generator.safetensors"):
+        ours, theirs = (load_tensors(run.folder / name)[0] for run in (killed, whole))
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+    losses = [[line["d_loss"] for line in run.read_log()] for run in (killed, whole)]
+    assert losses[0] == losses[1]
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on(
+    tmp_path: Path, drawn: ImageSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run(tmp_path, drawn, tiny("tiny", True), 16_000, tick=8_000)
+    step, calls = Adversaries.step, itertools.count(1)
+
+    def interrupting(self: Adversaries, *arguments: object) -> None:
+        step(self, *arguments)  # type: ignore[arg-type]
+        if next(calls) == 7:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(Adversaries, "step", interrupting)
+    with pytest.raises(Interrupted, match="synth train --resume --run") as caught:
+        train(run, drawn, CPU)
+    assert caught.value.exit_code == 130
+    assert run.images_shown() == 7 * 16
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_losses_that_blow_up_stop_the_run_and_keep_the_last_checkpoint(
+    tmp_path: Path, drawn: ImageSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run(tmp_path, drawn, tiny("tiny", True), 480)
+    step, calls = Adversaries.step, itertools.count()
+
+    def poisoned(self: Adversaries, *arguments: object) -> None:
+        if next(calls) == 14:
+            with torch.no_grad():
+                self.d_weights[0].fill_(float("nan"))
+        step(self, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Adversaries, "step", poisoned)
+    with pytest.raises(SynthError, match="no longer finite in the tick that ends at 320 images"):
+        train(run, drawn, CPU)
+    assert run.images_shown() == 160
+    state, _ = load_tensors(run.state)
+    assert all(value.isfinite().all() for value in state.values())
+
+
+def test_saved_generator_samples_what_was_trained(tmp_path: Path, drawn: ImageSet) -> None:
+    run = make_run(tmp_path, drawn, tiny("tiny", True), 160)
+    train(run, drawn, CPU)
+    generator = load_generator(run.folder)
+    assert not generator.training
+    latent, labels = torch.randn(5, 8), torch.arange(5)
+    assert torch.equal(generator(latent, labels), load_generator(run.weights)(latent, labels))
+
+
+def test_too_few_images_and_missing_classes_are_refused(tmp_path: Path, drawn: ImageSet) -> None:
+    few = ImageSet(drawn.images[:10], None, drawn.classes, "few", "train")
+    with pytest.raises(SynthError, match="fewer than the batch"):
+        training.check_trainable(tiny("tiny", False), few)
+    assert drawn.labels is not None
+    keep = drawn.labels != 4
+    lacking = ImageSet(drawn.images[keep], drawn.labels[keep], drawn.classes, "lacking", "train")
+    with pytest.raises(SynthError, match="no train image of class 4"):
+        training.check_trainable(tiny("tiny", True), lacking)
+    training.check_trainable(tiny("tiny", False), lacking)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_recorded_steps_equal_plain_ones_on_a_gpu(drawn: ImageSet) -> None:
+    recipe, device = tiny("tiny", True), torch.device("cuda")
+    plain, recorded = (Adversaries(recipe, 10, 0, device) for _ in range(2))
+    example = training._example_batch(recipe, 10, device)
+    take_step = training._fastest_step(recorded, example, "fp32")
+    for batch in itertools.islice(draw_batches(recipe, drawn, 0, device), 20):
+        plain.step(batch, "fp32")
+        take_step(*batch)
+    torch.testing.assert_close(plain.sums, recorded.sums, rtol=1e-3, atol=1e-3)

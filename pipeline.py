@@ -40,7 +40,7 @@ from synth.data import ImageSet, load_test_images, load_training_images
 from synth.environment import describe_environment
 from synth.errors import SynthError, UsageError
 from synth.files import numbered_folders, portable, read_json, sha256
-from synth.generation import Generated, fresh_batch, generate, generate_labelled
+from synth.generation import Generated, ShortClass, fresh_batch, generate, generate_labelled
 from synth.progress import progress_bar, say
 from synth.recipes import Recipe
 from synth.runs import Run, RunConfig, all_runs, load_generator, open_run
@@ -226,12 +226,9 @@ class Judge:
     def evaluate(self, entry: Entry, batches: MakeBatches) -> Record:
         """Scores one entry and writes its record; a failure is a record too."""
         start = time.perf_counter()
-        result: Score | None = None
-        error: str | None = None
+        steps = self.protocol.steps * self.seeds
         try:
-            with progress_bar(
-                f"evaluate {entry.name}", self.protocol.steps * self.seeds, "steps"
-            ) as advance:
+            with progress_bar(f"evaluate {entry.name}", steps, "steps") as advance:
                 result = score(
                     self.protocol,
                     batches,
@@ -241,25 +238,25 @@ class Judge:
                     self.seeds,
                     advance,
                 )
-        except Exception as problem:
-            error = f"{type(problem).__name__}: {problem}"
+        except Exception as error:
+            self.record_failure(entry, f"{type(error).__name__}: {error}")
             raise
-        finally:
-            if result or error:
-                record = make_record(
-                    entry,
-                    self.protocol,
-                    self.real,
-                    result,
-                    describe_environment(self.device),
-                    self.precision,
-                    time.perf_counter() - start,
-                    error,
-                )
-                predictions = result.predictions if result else None
-                write_record(self.places.results, record, predictions)
+        record = self._write(entry, result, time.perf_counter() - start)
         accuracies = ", ".join(f"{100 * value:.2f}" for value in record.accuracies)
         say(f"{entry.name}: accuracy {accuracies} % ({record.seconds:.0f} s)")
+        return record
+
+    def record_failure(self, entry: Entry, error: str) -> None:
+        self._write(entry, None, 0.0, error)
+
+    def _write(
+        self, entry: Entry, result: Score | None, seconds: float, error: str | None = None
+    ) -> Record:
+        environment = describe_environment(self.device)
+        record = make_record(
+            entry, self.protocol, self.real, result, environment, self.precision, seconds, error
+        )
+        write_record(self.places.results, record, result.predictions if result else None)
         return record
 
 
@@ -305,6 +302,26 @@ def synthetic_entry(synthetic: SyntheticSet, protocol: Protocol) -> Entry:
         trained_on=manifest.get("trained_on"),
         run=manifest.get("run"),
         checkpoint=manifest.get("checkpoint"),
+    )
+
+
+def failed_entry(run: Run, wanted: dict[str, Any]) -> Entry:
+    """The record's entry for a set that the run's generator could not fill."""
+    config = run.config
+    return Entry(
+        kind="synthetic",
+        name=config.recipe.name + SUFFIXES[wanted["labels"]],
+        count=wanted["count"],
+        sha256=None,
+        recipe=config.recipe.name,
+        conditional=config.recipe.conditional,
+        labels=wanted["labels"],
+        images_shown=run.images_shown(),
+        training_seed=config.seed,
+        generation_seed=wanted["seed"],
+        trained_on=config.fingerprint,
+        run=portable(run.folder),
+        checkpoint=wanted["checkpoint"],
     )
 
 
@@ -406,9 +423,16 @@ def ensure_evaluated(
         "count": per_class * len(run.config.classes),
         "seed": seed,
     }
-    folder = find_set(judge.places.datasets, wanted) or generate_set(
-        run, per_class, seed, judge.places, judge.device, label_with, labeller
-    )
+    folder = find_set(judge.places.datasets, wanted)
+    if folder is None:
+        try:
+            folder = generate_set(
+                run, per_class, seed, judge.places, judge.device, label_with, labeller
+            )
+        except ShortClass as error:  # a baseline that collapsed is a result, not the end
+            say(f"{run.folder}: {error}")
+            judge.record_failure(failed_entry(run, wanted), str(error))
+            return
     synthetic = read_synthetic(folder)
     if judge.known(synthetic_entry(synthetic, judge.protocol)) is None:
         evaluate_set(judge, synthetic)

@@ -24,6 +24,10 @@ Labeller = Callable[[Tensor], Tensor]  # uint8 (N, 3, 32, 32) → int64 (N,)
 Progress = Callable[[int], None]  # is told how many more images there are
 
 
+class ShortClass(SynthError):
+    """An unconditional generator hardly makes a class."""
+
+
 class Generated(NamedTuple):
     """images uint8 (N, 32, 32, 3), class by class; labels int64 (N,), or None where unlabelled;
     candidates: how many images were made to get these."""
@@ -66,7 +70,7 @@ def generate_labelled(
     """`per_class` images of each class from an unconditional generator: the first that `labeller`
     puts there, in the order they are made.
 
-    Raises `SynthError` when a class stays short after `TRIES` candidates per image wanted.
+    Raises `ShortClass` when a class stays short after `TRIES` candidates per image wanted.
     """
     _check_count(per_class)
     images = np.empty((len(classes), per_class, SIZE, SIZE, 3), np.uint8)
@@ -85,7 +89,7 @@ def generate_labelled(
             break
         if candidates >= TRIES * per_class * len(classes):
             short = int(np.argmin(filled))
-            raise SynthError(
+            raise ShortClass(
                 f"class {classes[short]} stays short: {filled[short]:,} of {per_class:,} images "
                 f"after {candidates:,} tries; the generator hardly makes it: train longer, or ask "
                 "for fewer with --per-class"

@@ -35,6 +35,7 @@ from synth.networks import Generator
 from synth.recipes import Recipe
 
 SCHEMA = 1
+METADATA = "synth"  # the key in a safetensors file
 
 
 @dataclass(frozen=True)
@@ -146,8 +147,9 @@ def newest_run(root: Path, finished: bool) -> Run:
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, Any]) -> None:
-    """Writes a safetensors file whole; metadata values are kept as JSON texts."""
-    texts = {key: json.dumps(value) for key, value in metadata.items()}
+    """Writes a safetensors file whole. The metadata is one JSON text, since the format keeps
+    several in no fixed order, and equal runs are to give equal files."""
+    texts = {METADATA: json.dumps(metadata)}
     with atomic_file(path) as temporary:
         save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, temporary, texts)
 
@@ -165,8 +167,9 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 def read_metadata(path: Path) -> dict[str, Any]:
     try:
         with safe_open(path, framework="pt") as file:
-            return {key: json.loads(text) for key, text in (file.metadata() or {}).items()}
-    except (OSError, ValueError, SafetensorError) as error:
+            metadata: dict[str, Any] = json.loads((file.metadata() or {})[METADATA])
+            return metadata
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise _damaged(path, error) from error
 
 

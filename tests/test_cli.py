@@ -1,0 +1,441 @@
+"""The command line as a user meets it: the three commands, bad input, start-up."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors import safe_open
+
+import pipeline
+from cli import parse_count
+from eval.protocol import Protocol
+from eval.records import read_records
+from synth.data import load_training_images
+from synth.environment import command_line
+from synth.errors import UsageError
+from synth.files import read_json
+from tests.conftest import ROOT, Ran
+
+Synth = Callable[..., Ran]
+pytestmark = pytest.mark.usefixtures("tiny_names")
+TRAIN = ("--dataset", "svhn", "--images", "64", "--precision", "fp32")
+RUN = "00001-small-svhn-tiny-cond-seed0"
+SCORE = ("--protocol", "tiny-v1", "--precision", "fp32")
+
+
+@pytest.fixture
+def trained(synth: Synth, mats: Path) -> Path:
+    """A folder in which a conditional and an unconditional tiny run are finished."""
+    for recipe in ("tiny-uncond", "tiny"):
+        ran = synth("train", "--recipe", recipe, "--data-root", mats, *TRAIN)
+        assert ran.code == 0, ran.err
+    return mats.parent
+
+
+@pytest.fixture
+def any_labels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A labeller that finds every class; a classifier of three steps sees but one."""
+
+    def labels(images: torch.Tensor) -> torch.Tensor:
+        return torch.arange(len(images)) % 10
+
+    monkeypatch.setattr(pipeline, "make_labeller", lambda *_: labels)
+
+
+@pytest.mark.usefixtures("any_labels")
+def test_the_three_commands(
+    synth: Synth, trained: Path, mats: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SYNTH_DATA", str(mats))
+    made = synth("generate", "--per-class", "30")
+    assert made.code == 0, made.err
+    assert made.out.strip() == "datasets/00000-small-svhn-tiny-cond-seed0"
+    evaluated = synth("evaluate", *SCORE)
+    assert evaluated.code == 0, evaluated.err
+    records = read_records(trained / "results")
+    assert [record.entry.name for record in records] == [
+        "tiny",
+        "real",
+        "real, same size",
+        "PCA + Gaussian per class",
+        "tiny-uncond + pseudo-labels",
+        "tiny-uncond + random labels",
+    ]
+    assert {record.entry.count for record in records} == {300, 160}
+    assert {record.real.name for record in records} == {"small-svhn"}
+    for name in ("LEADERBOARD.md", "leaderboard.csv", "report.html"):
+        assert (trained / "results" / name).stat().st_size > 0
+    for record in records:
+        assert record.entry.name in evaluated.out
+
+    again = synth("evaluate", *SCORE, "--json")  # references are reused, the entry is not
+    assert len(read_records(trained / "results")) == 7
+    (first,) = (r for r in records if r.entry.name == "tiny")
+    assert [s["accuracy"] for s in json.loads(again.out)[0]["scores"]] == first.accuracies
+
+
+def test_no_record_names_this_machine(synth: Synth, trained: Path, mats: Path) -> None:
+    synth(
+        "generate",
+        "--per-class",
+        "3",
+        "--run",
+        trained / "runs" / RUN,
+    )
+    synth(
+        "evaluate",
+        trained / "datasets" / "00000-small-svhn-tiny-cond-seed0",
+        "--data-root",
+        mats,
+        *SCORE,
+        "--no-references",
+    )
+    (path,) = (trained / "results" / "records").iterdir()
+    texts = [path, *trained.glob("datasets/*/manifest.json"), *trained.glob("runs/*/*.json")]
+    for text in (path.read_text() for path in texts):
+        assert str(trained) not in text
+        assert str(Path.home()) not in text
+        assert os.uname().nodename not in text
+    record = read_json(path)
+    assert record["entry"]["folder"] == "datasets/00000-small-svhn-tiny-cond-seed0"
+    assert "--data-root small-svhn" in record["environment"]["command"]
+
+
+def test_deleting_the_test_file_does_not_change_training(
+    synth: Synth, trained: Path, mats: Path
+) -> None:
+    (mats / "test_32x32.mat").unlink()
+    assert synth("train", "--recipe", "tiny", "--data-root", mats, *TRAIN).code == 0
+    weights = [
+        trained / "runs" / f"{n}-small-svhn-tiny-cond-seed0" / "generator.safetensors"
+        for n in ("00001", "00002")
+    ]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+
+
+def test_generating_needs_no_data(synth: Synth, trained: Path, mats: Path) -> None:
+    shutil.rmtree(mats)
+    assert synth("generate", "--per-class", "3").code == 0
+
+
+def test_labels_for_an_unconditional_run(synth: Synth, trained: Path, mats: Path) -> None:
+    run = trained / "runs" / "00000-small-svhn-tiny-uncond-uncond-seed0"
+    assert synth("generate", "--per-class", "4", "--run", run).code == 0
+    refused = synth("evaluate", "--data-root", mats, *SCORE)
+    assert refused.code == 1
+    assert "has no labels; generate it with --label-with classifier" in refused.err
+    assert synth("generate", "--per-class", "4", "--run", run, "--label-with", "random").code == 0
+    scored = synth("evaluate", "--data-root", mats, *SCORE, "--no-references")
+    assert "tiny-uncond + random labels" in scored.out
+
+
+def test_stream_protocol_from_the_command_line(synth: Synth, trained: Path, mats: Path) -> None:
+    synth("generate", "--per-class", "4")
+    ran = synth(
+        "evaluate", "--data-root", mats, "--protocol", "tiny-stream-v1", "--precision", "fp32"
+    )
+    assert ran.code == 0, ran.err
+    record = read_records(trained / "results")[0]
+    assert record.entry.count == 96
+    assert record.entry.sha256 is None
+    assert len({score.accuracy for score in record.scores}) >= 1
+
+
+def test_resume_from_the_command_line(synth: Synth, trained: Path, mats: Path) -> None:
+    run = trained / "runs" / RUN
+    before = (run / "generator.safetensors").read_bytes()
+    refused = synth("train", "--resume", "--data-root", mats)
+    assert refused.code == 1
+    assert "no unfinished run" in refused.err
+    config = read_json(run / "config.json")
+    (run / "config.json").write_text(json.dumps({**config, "images": 96}))
+    assert synth("train", "--resume", "--data-root", mats).code == 0
+    assert (run / "generator.safetensors").read_bytes() != before
+    with safe_open(run / "generator.safetensors", "pt") as file:
+        assert json.loads(file.metadata()["synth"])["images"] == 96
+
+
+def test_resume_refuses_other_images(synth: Synth, trained: Path, mats: Path) -> None:
+    run = trained / "runs" / RUN
+    config = read_json(run / "config.json")
+    (run / "config.json").write_text(json.dumps({**config, "images": 96, "fingerprint": "f" * 64}))
+    ran = synth("train", "--resume", "--data-root", mats)
+    assert ran.code == 1
+    assert "was trained on other images" in ran.err
+
+
+@pytest.mark.usefixtures("any_labels")
+def test_benchmark_skips_what_is_there(synth: Synth, trained: Path, mats: Path) -> None:
+    command = (
+        "benchmark",
+        "--recipes",
+        "tiny,tiny-uncond",
+        "--images",
+        "64",
+        "--per-class",
+        "5",
+        "--data-root",
+        mats,
+        *SCORE,
+    )
+    first = synth(*command)
+    assert first.code == 0, first.err
+    kept = {path for path in trained.rglob("*") if path.suffix in (".safetensors", ".npz", ".json")}
+    second = synth(*command, "--json")
+    assert {p for p in trained.rglob("*") if p.suffix in (".safetensors", ".npz", ".json")} == kept
+    rows = json.loads(second.out)
+    assert len(rows) == 6
+    assert {row["entry"] for row in rows} >= {"real", "tiny", "tiny-uncond + pseudo-labels"}
+    assert len(list((trained / "runs").iterdir())) == 2  # both were found
+    assert "report.html" in first.err
+
+
+def test_a_collapsed_baseline_does_not_stop_the_scoring(
+    synth: Synth, trained: Path, mats: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        pipeline, "make_labeller", lambda *_: lambda images: images.long()[:, 0, 0, 0] * 0
+    )
+    synth("generate", "--per-class", "3")
+    ran = synth("evaluate", "--data-root", mats, *SCORE)
+    assert ran.code == 0, ran.err
+    assert "class 1 stays short" in ran.err
+    failed = [record for record in read_records(trained / "results") if record.error]
+    assert [record.entry.name for record in failed] == ["tiny-uncond + pseudo-labels"]
+    assert "tiny-uncond + random labels" in ran.out
+
+
+def test_the_labeller_is_the_classifier_trained_on_real_images(mats: Path) -> None:
+    real = load_training_images("svhn", mats)
+    protocol = Protocol("short", "disk", steps=80, batch=64, seeds=1)
+    labels = pipeline.make_labeller(real, protocol, torch.device("cpu"), "fp32")(real.images)
+    assert (labels == real.require_labels()).float().mean() > 0.8
+
+
+def test_dry_run_writes_nothing(synth: Synth, mats: Path) -> None:
+    ran = synth("train", "--recipe", "tiny", "--data-root", mats, *TRAIN, "--dry-run")
+    config = json.loads(ran.out)
+    assert config["images"] == 64
+    assert config["recipe"]["name"] == "tiny"
+    assert not (mats.parent / "runs").exists()
+
+
+def test_epochs_count_passes(synth: Synth, mats: Path) -> None:
+    ran = synth(
+        "train",
+        "--recipe",
+        "tiny",
+        "--data-root",
+        mats,
+        "--precision",
+        "fp32",
+        "--epochs",
+        "3",
+        "--dry-run",
+    )
+    assert json.loads(ran.out)["images"] == 3 * 160
+
+
+# Bad input: one clear line, the right code, nothing left behind
+
+
+def one_line(ran: Ran, code: int, *parts: str) -> None:
+    assert ran.code == code, ran
+    lines = [line for line in ran.err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1, ran.err
+    assert "Traceback" not in ran.err
+    for part in parts:
+        assert part in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "part"),
+    [
+        (["train", "--recipe", "nonesuch"], 2, "--recipe nonesuch: unknown; choose"),
+        (["train", "--recipe", "tiny", "--unconditional"], 2, "is conditional"),
+        (["train", "--images", "-5"], 2, "--images -5"),
+        (["train", "--images", "0"], 2, "--images 0"),
+        (["train", "--images", "many"], 2, "--images many"),
+        (["train", "--images", "nan"], 2, "--images nan"),
+        (["train", "--images", "5", "--epochs", "2"], 2, "--images and --epochs"),
+        (["train", "--epochs", "-1"], 2, "must be 1 or more"),
+        (["train", "--device", "tpu"], 2, "--device tpu"),
+        (["train", "--precision", "fp8"], 2, "--precision fp8"),
+        (["train", "--dataset", "mnist"], 2, "--dataset mnist: unknown; choose svhn"),
+        (["train", "--dataset", "folder"], 2, "--data-root"),
+        (["train", "--seed", "-1"], 2, "--seed"),
+        (["train", "--run", "x"], 2, "--run"),
+        (["train", "--resume"], 1, "holds no unfinished run"),
+        (["generate"], 1, "synth train --conditional"),
+        (["generate", "--per-class", "x"], 2, "--per-class"),
+        (["generate", "--run", "nowhere"], 1, "nowhere: is no run folder"),
+        (["generate", "--format", "bmp"], 2, "--format bmp: choose npz or folder"),
+        (["generate", "--label-with", "dice"], 2, "--label-with dice"),
+        (["evaluate"], 1, "synth generate --per-class 5000"),
+        (["evaluate", "nowhere"], 1, "nowhere: is no data set"),
+        (["benchmark", "--recipes", "tiny,nonesuch"], 2, "--recipe nonesuch"),
+        (["benchmark", "--recipes", "tiny", "--seeds", "0"], 2, "--seeds 0"),
+        (["recipes", "nonesuch"], 2, "nonesuch"),
+        (["nonesuch"], 2, "nonesuch"),
+        (["train", "--nonesuch"], 2, "--nonesuch"),
+    ],
+)
+def test_bad_options(
+    synth: Synth,
+    mats: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    code: int,
+    part: str,
+) -> None:
+    if "folder" not in arguments:
+        monkeypatch.setenv("SYNTH_DATA", str(mats))
+    before = sorted(mats.parent.rglob("*"))
+    one_line(synth(*arguments), code, part)
+    assert sorted(mats.parent.rglob("*")) == before
+
+
+def test_missing_data_is_named_with_the_ways_out(
+    synth: Synth, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unreachable(*arguments: object, **options: object) -> None:
+        raise OSError("no network")
+
+    from torchvision.datasets import SVHN
+
+    unreachable.split_list = SVHN.split_list  # type: ignore[attr-defined]
+    monkeypatch.setattr("synth.svhn.SVHN", unreachable)
+    ran = synth("train", "--data-root", tmp_path / "empty")
+    one_line(ran, 1, "train_32x32.mat", "no network", "--data-root", "--dataset house-numbers")
+
+
+@pytest.mark.parametrize("content", [b"", b"plain text, not a .mat file" * 20])
+def test_bad_mat(synth: Synth, mats: Path, content: bytes) -> None:
+    (mats / "train_32x32.mat").write_bytes(content)
+    one_line(synth("train", "--data-root", mats), 1, "train_32x32.mat", "--data-root")
+    assert not (mats.parent / "runs").exists()
+
+
+def test_empty_folder_and_broken_image(synth: Synth, tmp_path: Path) -> None:
+    (tmp_path / "mine" / "train").mkdir(parents=True)
+    train = ("train", "--dataset", "folder", "--data-root", tmp_path / "mine")
+    one_line(synth(*train), 1, "holds no images")
+    (tmp_path / "mine" / "train" / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n and no more")
+    one_line(synth(*train, "--unconditional"), 1, "broken.png", "mend or remove it")
+
+
+def test_missing_class(synth: Synth, tmp_path: Path, mats: Path) -> None:
+    from tests.conftest import write_mat
+
+    whole = load_training_images("svhn", mats)
+    keep = whole.require_labels() != 6
+    write_mat(tmp_path / "lacking", "train", whole.images[keep], whole.require_labels()[keep])
+    ran = synth("train", "--recipe", "tiny", "--data-root", tmp_path / "lacking", *TRAIN)
+    one_line(ran, 1, "no train image of class 6")
+
+
+def test_per_class_zero_and_a_run_without_weights(synth: Synth, trained: Path) -> None:
+    one_line(synth("generate", "--per-class", "0"), 2, "--per-class 0")
+    run = trained / "runs" / RUN
+    (run / "generator.safetensors").unlink()
+    one_line(synth("generate", "--run", run), 1, "is missing", "synth train --resume")
+    (run / "generator.safetensors").write_bytes(b"not weights")
+    one_line(synth("generate", "--run", run), 1, "is damaged")
+    assert not (trained / "datasets").exists()
+
+
+def test_corrupted_manifest(synth: Synth, trained: Path, mats: Path) -> None:
+    synth("generate", "--per-class", "3")
+    (manifest,) = trained.glob("datasets/*/manifest.json")
+    manifest.write_text(manifest.read_text()[:-20])
+    ran = synth("evaluate", "--data-root", mats, *SCORE)
+    one_line(ran, 1, "manifest.json: is damaged")
+    assert not (trained / "results").exists()
+
+
+def test_output_that_cannot_be_written(synth: Synth, trained: Path, mats: Path) -> None:
+    (trained / "file").write_text("in the way")
+    places = [trained / "file" / "below"]
+    if os.geteuid() != 0:  # root may write anywhere
+        (trained / "locked").mkdir(mode=0o500)
+        places.append(trained / "locked")
+    for place in places:
+        ran = synth("train", "--recipe", "tiny", "--data-root", mats, *TRAIN, "--out", place)
+        one_line(ran, 1, str(place), "--out")
+        ran = synth("generate", "--per-class", "3", "--out", place)
+        one_line(ran, 1, str(place), "--out")
+    synth("generate", "--per-class", "3")
+    ran = synth("evaluate", "--data-root", mats, *SCORE, "--results", trained / "file" / "below")
+    one_line(ran, 1, "below", "cannot be written")
+
+
+def test_other_classes_are_refused(synth: Synth, trained: Path, mats: Path) -> None:
+    images = np.zeros((30, 32, 32, 3), np.uint8)
+    (trained / "foreign").mkdir()
+    np.savez(trained / "foreign" / "images.npz", images=images, labels=np.arange(30) % 3)
+    ran = synth("evaluate", trained / "foreign", "--data-root", mats, *SCORE)
+    one_line(ran, 1, "foreign", "--dataset")
+
+
+# Start-up, numbers, structure
+
+
+def test_help_is_quick_and_imports_no_torch() -> None:
+    code = (
+        "import sys; sys.argv = ['synth', '--help']\n"
+        "import cli\n"
+        "try: cli.main()\n"
+        "except SystemExit as stop: assert not stop.code\n"
+        "heavy = {'torch', 'numpy', 'pandas', 'matplotlib', 'scipy'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    assert "benchmark" in ran.stdout
+
+
+@given(st.integers(1, 10**9))
+def test_counts_are_read_with_their_unit(count: int) -> None:
+    assert parse_count("--images", str(count)) == count
+    assert parse_count("--images", f"{count}k") == count * 1000
+    assert parse_count("--images", "2.5M") == 2_500_000
+    with pytest.raises(UsageError):
+        parse_count("--images", f"{count}.0005k")
+
+
+def test_paths_in_a_command_are_relative(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ["/usr/bin/synth", "train", "--data-root", str(tmp_path / "data"), f"--out={tmp_path}"]
+    assert command_line(words) == "synth train --data-root data --out=."
+    assert command_line(["synth", str(Path.home() / "secret" / "data")]).count("/") <= 1
+
+
+def test_rooms_keep_their_direction() -> None:
+    """synth never imports eval; eval imports only data types and the ground floor from synth."""
+    allowed = {
+        "synth.acceleration",
+        "synth.data",
+        "synth.errors",
+        "synth.files",
+    }
+    for path in [*(ROOT / "synth").glob("*.py"), *(ROOT / "eval").glob("*.py")]:
+        tree = ast.parse(path.read_text())
+        froms = {n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
+        plain = {a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
+        names = {name for name in froms | plain if name}
+        if path.parent.name == "synth":
+            assert not {n for n in names if n.split(".")[0] in ("eval", "cli", "pipeline")}, path
+        else:
+            assert {n for n in names if n.startswith("synth")} <= allowed, path

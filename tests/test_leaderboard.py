@@ -1,0 +1,159 @@
+"""Records, and the tables made from them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from eval.leaderboard import build_tables, format_frame, write_leaderboard
+from eval.protocol import PROTOCOLS, Score, SeedScore
+from eval.records import (
+    Entry,
+    RealSplits,
+    Record,
+    find_record,
+    make_record,
+    read_records,
+    write_record,
+)
+from eval.report import write_report
+from synth.errors import SynthError
+
+REAL = RealSplits("svhn-part", "a" * 64, 4434, "b" * 64, 8000)
+FIXED = PROTOCOLS["fixed-v1"]
+
+
+def scored(*accuracies: float) -> Score:
+    scores = [
+        SeedScore(seed, value, value - 0.01, [value] * 10, np.eye(10, dtype=int).tolist(), 0.1, 1.0)
+        for seed, value in enumerate(accuracies)
+    ]
+    return Score(scores, np.zeros((len(accuracies), 5), np.uint8))
+
+
+def record(
+    entry: Entry, *accuracies: float, real: RealSplits = REAL, name: str = "fixed-v1"
+) -> Record:
+    return make_record(
+        entry, PROTOCOLS[name], real, scored(*accuracies), {"commit": "abc"}, "fp32", 1.0
+    )
+
+
+def synthetic(name: str = "cdcgan", digest: str = "1", labels: str = "conditional") -> Entry:
+    return Entry(
+        "synthetic",
+        name,
+        50_000,
+        digest,
+        recipe=name,
+        labels=labels,
+        images_shown=1_000_000,
+        trained_on=REAL.train_fingerprint,
+    )
+
+
+CEILING = Entry("real", "real", 4434, "r")
+
+
+def test_record_survives_the_disk(tmp_path: Path) -> None:
+    made = record(synthetic(), 0.7, 0.72)
+    path = write_record(tmp_path, made, scored(0.7, 0.72).predictions)
+    assert read_records(tmp_path) == [made]
+    with np.load(tmp_path / "predictions" / f"{made.id}.npz") as arrays:
+        assert arrays["predictions"].shape == (2, 5)
+    with pytest.raises(SynthError, match="not overwritten"):
+        write_record(tmp_path, made, None)
+    path.write_text(path.read_text()[:50])
+    with pytest.raises(SynthError, match="is damaged"):
+        read_records(tmp_path)
+
+
+def test_rows_are_ranked_and_read_against_real() -> None:
+    (table,) = build_tables(
+        [
+            record(CEILING, 0.8, 0.8),
+            record(synthetic("dcgan + pseudo-labels", "2", "classifier"), 0.6, 0.62),
+            record(synthetic("cdcgan", "1"), 0.70, 0.74),
+            record(synthetic("worse", "3"), 0.5, 0.5),
+        ]
+    )
+    frame = table.to_frame()
+    assert frame["entry"].tolist() == ["real", "cdcgan", "dcgan + pseudo-labels", "worse"]
+    assert frame["rank"].fillna(0).tolist() == [0, 1, 0, 2]
+    assert frame["ratio_to_real"].tolist() == pytest.approx([1.0, 0.9, 0.7625, 0.625])
+    assert frame["spread"][1] == pytest.approx(np.std([0.70, 0.74], ddof=1))
+    assert format_frame(table).iloc[1]["accuracy %"] == "72.00"
+
+
+def test_generator_seeds_of_one_recipe_share_a_row() -> None:
+    (table,) = build_tables(
+        [record(synthetic(digest="1"), 0.7, 0.7), record(synthetic(digest="2"), 0.6, 0.6)]
+    )
+    (row,) = table.rows
+    assert row.accuracy == pytest.approx(0.65)
+    assert row.seeds == "2 × 2"
+
+
+def test_the_newest_record_of_the_same_content_counts() -> None:
+    (table,) = build_tables([record(synthetic(), 0.1, 0.1), record(synthetic(), 0.7, 0.7)])
+    assert table.rows[0].accuracy == pytest.approx(0.7)
+
+
+@given(st.permutations(range(4)))
+def test_protocols_and_splits_are_never_mixed(order: list[int]) -> None:
+    other = replace(REAL, test_fingerprint="c" * 64)
+    records = [
+        record(synthetic(), 0.7),
+        record(synthetic(), 0.6, name="quick-v1"),
+        record(synthetic(), 0.5, real=other),
+        replace(record(synthetic(), 0.4), protocol={**FIXED.to_json(), "hash": "changed"}),
+    ]
+    tables = build_tables([records[i] for i in order])
+    assert len(tables) == 4
+    assert sorted(t.rows[0].accuracy for t in tables) == pytest.approx([0.4, 0.5, 0.6, 0.7])
+
+
+def test_failures_and_foreign_training_data_are_told_apart() -> None:
+    failed = make_record(synthetic(digest="9"), FIXED, REAL, None, {}, "fp32", 1.0, "it broke")
+    foreign = replace(synthetic(digest="4"), trained_on="d" * 64)
+    (table,) = build_tables([failed, record(foreign, 0.3), record(synthetic(), 0.7)])
+    assert [row.entry for row in table.rows] == ["cdcgan", "cdcgan (trained on other data)"]
+
+
+def test_known_results_are_found_and_others_are_not() -> None:
+    records = [record(CEILING, 0.8, 0.8), record(synthetic(), 0.7, 0.7)]
+    assert find_record(records, replace(CEILING, sha256=None), FIXED, REAL, 2) is records[0]
+    assert find_record(records, synthetic(), FIXED, REAL, 2) is records[1]
+    assert find_record(records, synthetic(), FIXED, REAL, 3) is None
+    assert find_record(records, synthetic(digest="2"), FIXED, REAL, 2) is None
+    assert find_record(records, synthetic(), PROTOCOLS["quick-v1"], REAL, 1) is None
+
+
+def test_published_files_follow_from_the_records(tmp_path: Path) -> None:
+    write_record(tmp_path, record(CEILING, 0.8, 0.82), None)
+    write_record(tmp_path, record(synthetic(), 0.7, 0.72), None)
+    tables = write_leaderboard(tmp_path)
+    text = (tmp_path / "LEADERBOARD.md").read_text()
+    assert "## svhn-part, fixed-v1 (4,434 real training images, 8,000 test images)" in text
+    assert "| 1 | cdcgan | 71.00 | 1.41 | 70.00 | 0.877 | 50,000 | 1,000,000 | 1 × 2 |" in text
+    assert pd.read_csv(tmp_path / "leaderboard.csv")["accuracy"].tolist() == [0.81, 0.71]
+    page = write_report(tmp_path, tables).read_text()
+    assert page.count("data:image/png;base64,") == 2
+    assert "http" not in page.replace("http-equiv", "")
+    write_leaderboard(tmp_path)
+    assert (tmp_path / "LEADERBOARD.md").read_text() == text
+
+
+def test_records_are_plain_json(tmp_path: Path) -> None:
+    path = write_record(tmp_path, record(synthetic(), 0.7), None)
+    value = json.loads(path.read_text())
+    assert value["schema"] == 1
+    assert value["protocol"]["name"] == "fixed-v1"
+    assert value["scores"][0]["accuracy"] == 0.7

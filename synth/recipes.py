@@ -58,7 +58,7 @@ class DiscriminatorRecipe:
 class TrainingRecipe:
     """How the two networks are trained; lengths are counted in real images shown."""
 
-    images: int = 2_500_000  # length when the user names none
+    images: int = 1_000_000  # length when the user names none
     batch: int = 128
     initialisation: Literal["dcgan", "pytorch", "keras"] = "dcgan"
     learning_rate_g: float = 2e-4

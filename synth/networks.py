@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from synth.data import SIZE
+from synth.layers import Conv2d, ConvTranspose2d
 from synth.recipes import Activation, DiscriminatorRecipe, GeneratorRecipe, Norm, Recipe
 
 
@@ -61,15 +62,15 @@ class Discriminator(nn.Module):
             norm = i > 0 or recipe.first_norm
             bias = recipe.bias == "always" or (recipe.bias == "without_norm" and not norm)
             layers.append(
-                nn.Conv2d(narrow, wide, recipe.kernel, 2, (recipe.kernel - 1) // 2, bias=bias)
+                Conv2d(narrow, wide, recipe.kernel, 2, (recipe.kernel - 1) // 2, bias=bias)
             )
             if norm:
                 layers.append(_norm(wide, recipe.norm))
-            layers.append(nn.LeakyReLU(recipe.slope))
+            layers.append(nn.LeakyReLU(recipe.slope, inplace=True))
         self.layers = nn.Sequential(*layers)
         side = SIZE >> len(recipe.widths)
         self.head = (
-            nn.Conv2d(widths[-1], 1, side)
+            Conv2d(widths[-1], 1, side)
             if recipe.head == "conv"
             else nn.Linear(widths[-1] * side * side, 1)
         )
@@ -112,13 +113,13 @@ def initialise(network: nn.Module, kind: str) -> None:
 
 def _stem(recipe: GeneratorRecipe, inputs: int) -> nn.Linear | nn.ConvTranspose2d:
     if recipe.stem == "conv":
-        return nn.ConvTranspose2d(inputs, recipe.widths[0], recipe.base, bias=recipe.stem_bias)
+        return ConvTranspose2d(inputs, recipe.widths[0], recipe.base, bias=recipe.stem_bias)
     return nn.Linear(inputs, recipe.widths[0] * recipe.base**2, bias=recipe.stem_bias)
 
 
 def _upsample(wide: int, narrow: int, kernel: int, bias: bool) -> nn.ConvTranspose2d:
     """Doubles the side: output = (n - 1)·2 - 2·padding + kernel + output_padding = 2n."""
-    return nn.ConvTranspose2d(
+    return ConvTranspose2d(
         wide, narrow, kernel, 2, (kernel - 1) // 2, output_padding=kernel % 2, bias=bias
     )
 
@@ -130,6 +131,6 @@ def _norm(width: int, norm: Norm) -> nn.BatchNorm2d:
 def _activation(kind: Activation) -> nn.Module:
     return {
         "none": nn.Identity(),
-        "relu": nn.ReLU(),
-        "leaky_relu": nn.LeakyReLU(0.2),
+        "relu": nn.ReLU(inplace=True),
+        "leaky_relu": nn.LeakyReLU(0.2, inplace=True),
     }[kind]

@@ -1,0 +1,180 @@
+"""Convolutions that compute what torch's do, faster, when they train in bf16 on a CPU.
+
+They are torch's layers with the same parameters. On a CPU under bf16 autocast, where oneDNN's
+weight gradient of a small feature map runs far below the matrix units' speed, it is taken as one
+matrix product over the unfolded input instead; convolutions of or to 1×1 maps are products
+altogether. Everywhere else they are torch's own. benchmarks/NOTES.md has the measurements.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+# From so many input channels on, unfolding pays for the weight gradient.
+UNFOLD_CHANNELS = 128
+
+
+class Conv2d(nn.Conv2d):
+    """torch's, square, without dilation or groups."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not _on_matrix_units(x):
+            return super().forward(x)
+        x = x.to(torch.bfloat16)
+        if x.shape[2:] == self.kernel_size and self.padding == (0, 0):  # covers the whole map
+            flat = self.weight.permute(0, 2, 3, 1).flatten(1)
+            return F.linear(x.permute(0, 2, 3, 1).flatten(1), flat, self.bias)[:, :, None, None]
+        output: Tensor = _Convolution.apply(
+            x, self.weight, self.bias, self.stride[0], int(self.padding[0])
+        )
+        return output
+
+
+class ConvTranspose2d(nn.ConvTranspose2d):
+    """torch's, square, without dilation or groups."""
+
+    def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
+        if not _on_matrix_units(x):
+            return super().forward(x, output_size)
+        x = x.to(torch.bfloat16)
+        if x.shape[2:] == (1, 1) and self.padding == (0, 0) and self.bias is None:
+            side, channels = self.kernel_size[0], self.out_channels
+            flat = self.weight.permute(0, 2, 3, 1).flatten(1)
+            return F.linear(x.flatten(1), flat.T).view(-1, side, side, channels).permute(0, 3, 1, 2)
+        output: Tensor = _TransposedConvolution.apply(
+            x,
+            self.weight,
+            self.bias,
+            self.stride[0],
+            int(self.padding[0]),
+            self.output_padding[0],
+        )
+        return output
+
+
+def _on_matrix_units(x: Tensor) -> bool:
+    return x.device.type == "cpu" and torch.is_autocast_enabled("cpu")
+
+
+class _Convolution(torch.autograd.Function):
+    """x bf16 (B, C, H, W), weight fp32 (N, C, k, k) → bf16 (B, N, h, w), all channels-last."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int
+    ) -> Tensor:
+        x, kernel = _channels_last(x), _as_kernel(weight, x)
+        ctx.save_for_backward(x, kernel)
+        ctx.arguments = stride, padding
+        return F.conv2d(x, kernel, _like(bias, x), stride, padding)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        (x, kernel), (stride, padding) = ctx.saved_tensors, ctx.arguments
+        gradient = _channels_last(gradients[0])
+        for_x, for_weight, for_bias = ctx.needs_input_grad[:3]
+        extra = (x.shape[2] + 2 * padding - kernel.shape[2]) % stride
+        return (
+            F.conv_transpose2d(gradient, kernel, None, stride, padding, extra) if for_x else None,
+            _weight_gradient(x, gradient, kernel, stride, padding) if for_weight else None,
+            _rows(gradient).sum(0, dtype=torch.float32) if for_bias else None,
+            None,
+            None,
+        )
+
+
+class _TransposedConvolution(torch.autograd.Function):
+    """x bf16 (B, N, h, w), weight fp32 (N, C, k, k) → bf16 (B, C, H, W): the one above, turned."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        stride: int,
+        padding: int,
+        extra: int,
+    ) -> Tensor:
+        x, kernel = _channels_last(x), _as_kernel(weight, x)
+        ctx.save_for_backward(x, kernel)
+        ctx.arguments = stride, padding
+        return F.conv_transpose2d(x, kernel, _like(bias, x), stride, padding, extra)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        (x, kernel), (stride, padding) = ctx.saved_tensors, ctx.arguments
+        gradient = _channels_last(gradients[0])
+        for_x, for_weight, for_bias = ctx.needs_input_grad[:3]
+        return (
+            F.conv2d(gradient, kernel, None, stride, padding) if for_x else None,
+            _weight_gradient(gradient, x, kernel, stride, padding) if for_weight else None,
+            _rows(gradient).sum(0, dtype=torch.float32) if for_bias else None,
+            None,
+            None,
+            None,
+        )
+
+
+def _weight_gradient(
+    x: Tensor, gradient: Tensor, kernel: Tensor, stride: int, padding: int
+) -> Tensor:
+    """d loss / d kernel of conv(x, kernel) with the output's gradient; fp32 (N, C, k, k)."""
+    outputs, channels, side, _ = kernel.shape
+    if channels < UNFOLD_CHANNELS:
+        product: Tensor = torch.ops.aten.convolution_backward(
+            gradient,
+            x,
+            kernel,
+            None,
+            (stride, stride),
+            (padding, padding),
+            (1, 1),
+            False,
+            (0, 0),
+            1,
+            (False, True, False),
+        )[1]
+        return product.float()
+    # A left operand that lies in rows is read far quicker than a transposed view.
+    left = _rows(gradient).T.contiguous()
+    product = left @ _unfold(x, side, stride, padding)
+    return product.float().view(outputs, side, side, channels).permute(0, 3, 1, 2)
+
+
+def _unfold(x: Tensor, side: int, stride: int, padding: int) -> Tensor:
+    """Patches of x (B, C, H, W) as rows (B·h·w, k·k·C), columns in the order (row, column, C)."""
+    batch, channels, height, width = x.shape
+    padded = x.new_zeros(batch, height + 2 * padding, width + 2 * padding, channels)
+    inner = slice(padding, padding + height), slice(padding, padding + width)
+    padded[:, inner[0], inner[1]] = x.permute(0, 2, 3, 1)
+    image, row, column, _ = padded.stride()
+    h, w = (
+        (height + 2 * padding - side) // stride + 1,
+        (width + 2 * padding - side) // stride + 1,
+    )
+    patches = padded.as_strided(
+        (batch, h, w, side, side * channels), (image, stride * row, stride * column, row, 1)
+    )
+    return patches.reshape(batch * h * w, side * side * channels)
+
+
+def _rows(x: Tensor) -> Tensor:
+    """(B, C, H, W) channels-last → a view (B·H·W, C)."""
+    return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def _as_kernel(weight: Tensor, x: Tensor) -> Tensor:
+    return weight.detach().to(x.dtype, memory_format=torch.channels_last)
+
+
+def _like(bias: Tensor | None, x: Tensor) -> Tensor | None:
+    return None if bias is None else bias.to(x.dtype)

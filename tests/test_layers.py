@@ -1,0 +1,155 @@
+"""The fast layers against torch's own: outputs, gradients, and training that stays the same."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from eval.classifier import FixedClassifier, shuffled_batches, train_classifier
+from synth import layers
+from synth.data import ImageSet, unit_from_uint8
+from synth.recipes import RECIPES
+from synth.training import Adversaries, draw_batches
+from tests.conftest import tiny
+
+CPU = torch.device("cpu")
+
+
+def error(ours: Tensor, reference: Tensor) -> float:
+    return float((ours.double() - reference).norm() / reference.norm().clamp_min(1e-12))
+
+
+def compare(ours: object, reference: object, tensors: list[Tensor], bound: float) -> None:
+    """Output and all gradients of two functions of the same tensors; the reference in fp64."""
+    mine = [t.clone().requires_grad_() for t in tensors]
+    exact = [t.double().requires_grad_() for t in tensors]
+    got, expected = ours(*mine), reference(*exact)  # type: ignore[operator]
+    assert got.shape == expected.shape
+    assert error(got.detach(), expected.detach()) < bound
+    direction = torch.randn(expected.shape, generator=torch.Generator().manual_seed(1))
+    ours_by = torch.autograd.grad(got, mine, direction.to(got.dtype))
+    exact_by = torch.autograd.grad(expected, exact, direction.to(got.dtype).double())
+    for value, right in zip(ours_by, exact_by, strict=True):
+        assert error(value, right) < bound
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    channels=st.sampled_from([1, 3, 4, 130]),
+    outputs=st.integers(1, 9),
+    size=st.integers(4, 9),
+    shape=st.sampled_from([(4, 2, 1), (3, 1, 1), (5, 2, 2), (4, 1, 0)]),
+    seed=st.integers(0, 9),
+)
+def test_convolution_and_its_gradients(
+    channels: int, outputs: int, size: int, shape: tuple[int, int, int], seed: int
+) -> None:
+    side, stride, padding = shape
+    if (size + 2 * padding - side) < 0:
+        return
+    torch.manual_seed(seed)
+    x = torch.randn(2, channels, size, size)
+    weight = torch.randn(outputs, channels, side, side) / (side * channels**0.5)
+    compare(
+        lambda x, w, b: layers._Convolution.apply(x, w, b, stride, padding),
+        lambda x, w, b: F.conv2d(x, w, b, stride, padding),
+        [x, weight, torch.randn(outputs)],
+        1e-5,
+    )
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    channels=st.sampled_from([1, 3, 130]),
+    inputs=st.integers(1, 9),
+    size=st.integers(2, 6),
+    kernel=st.sampled_from([4, 5]),
+    seed=st.integers(0, 9),
+)
+def test_transposed_convolution_and_its_gradients(
+    channels: int, inputs: int, size: int, kernel: int, seed: int
+) -> None:
+    torch.manual_seed(seed)
+    padding, extra = (kernel - 1) // 2, kernel % 2
+    weight = torch.randn(inputs, channels, kernel, kernel) / (kernel * inputs**0.5)
+    compare(
+        lambda x, w, b: layers._TransposedConvolution.apply(x, w, b, 2, padding, extra),
+        lambda x, w, b: F.conv_transpose2d(x, w, b, 2, padding, extra),
+        [torch.randn(2, inputs, size, size), weight, torch.randn(channels)],
+        1e-5,
+    )
+
+
+@pytest.mark.parametrize(
+    ("fast", "size"),
+    [
+        (layers.Conv2d(4, 64, 4, 2, 1), 32),
+        (layers.Conv2d(128, 256, 4, 2, 1, bias=False), 8),
+        (layers.Conv2d(256, 1, 4), 4),
+        (layers.ConvTranspose2d(105, 256, 4, bias=False), 1),
+        (layers.ConvTranspose2d(256, 128, 4, 2, 1, bias=False), 4),
+        (layers.ConvTranspose2d(64, 3, 4, 2, 1), 16),
+        (layers.ConvTranspose2d(32, 16, 5, 2, 2, output_padding=1), 8),
+    ],
+)
+def test_layers_under_autocast_agree_with_torchs(fast: nn.Module, size: int) -> None:
+    torch.manual_seed(0)
+    kind = nn.Conv2d if isinstance(fast, nn.Conv2d) else nn.ConvTranspose2d
+    x = torch.randn(8, fast.in_channels, size, size)  # type: ignore[arg-type]
+    names = [name for name, _ in fast.named_parameters()]
+
+    def ours(x: Tensor, *parameters: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
+            given = dict(zip(names, parameters, strict=True))
+            output: Tensor = torch.func.functional_call(fast, given, (x,))
+        assert output.dtype == torch.bfloat16
+        return output
+
+    def plain(x: Tensor, *parameters: Tensor) -> Tensor:
+        given = dict(zip(names, parameters, strict=True))
+        output: Tensor = torch.func.functional_call(fast, given, (x,))  # no autocast: torch's own
+        return output
+
+    assert isinstance(fast, kind)
+    compare(ours, plain, [x, *(p.detach() for p in fast.parameters())], 1e-2)
+
+
+def test_pooling_before_relu_changes_nothing() -> None:
+    torch.manual_seed(0)
+    classifier = FixedClassifier()
+    for module in classifier.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.weight)  # of both signs
+            nn.init.normal_(module.bias)
+    images = torch.rand(16, 3, 32, 32)
+    published = classifier.head(classifier.features(images))
+    torch.testing.assert_close(classifier(images), published, rtol=1e-4, atol=1e-5)
+
+
+def test_bf16_training_follows_fp32_over_50_steps(drawn: ImageSet) -> None:
+    """The losses of the fast path drift from plain fp32 no more than rounding makes them."""
+    recipe = replace(tiny("tiny", True), training=replace(RECIPES["cdcgan"].training, batch=64))
+    fast, plain = (Adversaries(recipe, 10, 0, CPU) for _ in range(2))
+    for batch in itertools.islice(draw_batches(recipe, drawn, 0, CPU), 50):
+        fast.step(batch, "bf16")
+        plain.step(batch, "fp32")
+    torch.testing.assert_close(fast.sums / 50, plain.sums / 50, rtol=0.03, atol=0.01)
+
+
+def test_bf16_classifier_learns_what_fp32_learns(drawn: ImageSet) -> None:
+    labels = drawn.require_labels()
+    accuracies = []
+    for precision in ("fp32", "bf16"):
+        batches = shuffled_batches(drawn.images, labels, 64, 0, CPU)
+        classifier = train_classifier(batches, 60, 10, 0, CPU, precision)
+        predicted = classifier(unit_from_uint8(drawn.images)).argmax(1)
+        accuracies.append(float((predicted == labels).float().mean()))
+    assert min(accuracies) > 0.6
+    assert abs(accuracies[0] - accuracies[1]) < 0.1

@@ -182,13 +182,17 @@ def evaluate(
     from synth.synthetic import newest_synthetic, read_synthetic
 
     sets = [read_synthetic(folder) for folder in folders or [newest_synthetic(datasets)]]
-    records = []
     places = pipeline.Places(data_root, runs, datasets, results)
-    for synthetic in sets:
-        source = dataset or synthetic.manifest.get("source", "svhn")
-        judge = pipeline.make_judge(
+    sources = [dataset or synthetic.manifest.get("source", "svhn") for synthetic in sets]
+    judges = {
+        source: pipeline.make_judge(
             protocol, source, places, pick_device(device), precision, classifier_seeds
         )
+        for source in dict.fromkeys(sources)
+    }
+    records = []
+    for synthetic, source in zip(sets, sources, strict=True):
+        judge = judges[source]
         records.append(pipeline.evaluate_set(judge, synthetic))
         if references:
             pipeline.ensure_references(judge, len(synthetic.images) // len(judge.test.classes))

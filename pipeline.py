@@ -478,12 +478,16 @@ def benchmark(
         raise UsageError(f"--seeds {seeds}: must be 1 or more")
     judge = make_judge(protocol, source, places, device, precision, classifier_seeds)
     for recipe in recipes:
-        for seed in range(seeds):
-            run = find_or_train(recipe, source, judge.train, length, seed, precision, judge)
-            for labels in [None] if recipe.conditional else ["classifier", "random"]:
-                ensure_evaluated(judge, run, per_class, 0, labels)
-            publish(places.results)
-    ensure_references(judge, per_class)
+        check_trainable(recipe, judge.train)
+    with progress_bar("benchmark", len(recipes) * seeds + 1, "stages") as advance:
+        for recipe in recipes:
+            for seed in range(seeds):
+                run = find_or_train(recipe, source, judge.train, length, seed, precision, judge)
+                for labels in [None] if recipe.conditional else ["classifier", "random"]:
+                    ensure_evaluated(judge, run, per_class, 0, labels)
+                publish(places.results)
+                advance(1)
+        ensure_references(judge, per_class)
     return publish(places.results)
 
 

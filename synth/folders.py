@@ -34,6 +34,7 @@ def load(split: Split, root: Path | None) -> ImageSet:
         raise SynthError(f"{here}: is missing; scoring needs images there")
     classes = tuple(sorted(path.name for path in training.iterdir() if _is_class_folder(path)))
     paths, labels = _labelled(here, classes) if classes else (_image_files(here), None)
+    classes = classes or ("unlabelled",)
     if not paths:
         raise SynthError(f"{here}: holds no images ({', '.join(IMG_EXTENSIONS)})")
     return ImageSet(read_images(paths), labels, classes, slug(root.resolve().name), split)

@@ -1,9 +1,10 @@
-"""Messages and progress bars on stderr; bars are silent where stderr is no terminal."""
+"""Messages and one progress display on stderr; bars are silent where stderr is no terminal."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 
 from rich.console import Console
 from rich.progress import (
@@ -18,12 +19,13 @@ from rich.progress import (
 from rich.text import Text
 
 CONSOLE = Console(stderr=True, highlight=False, soft_wrap=True)
+_SHOWN: ContextVar[Progress | None] = ContextVar("the display that is on screen", default=None)
 
 
 class _Rate(ProgressColumn):
     def render(self, task: Task) -> Text:
         speed = task.finished_speed or task.speed
-        return Text("" if speed is None else f"{speed:,.0f} {task.fields['unit']}/s")
+        return Text("" if speed is None else f"{speed:,.3g} {task.fields['unit']}/s")
 
 
 def say(message: str) -> None:
@@ -33,16 +35,28 @@ def say(message: str) -> None:
 
 @contextmanager
 def progress_bar(title: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
-    """Shows a bar; yields a function that is told how much more was done."""
+    """Shows a bar while the block runs; yields a function that is told how much more was done.
+
+    A bar inside another one's block becomes a line of the same display.
+    """
+    outer = _SHOWN.get()
+    if outer is not None:
+        task = outer.add_task(title, total=total, unit=unit)
+        yield lambda more: outer.advance(task, more)
+        outer.remove_task(task)
+        return
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         _Rate(),
         TimeRemainingColumn(),
     )
-    with Progress(
-        *columns, console=CONSOLE, transient=True, disable=not CONSOLE.is_terminal
-    ) as progress:
-        task = progress.add_task(title, total=total, unit=unit)
-        yield lambda more: progress.update(task, advance=more)
+    progress = Progress(*columns, console=CONSOLE, transient=True, disable=not CONSOLE.is_terminal)
+    with progress:
+        token = _SHOWN.set(progress)
+        try:
+            task = progress.add_task(title, total=total, unit=unit)
+            yield lambda more: progress.advance(task, more)
+        finally:
+            _SHOWN.reset(token)

@@ -48,8 +48,8 @@ size_categories: ["n={count}"]
 {count:,} synthetic 32×32 colour images, {per_class:,} of each of {classes} classes, made by synth
 with a `{recipe}` generator (seed {seed}) that was trained on `{dataset}`. {labels}
 
-No image here is a photograph, but the generator was trained on real ones: the terms of `{dataset}`
-go on to apply to what it makes. SVHN is for non-commercial research.
+The generator learned from `{dataset}`, so the terms of `{dataset}` go on to apply to what it makes
+(SVHN, for one, is for non-commercial research).
 
 `manifest.json` holds the counts, the hashes and where every image comes from.
 """

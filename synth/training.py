@@ -312,9 +312,9 @@ def _checkpoint(run: Run, adversaries: Adversaries, images: ImageSet, step: int)
         run.weights, generator.state_dict(), {"config": run.config.to_json(), "images": shown}
     )
     random = torch_random(run.config.seed, "grid", 0)
-    rows = len(run.config.classes)
-    latent = draw_latents(run.config.recipe.generator, (rows * COLUMNS,), random)
-    labels = torch.arange(rows).repeat_interleave(COLUMNS)
+    classes = len(run.config.classes)
+    labels = torch.arange(max(classes, COLUMNS)).repeat_interleave(COLUMNS) % classes
+    latent = draw_latents(run.config.recipe.generator, (len(labels),), random)
     with torch.no_grad():
         samples = generator(latent.to(adversaries.device), labels.to(adversaries.device))
     save_grid(

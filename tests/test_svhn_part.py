@@ -1,0 +1,31 @@
+"""The main job on real SVHN, at a length that only shows that it works."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from eval.protocol import PROTOCOLS, Protocol
+from eval.records import read_records
+from tests.conftest import Ran
+
+
+def test_the_three_commands_on_real_svhn(
+    synth: Callable[..., Ran], svhn_part: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Real digits teach the fixed classifier something in 60 steps, and hardly trained fakes
+    teach it next to nothing: had the real images leaked into the set, this would show."""
+    short = Protocol("short-v1", "disk", steps=60, batch=128, seeds=1)
+    monkeypatch.setitem(PROTOCOLS, short.name, short)
+    monkeypatch.setenv("SYNTH_DATA", str(svhn_part))
+    assert synth("train", "--conditional", "--images", "2k", "--precision", "bf16").code == 0
+    assert synth("generate", "--per-class", "100").code == 0
+    ran = synth("evaluate", "--protocol", "short-v1", "--precision", "bf16")
+    assert ran.code == 0, ran.err
+    assert "svhn-part, short-v1 (4,434 real training images, 8,000 test images)" in ran.out
+    records = {record.entry.name: record for record in read_records(Path("results"))}
+    assert records["real"].accuracies[0] > 0.3
+    assert records["cdcgan"].accuracies[0] < 0.3
+    assert records["cdcgan"].real.name == "svhn-part"

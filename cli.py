@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -27,12 +26,13 @@ app = typer.Typer(
     "train, generate, evaluate: in this order, or all at once with benchmark.",
 )
 
+DEBUG = False  # set by --debug or SYNTH_DEBUG before any command runs
 Dataset = Annotated[str, typer.Option(help="svhn, house-numbers or folder; see: synth datasets")]
 DataRoot = Annotated[
     Path | None,
     typer.Option(envvar="SYNTH_DATA", help="Where the real data is, or is downloaded to."),
 ]
-Seed = Annotated[int, typer.Option(min=0, help="Of everything random.")]
+Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of everything random.")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 Precision = Annotated[str, typer.Option(help="auto (times both), fp32 or bf16.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -49,6 +49,7 @@ Images = Annotated[
 
 @app.command()
 def train(
+    context: typer.Context,
     conditional: Annotated[
         bool | None,
         typer.Option("--conditional/--unconditional", help="Is the generator told the label?"),
@@ -57,7 +58,9 @@ def train(
     dataset: Dataset = "svhn",
     data_root: DataRoot = None,
     images: Images = None,
-    epochs: Annotated[int | None, typer.Option(help="Length in passes over the data.")] = None,
+    epochs: Annotated[
+        int | None, typer.Option(min=1, help="Length in passes over the data.")
+    ] = None,
     tick: Annotated[
         str | None, typer.Option(help="Images between two checkpoints; a sixteenth by default.")
     ] = None,
@@ -83,22 +86,29 @@ def train(
     if run is not None and not resume:
         raise UsageError("--run: goes with --resume")
     if resume:
+        check_alone(context, "--resume", ("out", "run", "data_root", "device", "as_json"))
         going = open_run(run) if run else newest_run(out, finished=False)
         real = load_training_images(going.config.source, data_root)
     else:
         length, tick_length = parse_count("--images", images), parse_count("--tick", tick)
+        if tick_length is not None and tick_length < 1000:
+            raise UsageError(f"--tick {tick}: must be 1k or more")
         chosen = find_recipe(recipe, conditional)
         real = load_training_images(dataset, data_root)
+        if epochs is not None and length is not None:
+            raise UsageError("--images and --epochs: give one of them")
+        length = length if epochs is None else epochs * len(real)
         config = pipeline.plan_run(
-            chosen, dataset, real, length, epochs, seed, precision, place, tick_length
+            chosen, dataset, real, length, seed, precision, place, tick_length
         )
         if dry_run:
             return print_json(config.to_json())
         going = Run.create(out, config, describe_environment(place))
     say(f"{going.folder}: {going.config.images:,} images of {real.name}")
     pipeline.train_run(going, real, place)
-    last = going.read_log()[-1]
-    print_json({"run": str(going.folder), **last}) if as_json else print(going.folder)
+    if as_json:
+        return print_json({"run": str(going.folder), "log": going.read_log()})
+    print(going.folder)
 
 
 @app.command()
@@ -121,30 +131,24 @@ def generate(
 ) -> None:
     """Make a balanced labelled data set: a new folder in datasets/."""
     import pipeline
-    from eval.protocol import find_protocol
-    from synth.data import load_training_images
     from synth.environment import pick_device
     from synth.files import read_json
     from synth.runs import newest_run, open_run
 
+    pipeline.check_count(per_class)
     check_choice("--format", format, ("npz", "folder"))
     check_choice("--label-with", label_with, (None, "classifier", "random"))
     place = pick_device(device)
     source = open_run(run) if run else newest_run(runs, finished=True)
-    protocol = find_protocol(pipeline.LABELLER_PROTOCOL)
-
-    def labeller() -> Any:
-        real = load_training_images(source.config.source, data_root)
-        return pipeline.make_labeller(real, protocol, place, "auto")
-
     folder = pipeline.generate_set(
         source,
         per_class,
         seed,
-        pipeline.Places(data_root, runs, out),
+        out,
         place,
         label_with,
-        (protocol.name, labeller),
+        lambda: pipeline.labeller_for(source, data_root, place),
+        pipeline.LABELLER_PROTOCOL,
         format,  # type: ignore[arg-type]
     )
     if as_json:
@@ -178,24 +182,25 @@ def evaluate(
     from dataclasses import asdict
 
     import pipeline
+    from eval.judge import make_judge
     from synth.environment import pick_device
     from synth.synthetic import newest_synthetic, read_synthetic
 
+    place = pick_device(device)
     sets = [read_synthetic(folder) for folder in folders or [newest_synthetic(datasets)]]
     places = pipeline.Places(data_root, runs, datasets, results)
     sources = [dataset or synthetic.manifest.get("source", "svhn") for synthetic in sets]
     judges = {
-        source: pipeline.make_judge(
-            protocol, source, places, pick_device(device), precision, classifier_seeds
-        )
+        source: make_judge(protocol, source, data_root, results, place, precision, classifier_seeds)
         for source in dict.fromkeys(sources)
     }
     records = []
     for synthetic, source in zip(sets, sources, strict=True):
         judge = judges[source]
-        records.append(pipeline.evaluate_set(judge, synthetic))
+        records.append(pipeline.evaluate_set(judge, synthetic, runs))
         if references:
-            pipeline.ensure_references(judge, len(synthetic.images) // len(judge.test.classes))
+            per_class = len(synthetic.images) // len(judge.test.classes)
+            pipeline.ensure_references(judge, per_class, places)
     tables = pipeline.publish(results)
     if as_json:
         return print_json([asdict(record) for record in records])
@@ -209,10 +214,7 @@ def leaderboard(results: Results = Path("results"), as_json: AsJson = False) -> 
     import pipeline
 
     tables = pipeline.publish(results)
-    if as_json:
-        frames = [t.to_frame().assign(real=t.real, protocol=t.protocol) for t in tables]
-        return print_json([row for frame in frames for row in json.loads(to_records(frame))])
-    print_tables(tables)
+    print_tables(tables, as_json)
 
 
 @app.command()
@@ -250,10 +252,7 @@ def benchmark(
         pipeline.Places(data_root, runs, datasets, results),
         pick_device(device),
     )
-    if as_json:
-        frames = [t.to_frame().assign(real=t.real, protocol=t.protocol) for t in tables]
-        return print_json([row for frame in frames for row in json.loads(to_records(frame))])
-    print_tables(tables)
+    print_tables(tables, as_json)
     say(f"report: {results / 'report.html'}")
 
 
@@ -292,8 +291,8 @@ def datasets(as_json: AsJson = False) -> None:
 def options(
     debug: Annotated[bool, typer.Option(help="Show a traceback with an error.")] = False,
 ) -> None:
-    if debug:
-        os.environ["SYNTH_DEBUG"] = "1"
+    global DEBUG
+    DEBUG = debug
 
 
 def describe_recipe(recipe: Recipe, whole: bool) -> dict[str, Any]:
@@ -328,6 +327,18 @@ def parse_count(option: str, text: str | None) -> int | None:
     return int(count)
 
 
+def check_alone(context: typer.Context, option: str, others: tuple[str, ...]) -> None:
+    """Refuses options beside `option` that would be ignored."""
+    from synth.errors import UsageError
+
+    for name in set(context.params) - {*others, option.strip("-")}:
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            raise UsageError(
+                f"--{name.replace('_', '-')}: cannot be changed by {option}; leave it out"
+            )
+
+
 def check_choice(option: str, value: str | None, choices: tuple[str | None, ...]) -> None:
     from synth.errors import UsageError
 
@@ -339,16 +350,15 @@ def print_json(value: Any) -> None:
     print(json.dumps(value, indent=2, ensure_ascii=False))
 
 
-def print_tables(tables: list[Table]) -> None:
+def print_tables(tables: list[Table], as_json: bool = False) -> None:
     from eval.leaderboard import format_frame
 
+    if as_json:
+        frames = [t.to_frame().assign(real=t.real, protocol=t.protocol) for t in tables]
+        rows = [json.loads(frame.to_json(orient="records")) for frame in frames]
+        return print_json([row for part in rows for row in part])
     for table in tables:
         print(f"{table.title}\n\n{format_frame(table).to_string(index=False)}\n")
-
-
-def to_records(frame: Any) -> str:
-    text: str = frame.to_json(orient="records")
-    return text
 
 
 def main() -> None:
@@ -358,7 +368,7 @@ def main() -> None:
     except KeyboardInterrupt:
         code = fail("interrupted", 130)
     except Exception as error:
-        if os.environ.get("SYNTH_DEBUG"):
+        if DEBUG:
             raise
         code = fail(*explain(error))
     sys.exit(code if isinstance(code, int) else 0)
@@ -373,6 +383,8 @@ def explain(error: Exception) -> tuple[str, int]:
         return "interrupted", 130
     if code is not None:
         return str(error), code
+    if isinstance(error, MemoryError):
+        return "not enough memory; ask for fewer images", 1
     if isinstance(error, OSError):
         return f"{error.filename or 'file'}: {error.strerror or error}", 1
     return f"{type(error).__name__}: {error} (a fault in synth; --debug shows where)", 1

@@ -23,6 +23,7 @@ COLUMNS = {
     "training_images": "training images",
     "images_shown": "GAN images shown",
     "seeds": "seeds",
+    "precision": "precision",
     "date": "date",
     "commit": "commit",
 }
@@ -40,6 +41,7 @@ class Row:
     training_images: int
     images_shown: int | None
     seeds: str  # generator runs × classifier seeds
+    precision: str  # of the classifiers' training
     date: str
     commit: str | None
     records: tuple[Record, ...]
@@ -88,7 +90,8 @@ class Table:
 def build_tables(records: list[Record]) -> list[Table]:
     """Groups good records into tables, and generator seeds into rows.
 
-    Of several records of the same content, the newest counts.
+    Of several records of the same content, the one with most classifier seeds counts, then the
+    newest.
     """
     groups: dict[tuple[Any, ...], list[Record]] = defaultdict(list)
     for record in records:
@@ -102,7 +105,11 @@ def build_tables(records: list[Record]) -> list[Table]:
 
 
 def _rows(records: list[Record]) -> list[Row]:
-    newest = {record.entry.identity: record for record in records}
+    newest: dict[tuple[Any, ...], Record] = {}
+    for record in records:  # oldest first; more classifier seeds go before newer
+        known = newest.get(record.entry.identity)
+        if known is None or len(record.scores) >= len(known.scores):
+            newest[record.entry.identity] = record
     entries: dict[tuple[Any, ...], list[Record]] = defaultdict(list)
     for record in newest.values():
         entry = record.entry
@@ -120,16 +127,18 @@ def _row(name: str, records: list[Record], ceiling: float | None) -> Row:
     accuracy = mean(mean(record.accuracies) for record in records)
     newest = max(records, key=lambda record: record.date)
     counts = sorted({len(record.scores) for record in records})
-    per_run = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    per_set = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    runs = len({record.entry.checkpoint or record.entry.sha256 for record in records})
     return Row(
         entry=name,
         accuracy=accuracy,
         spread=stdev(accuracies) if len(accuracies) > 1 else None,
-        balanced_accuracy=mean(s.balanced_accuracy for r in records for s in r.scores),
+        balanced_accuracy=mean(mean(s.balanced_accuracy for s in r.scores) for r in records),
         ratio_to_real=accuracy / ceiling if ceiling else None,
         training_images=newest.entry.count,
         images_shown=newest.entry.images_shown,
-        seeds=f"{len(records)} × {per_run}",
+        seeds=f"{runs} × {per_set}",
+        precision="/".join(sorted({record.precision for record in records})),
         date=newest.date[:10],
         commit=newest.environment.get("commit"),
         records=tuple(records),

@@ -61,7 +61,9 @@ class RealSplits:
 
     @staticmethod
     def of(train: ImageSet, test: ImageSet) -> RealSplits:
-        return RealSplits(train.name, train.fingerprint, len(train), test.fingerprint, len(test))
+        """Named as both splits are, or after both where they differ."""
+        name = train.name if train.name == test.name else f"{train.name} + {test.name}"
+        return RealSplits(name, train.fingerprint, len(train), test.fingerprint, len(test))
 
 
 @dataclass(frozen=True)
@@ -155,6 +157,21 @@ def find_record(
             and record.protocol["hash"] == protocol.hash
             and record.real == real
             and len(record.scores) >= seeds
+        ):
+            return record
+    return None
+
+
+def find_failure(
+    records: list[Record], entry: Entry, protocol: Protocol, real: RealSplits
+) -> Record | None:
+    """The newest record that says that this entry could not be made."""
+    for record in reversed(records):
+        if (
+            record.error is not None
+            and record.entry == entry
+            and record.protocol["hash"] == protocol.hash
+            and record.real == real
         ):
             return record
     return None

@@ -39,7 +39,7 @@ def device_name(device: torch.device) -> str:
 
 
 def command_line(arguments: list[str] | None = None) -> str:
-    """The command as typed, with absolute paths made `portable`."""
+    """The command as typed, with paths made `portable`."""
     words = list(sys.argv if arguments is None else arguments)
     words[0] = Path(words[0]).name
     return shlex.join([words[0], *map(_portable_word, words[1:])])
@@ -47,11 +47,9 @@ def command_line(arguments: list[str] | None = None) -> str:
 
 def _portable_word(word: str) -> str:
     option, equals, value = word.partition("=")
-    if Path(word).is_absolute():
-        return portable(word)
-    if equals and Path(value).is_absolute():
+    if equals and "/" in value:
         return f"{option}={portable(value)}"
-    return word
+    return portable(word) if "/" in word else word
 
 
 def git_commit() -> str | None:
@@ -66,7 +64,7 @@ def git_commit() -> str | None:
     try:
         if git("ls-files", Path(__file__).name) == "":
             return None
-        changed = git("status", "--porcelain", "--untracked-files=no", "--", "*.py")
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", ":(top)*.py")
         return git("rev-parse", "--short=12", "HEAD") + ("+" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return None

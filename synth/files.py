@@ -8,6 +8,8 @@ import os
 import re
 import shutil
 import tempfile
+import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,8 +33,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
     temporary = Path(name)
     try:
         yield temporary
-        with temporary.open("rb") as written:
-            os.fsync(written.fileno())
+        _sync(temporary)
         temporary.chmod(0o666 & ~_umask())
         temporary.replace(path)
     except OSError as error:
@@ -77,6 +78,16 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of an npz file. Raises `SynthError` when it is missing, damaged or pickled."""
+    damage = (OSError, ValueError, EOFError, AttributeError, zlib.error, zipfile.BadZipFile)
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            return dict(arrays.items())
+    except damage as error:
+        raise SynthError(f"{path}: cannot be read ({error}); make it again") from error
+
+
 def sha256(path: Path) -> str:
     digest = hashlib.sha256()
     with path.open("rb") as file:
@@ -97,13 +108,9 @@ def make_numbered_folder(root: Path, slug: str) -> Path:
     """Makes `root/00003-slug`, the number one above the highest there."""
     try:
         root.mkdir(parents=True, exist_ok=True)
-        while True:
-            folder = root / f"{_next_number(root):05d}-{slug}"
-            try:
-                folder.mkdir()
-                return folder
-            except FileExistsError:
-                continue
+        folder = _next_folder(root, slug)
+        folder.mkdir()
+        return folder
     except OSError as error:
         raise _not_writable(root, error) from error
 
@@ -115,8 +122,9 @@ def numbered_folders(root: Path) -> list[Path]:
     return sorted(path for path in root.iterdir() if path.is_dir() and NUMBERED.match(path.name))
 
 
-def _next_number(root: Path) -> int:
-    return max((int(path.name[:5]) + 1 for path in numbered_folders(root)), default=0)
+def _next_folder(root: Path, slug: str) -> Path:
+    number = max((int(path.name[:5]) + 1 for path in numbered_folders(root)), default=0)
+    return root / f"{number:05d}-{slug}"
 
 
 def write_numbered_folder(root: Path, slug: str, fill: Callable[[Path], None]) -> Path:
@@ -128,12 +136,27 @@ def write_numbered_folder(root: Path, slug: str, fill: Callable[[Path], None]) -
         raise _not_writable(root, error) from error
     try:
         fill(hidden)
+        for path in hidden.rglob("*"):
+            if path.is_file():
+                _sync(path)
         hidden.chmod(0o777 & ~_umask())
-        return hidden.replace(make_numbered_folder(root, slug))
+        return hidden.rename(_next_folder(root, slug))
     except OSError as error:
         raise _not_writable(root, error) from error
     finally:
         shutil.rmtree(hidden, ignore_errors=True)
+
+
+def check_writable(folder: Path) -> None:
+    """Raises `SynthError` now, rather than after hours of work, when nothing can be written."""
+    with atomic_file(folder / "probe") as temporary:
+        temporary.touch()
+    (folder / "probe").unlink()
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb") as written:
+        os.fsync(written.fileno())
 
 
 def _not_writable(root: Path, error: OSError) -> SynthError:

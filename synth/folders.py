@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import struct
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -28,6 +29,8 @@ def load(split: Split, root: Path | None) -> ImageSet:
         raise UsageError("--dataset folder: needs --data-root DIR, the folder that holds train/")
     if not root.is_dir():
         raise SynthError(f"{root}: is no folder; give --data-root the one with train/")
+    if (root / "test").is_dir() and not (root / "train").is_dir():
+        raise SynthError(f"{root}: has test/ but no train/; put the training images into train/")
     training = root / "train" if (root / "train").is_dir() else root
     here = training if split == "train" else root / "test"
     if not here.is_dir():
@@ -54,7 +57,7 @@ def _read_image(path: Path) -> np.ndarray:
         if colour.size != (SIZE, SIZE):
             colour = colour.resize((SIZE, SIZE), Image.Resampling.BICUBIC)
         return np.asarray(colour)
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
+    except (OSError, SyntaxError, ValueError, EOFError, struct.error) as error:
         reason = "cut short or no image" if isinstance(error, OSError) else str(error)
         raise SynthError(f"{path}: cannot be read ({reason}); mend or remove it") from error
 

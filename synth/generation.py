@@ -19,6 +19,7 @@ from synth.errors import SynthError, UsageError
 from synth.networks import Generator
 
 CHUNK = 250
+MOST = 10_000_000  # images per class
 TRIES = 50  # candidates per image wanted, before a class counts as one that the generator lacks
 Labeller = Callable[[Tensor], Tensor]  # uint8 (N, 3, 32, 32) → int64 (N,)
 Progress = Callable[[int], None]  # is told how many more images there are
@@ -45,7 +46,7 @@ def generate(
     progress: Progress = lambda more: None,
 ) -> Generated:
     """`per_class` images of each class. An unconditional generator's are unlabelled."""
-    _check_count(per_class)
+    check_count(per_class)
     images = np.empty((classes * per_class, SIZE, SIZE, 3), np.uint8)
     for label in range(classes):
         start = label * per_class
@@ -72,7 +73,7 @@ def generate_labelled(
 
     Raises `ShortClass` when a class stays short after `TRIES` candidates per image wanted.
     """
-    _check_count(per_class)
+    check_count(per_class)
     images = np.empty((len(classes), per_class, SIZE, SIZE, 3), np.uint8)
     filled = [0] * len(classes)
     candidates = 0
@@ -132,6 +133,7 @@ def _channels_last(images: Tensor) -> np.ndarray:
     return images.permute(0, 2, 3, 1).numpy()
 
 
-def _check_count(per_class: int) -> None:
-    if per_class < 1:
-        raise UsageError(f"--per-class {per_class}: must be 1 or more")
+def check_count(per_class: int) -> None:
+    """Raises `UsageError` unless so many images of each class can be made."""
+    if not 1 <= per_class <= MOST:
+        raise UsageError(f"--per-class {per_class}: must be from 1 to {MOST:,}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from synth.data import DIGITS, ImageSet, Split, cache_folder
 from synth.errors import SynthError
-from synth.files import atomic_file
+from synth.files import atomic_file, read_arrays
 from synth.rendering import VERSION, render
 
 
@@ -24,9 +23,9 @@ def load(split: Split, root: Path | None) -> ImageSet:
 
 def _read(path: Path) -> tuple[Tensor, Tensor] | None:
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            return torch.from_numpy(arrays["images"]), torch.from_numpy(arrays["labels"])
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+        arrays = read_arrays(path)
+        return torch.from_numpy(arrays["images"]), torch.from_numpy(arrays["labels"])
+    except (SynthError, KeyError):
         return None  # not there, or damaged: drawn again
 
 

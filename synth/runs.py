@@ -12,6 +12,7 @@ losses.png
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -32,6 +33,7 @@ from synth.files import (
     write_text,
 )
 from synth.networks import Generator
+from synth.progress import say
 from synth.recipes import Recipe
 
 SCHEMA = 1
@@ -62,7 +64,7 @@ class RunConfig:
         try:
             recipe = Recipe.from_json(value["recipe"])
             return RunConfig(**{**value, "recipe": recipe, "classes": tuple(value["classes"])})
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise SynthError(f"{path}: is damaged or from another version ({error})") from error
 
     @property
@@ -99,10 +101,16 @@ class Run:
 
     def images_shown(self) -> int:
         """Real images shown up to the last checkpoint; 0 when there is none."""
-        return int(read_metadata(self.weights)["images"]) if self.weights.exists() else 0
+        if not self.weights.exists():
+            return 0
+        return int(_get(read_metadata(self.weights), "images", self.weights))
 
     def finished(self) -> bool:
-        return self.images_shown() >= self.config.images
+        """Is the last checkpoint, whose state is written last of all, that of the last step?"""
+        if not self.state.exists():
+            return False
+        step = int(_get(read_metadata(self.state), "step", self.state))
+        return step * self.config.recipe.training.batch >= self.config.images
 
     def read_log(self) -> list[dict[str, Any]]:
         """The complete lines of the log, oldest first; a line cut off by a kill is left out."""
@@ -119,6 +127,8 @@ class Run:
     def append_log(self, line: dict[str, Any]) -> None:
         with self.log.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
 
 
 def open_run(folder: Path) -> Run:
@@ -132,8 +142,15 @@ def open_run(folder: Path) -> Run:
 
 
 def all_runs(root: Path) -> list[Run]:
-    """The runs in `root`, oldest first; folders that hold no run are passed over."""
-    return [open_run(path) for path in numbered_folders(root) if (path / "config.json").exists()]
+    """The runs in `root`, oldest first; folders that hold no readable run are passed over."""
+    runs = []
+    for folder in numbered_folders(root):
+        if (folder / "config.json").exists():
+            try:
+                runs.append(open_run(folder))
+            except SynthError as error:
+                say(f"passed over: {error}")
+    return runs
 
 
 def newest_run(root: Path, finished: bool) -> Run:
@@ -171,6 +188,12 @@ def read_metadata(path: Path) -> dict[str, Any]:
             return metadata
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise _damaged(path, error) from error
+
+
+def _get(metadata: dict[str, Any], key: str, path: Path) -> Any:
+    if key not in metadata:
+        raise SynthError(f"{path}: is damaged (it lacks {key}); train the run again")
+    return metadata[key]
 
 
 def _damaged(path: Path, error: Exception) -> SynthError:

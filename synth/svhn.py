@@ -73,13 +73,15 @@ def _name(path: Path, official_md5: str) -> str:
 
 def _download(split: Split, root: Path, url: str) -> None:
     """torchvision's download and checksum, in a folder beside the place; then moved into it."""
-    name = Path(url).name
+    name, existed = Path(url).name, root.exists()
     try:
         root.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".download-", dir=root) as beside:
             SVHN(beside, split=split, download=True)
             (Path(beside) / name).replace(root / name)
     except (OSError, RuntimeError) as error:
+        if not existed and root.is_dir() and not any(root.iterdir()):
+            root.rmdir()
         reason = getattr(error, "strerror", None) or getattr(error, "reason", None) or error
         raise SynthError(
             f"{root / name}: is not there, and {url} gave no copy ({reason}); {WAYS_OUT}"

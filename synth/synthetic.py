@@ -9,7 +9,6 @@ preview.png      ten images of each class
 from __future__ import annotations
 
 import os
-import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from synth.data import SIZE, ImageSet
 from synth.errors import SynthError
 from synth.files import (
     numbered_folders,
+    read_arrays,
     read_json,
     sha256_arrays,
     write_json,
@@ -35,6 +35,15 @@ from synth.visuals import save_grid
 SCHEMA = 1
 Format = Literal["npz", "folder"]
 PREVIEW = 10  # images per class
+# What every manifest has, and what synth relies on when it reads one.
+MANIFEST = {
+    "format": str,
+    "sha256": str,
+    "classes": list,
+    "recipe": str,
+    "labels": str,
+    "seed": int,
+}
 
 CARD = """---
 license: other
@@ -141,12 +150,13 @@ def read_synthetic(folder: Path) -> SyntheticSet:
             "make one with: synth generate --per-class 5000"
         )
     manifest = read_json(manifest_path)
-    try:
-        form, expected, classes = manifest["format"], manifest["sha256"], manifest["classes"]
-    except KeyError as error:
-        raise SynthError(
-            f"{manifest_path}: is damaged, it lacks {error}; generate the set again"
-        ) from error
+    for key, kind in MANIFEST.items():
+        if not isinstance(manifest.get(key), kind):
+            raise SynthError(
+                f"{manifest_path}: is damaged, {key} is {manifest.get(key, 'missing')!r}; "
+                "generate the set again"
+            )
+    form, expected, classes = manifest["format"], manifest["sha256"], manifest["classes"]
     if form == "npz":
         images, labels = _read_npz(folder / "images.npz")
     else:
@@ -176,12 +186,10 @@ def _as_set(
 
 
 def _read_npz(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
-    try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            images = arrays["images"]
-            labels = arrays.get("labels")
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise SynthError(f"{path}: cannot be read ({error}); generate the set again") from error
+    arrays = read_arrays(path)
+    if "images" not in arrays:
+        raise SynthError(f"{path}: holds no array named images")
+    images, labels = arrays["images"], arrays.get("labels")
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != (SIZE, SIZE, 3):
         raise SynthError(
             f"{path}: images are {images.dtype} {images.shape}, not uint8 (N, 32, 32, 3)"

@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from filelock import FileLock, Timeout
 from torch import Tensor
 from torch.optim.swa_utils import update_bn
 
@@ -128,6 +129,9 @@ class Adversaries:
         tensors |= optimizer_tensors("g_adam", self.g_optimizer)
         return tensors | optimizer_tensors("d_adam", self.d_optimizer)
 
+    def finite(self) -> bool:
+        return all(bool(tensor.isfinite().all()) for tensor in self.state().values())
+
     def load_state(self, tensors: dict[str, Tensor]) -> None:
         """The inverse of `state`. Raises `KeyError` or `RuntimeError` when they don't fit."""
 
@@ -154,9 +158,17 @@ def train(
 ) -> None:
     """Trains the run to its length, from its last checkpoint where it has one.
 
-    Raises `SynthError` when a loss stops being finite (the last good checkpoint stays) and
-    `Interrupted` after Ctrl-C, once everything is saved.
+    Raises `SynthError` when a loss stops being finite (the last good checkpoint stays) or another
+    process is training the run, and `Interrupted` after Ctrl-C, once everything is saved.
     """
+    try:
+        with FileLock(run.folder / ".lock", timeout=0):
+            _train(run, images, device, progress)
+    except Timeout as error:
+        raise SynthError(f"{run.folder}: is being trained by another process") from error
+
+
+def _train(run: Run, images: ImageSet, device: torch.device, progress: Progress) -> None:
     # What is trained on what
     config, recipe = run.config, run.config.recipe
     batch = recipe.training.batch
@@ -182,18 +194,18 @@ def train(
                     progress(step * batch)
                 continue
 
-            # A tick: log, checkpoint, samples
+            # A tick: weights, samples, log, and last the state, so that a kill between is safe
             sums = adversaries.sums.tolist()  # waits for the device
             means = [value / (step - tick_start) for value in sums]
-            if not all(map(math.isfinite, means)):
+            if not (all(map(math.isfinite, means)) and adversaries.finite()):
                 raise SynthError(
-                    f"{run.folder}: losses are no longer finite in the tick that ends "
+                    f"{run.folder}: losses or weights are no longer finite in the tick that ends "
                     f"at {step * batch:,} images; the checkpoint before it is kept; "
                     "try another --seed or --precision fp32"
                 )
             adversaries.sums.zero_()
             seconds = time.perf_counter() - tick_time
-            _checkpoint(run, adversaries, images, step)
+            _write_samples(run, adversaries, images, step)
             run.append_log(
                 {
                     "images": step * batch,
@@ -204,6 +216,7 @@ def train(
             )
             if step >= last_step or interrupted() or seconds > 10:
                 draw_losses(run.read_log(), run.folder / "losses.png")
+            save_tensors(run.state, adversaries.state(), {"step": step})
             progress(min(step * batch, config.images))
             if interrupted() and step < last_step:
                 raise Interrupted(
@@ -304,8 +317,8 @@ class _ByName(torch.nn.Module):
         return output
 
 
-def _checkpoint(run: Run, adversaries: Adversaries, images: ImageSet, step: int) -> None:
-    """Weights to sample from, the sample grid, and last the state: a kill between them is safe."""
+def _write_samples(run: Run, adversaries: Adversaries, images: ImageSet, step: int) -> None:
+    """The weights to sample from, and the sample grid."""
     shown = step * run.config.recipe.training.batch
     generator = sampling_generator(adversaries, images, run.config.recipe)
     save_tensors(
@@ -322,7 +335,6 @@ def _checkpoint(run: Run, adversaries: Adversaries, images: ImageSet, step: int)
         run.folder / "samples" / f"{round(shown / 1000):07d}k.png",
         COLUMNS,
     )
-    save_tensors(run.state, adversaries.state(), {"step": step})
 
 
 def _restore(run: Run, adversaries: Adversaries) -> int:

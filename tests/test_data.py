@@ -187,10 +187,19 @@ def test_resizing_is_antialiased(tmp_path: Path) -> None:
     assert image.std() < 5
 
 
-def test_broken_image_is_named(tree: Path) -> None:
+@pytest.mark.parametrize("damage", ["cut", "chunk", "empty"])
+def test_broken_image_is_named(tree: Path, damage: str) -> None:
     path = tree / "train" / "dog" / "7.png"
-    path.write_bytes(path.read_bytes()[:200])
+    whole = path.read_bytes()
+    chunk = whole.replace(b"IDAT", b"\xb8\x00\x01\x02", 1)
+    path.write_bytes({"cut": whole[:200], "chunk": chunk, "empty": b""}[damage])
     with pytest.raises(SynthError, match=r"train/dog/7\.png"):
+        load_training_images("folder", tree)
+
+
+def test_test_images_never_train(tree: Path) -> None:
+    (tree / "train").rename(tree / "elsewhere")
+    with pytest.raises(SynthError, match="has test/ but no train/"):
         load_training_images("folder", tree)
 
 
@@ -216,9 +225,10 @@ def test_drawn_set_is_cached_and_mended(tmp_path: Path, monkeypatch: pytest.Monk
     assert load_training_images("house-numbers").fingerprint == first.fingerprint
     assert drawn == ["train"]
     (cached,) = tmp_path.iterdir()
-    cached.write_bytes(cached.read_bytes()[:1000])
-    assert load_training_images("house-numbers").fingerprint == first.fingerprint
-    assert drawn == ["train", "train"]
+    for damaged in (cached.read_bytes()[:1000], b""):
+        cached.write_bytes(damaged)
+        assert load_training_images("house-numbers").fingerprint == first.fingerprint
+    assert drawn == ["train", "train", "train"]
 
 
 def test_real_svhn_has_the_digits_its_page_lists(svhn_part: Path) -> None:

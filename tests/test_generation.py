@@ -28,6 +28,7 @@ ORIGIN: dict[str, Any] = {
     "recipe": "tiny",
     "seed": 0,
     "dataset": "drawn",
+    "source": "house-numbers",
     "labels": "conditional",
 }
 
@@ -183,9 +184,11 @@ def test_failed_writing_leaves_nothing(
     [
         ("swap", "do not match manifest.json"),
         ("manifest", r"manifest.json: is damaged"),
-        ("keys", "lacks 'sha256'"),
+        ("keys", "sha256 is 'missing'"),
+        ("types", "classes is 5"),
         ("cut", r"images.npz: cannot be read"),
         ("gone", r"images.npz: cannot be read"),
+        ("empty", r"images.npz: cannot be read"),
     ],
 )
 def test_damaged_sets_are_refused(
@@ -202,8 +205,12 @@ def test_damaged_sets_are_refused(
         whole = read_json(manifest)
         del whole["sha256"]
         manifest.write_text(json.dumps(whole))
+    elif damage == "types":
+        manifest.write_text(json.dumps({**read_json(manifest), "classes": 5}))
     elif damage == "cut":
         npz.write_bytes(npz.read_bytes()[:500])
+    elif damage == "empty":
+        npz.write_bytes(b"")
     else:
         npz.unlink()
     with pytest.raises(SynthError, match=message):

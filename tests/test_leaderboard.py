@@ -24,6 +24,7 @@ from eval.records import (
     write_record,
 )
 from eval.report import write_report
+from synth.data import ImageSet
 from synth.errors import SynthError
 
 REAL = RealSplits("svhn-part", "a" * 64, 4434, "b" * 64, 8000)
@@ -101,9 +102,23 @@ def test_generator_seeds_of_one_recipe_share_a_row() -> None:
     assert row.seeds == "2 × 2"
 
 
+def test_a_part_never_passes_for_the_whole(drawn: ImageSet) -> None:
+    official = ImageSet(drawn.images, drawn.labels, drawn.classes, "svhn", "train")
+    assert RealSplits.of(official, drawn).name == "svhn + drawn"
+    assert RealSplits.of(drawn, drawn).name == "drawn"
+
+
 def test_the_newest_record_of_the_same_content_counts() -> None:
     (table,) = build_tables([record(synthetic(), 0.1, 0.1), record(synthetic(), 0.7, 0.7)])
     assert table.rows[0].accuracy == pytest.approx(0.7)
+    (table,) = build_tables([record(synthetic(), 0.7, 0.7), record(synthetic(), 0.1)])
+    assert table.rows[0].accuracy == pytest.approx(0.7)  # more seeds go before newer
+
+
+def test_two_sets_of_one_run_are_one_run() -> None:
+    sets = [replace(synthetic(digest=digest), checkpoint="w") for digest in ("1", "2")]
+    (table,) = build_tables([record(entry, 0.7, 0.7) for entry in sets])
+    assert table.rows[0].seeds == "1 × 2"
 
 
 @given(st.permutations(range(4)))
@@ -142,7 +157,9 @@ def test_published_files_follow_from_the_records(tmp_path: Path) -> None:
     tables = write_leaderboard(tmp_path)
     text = (tmp_path / "LEADERBOARD.md").read_text()
     assert "## svhn-part, fixed-v1 (4,434 real training images, 8,000 test images)" in text
-    assert "| 1 | cdcgan | 71.00 | 1.41 | 70.00 | 0.877 | 50,000 | 1,000,000 | 1 × 2 |" in text
+    assert (
+        "| 1 | cdcgan | 71.00 | 1.41 | 70.00 | 0.877 | 50,000 | 1,000,000 | 1 × 2 | fp32 |" in text
+    )
     assert pd.read_csv(tmp_path / "leaderboard.csv")["accuracy"].tolist() == [0.81, 0.71]
     page = write_report(tmp_path, tables).read_text()
     assert page.count("data:image/png;base64,") == 2

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -177,16 +178,17 @@ def test_each_pass_shows_each_image_once_from_any_step(count: int, first: int) -
 
 
 def test_run_folder_holds_what_the_design_says(tmp_path: Path, drawn: ImageSet) -> None:
-    run = make_run(tmp_path, drawn, tiny("tiny", True), 480)
+    run = make_run(tmp_path, drawn, tiny("tiny", True), 2016, tick=1008)
     train(run, drawn, CPU)
     assert run.folder.name == "00000-drawn-tiny-cond-seed0"
     assert run.finished()
-    assert [line["images"] for line in run.read_log()] == [160, 320, 480]
+    assert [line["images"] for line in run.read_log()] == [1008, 2016]
     for line in run.read_log():
         assert 0 < line["d_real"] < 1
         assert 0 < line["d_fake"] < 1
         assert line["images_per_second"] > 0
-    assert len(list((run.folder / "samples").iterdir())) > 0
+    grids = sorted(path.name for path in (run.folder / "samples").iterdir())
+    assert grids == ["0000001k.png", "0000002k.png"]
     assert (run.folder / "losses.png").stat().st_size > 1000
     assert open_run(run.folder).config == run.config
 
@@ -221,6 +223,51 @@ def test_killed_and_resumed_equals_uninterrupted(
     assert losses[0] == losses[1]
 
 
+@pytest.mark.parametrize("killed_in", ["save_grid", "append_log", "draw_losses", "save_tensors"])
+def test_killed_while_it_writes_the_last_tick(
+    tmp_path: Path, drawn: ImageSet, killed_in: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = make_run(tmp_path, drawn, tiny("tiny", True), 480)
+    train(whole, drawn, CPU)
+    killed = make_run(tmp_path, drawn, tiny("tiny", True), 480)
+
+    def die(*arguments: object, **options: object) -> None:
+        raise RuntimeError("killed")
+
+    real_save = training.save_tensors
+
+    def die_at_the_last_state(path: Path, tensors: object, metadata: dict[str, int]) -> None:
+        if metadata.get("step") == 30:
+            raise RuntimeError("killed")
+        real_save(path, tensors, metadata)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        if killed_in == "append_log":
+            patch.setattr(Run, "append_log", die)
+        elif killed_in == "save_tensors":
+            patch.setattr(training, "save_tensors", die_at_the_last_state)
+        else:
+            patch.setattr(training, killed_in, die)
+        with pytest.raises(RuntimeError, match="killed"):
+            train(killed, drawn, CPU)
+    assert not killed.finished()
+    train(killed, drawn, CPU)
+    assert killed.finished()
+    assert killed.weights.read_bytes() != b""
+    ours, theirs = (load_tensors(run.weights)[0] for run in (killed, whole))
+    assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+    assert [line["images"] for line in killed.read_log()] == [160, 320, 480]
+
+
+def test_two_processes_do_not_train_one_run(tmp_path: Path, drawn: ImageSet) -> None:
+    run = make_run(tmp_path, drawn, tiny("tiny", True), 160)
+    with (
+        FileLock(run.folder / ".lock"),
+        pytest.raises(SynthError, match="is being trained by another process"),
+    ):
+        train(run, drawn, CPU)
+
+
 def test_ctrl_c_saves_and_says_how_to_go_on(
     tmp_path: Path, drawn: ImageSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -240,17 +287,22 @@ def test_ctrl_c_saves_and_says_how_to_go_on(
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_losses_that_blow_up_stop_the_run_and_keep_the_last_checkpoint(
-    tmp_path: Path, drawn: ImageSet, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("network", ["g_weights", "d_weights"])
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_numbers_that_blow_up_stop_the_run_and_keep_the_last_checkpoint(
+    tmp_path: Path, drawn: ImageSet, monkeypatch: pytest.MonkeyPatch, network: str, when: str
 ) -> None:
+    """Also when the very last step of a tick spoils the weights, which no loss has seen yet."""
     run = make_run(tmp_path, drawn, tiny("tiny", True), 480)
     step, calls = Adversaries.step, itertools.count()
 
     def poisoned(self: Adversaries, *arguments: object) -> None:
-        if next(calls) == 14:
-            with torch.no_grad():
-                self.d_weights[0].fill_(float("nan"))
+        poison = next(calls) == (14 if when == "before" else 19)
+        if poison and when == "before":
+            getattr(self, network)[0].data.fill_(float("nan"))
         step(self, *arguments)  # type: ignore[arg-type]
+        if poison and when == "after":
+            getattr(self, network)[0].data.fill_(float("nan"))
 
     monkeypatch.setattr(Adversaries, "step", poisoned)
     with pytest.raises(SynthError, match="no longer finite in the tick that ends at 320 images"):

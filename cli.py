@@ -54,7 +54,13 @@ def train(
         bool | None,
         typer.Option("--conditional/--unconditional", help="Is the generator told the label?"),
     ] = None,
-    recipe: Annotated[str | None, typer.Option(help="See: synth recipes")] = None,
+    recipe: Annotated[
+        str | None, typer.Option(help="A name (see: synth recipes) or a TOML file.")
+    ] = None,
+    dials: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Change one dial, e.g. training.batch=64; may be repeated."),
+    ] = None,
     dataset: Dataset = "svhn",
     data_root: DataRoot = None,
     images: Images = None,
@@ -79,7 +85,6 @@ def train(
     from synth.environment import describe_environment, pick_device
     from synth.errors import UsageError
     from synth.progress import say
-    from synth.recipes import find_recipe
     from synth.runs import Run, newest_run, open_run
 
     place = pick_device(device)
@@ -93,7 +98,7 @@ def train(
         length, tick_length = parse_count("--images", images), parse_count("--tick", tick)
         if tick_length is not None and tick_length < 1000:
             raise UsageError(f"--tick {tick}: must be 1k or more")
-        chosen = find_recipe(recipe, conditional)
+        chosen = resolve_recipe(recipe, conditional, dials)
         real = load_training_images(dataset, data_root)
         if epochs is not None and length is not None:
             raise UsageError("--images and --epochs: give one of them")
@@ -238,10 +243,9 @@ def benchmark(
     import pipeline
     from synth.environment import pick_device
     from synth.progress import say
-    from synth.recipes import find_recipe
 
     tables = pipeline.benchmark(
-        [find_recipe(name.strip(), None) for name in recipes.split(",")],
+        [resolve_recipe(name.strip(), None, None) for name in recipes.split(",")],
         seeds,
         dataset,
         parse_count("--images", images),
@@ -262,17 +266,19 @@ def recipes(
     as_json: AsJson = False,
 ) -> None:
     """List the recipes, or show one."""
-    from synth.recipes import RECIPES, find_recipe
+    from synth.recipes import RECIPES
 
     if name is not None:
-        return print_json(describe_recipe(find_recipe(name, None), whole=True))
+        return print_json(describe_recipe(resolve_recipe(name, None, None), whole=True))
     rows = [describe_recipe(recipe, whole=False) for recipe in RECIPES.values()]
     if as_json:
         return print_json(rows)
+    print(f"{'recipe':<24} {'kind':<13} {'parameters of G, D':>21} {'GFLOP of G, D':>15}  source")
     for row in rows:
         kind = "conditional" if row["conditional"] else "unconditional"
         sizes = f"{row['generator_parameters']:>10,} {row['discriminator_parameters']:>10,}"
-        print(f"{row['name']:<24} {kind:<13} {sizes}  {row['source']}")
+        costs = f"{row['generator_gflop']:>7.4f} {row['discriminator_gflop']:>7.4f}"
+        print(f"{row['name']:<24} {kind:<13} {sizes} {costs}  {row['source']}")
 
 
 @app.command()
@@ -296,17 +302,34 @@ def options(
 
 
 def describe_recipe(recipe: Recipe, whole: bool) -> dict[str, Any]:
-    from synth.networks import build
+    from synth.networks import measure_networks
 
-    generator, discriminator = build(recipe, 10, 0)
     summary = {
         "name": recipe.name,
         "conditional": recipe.conditional,
-        "generator_parameters": sum(p.numel() for p in generator.parameters()),
-        "discriminator_parameters": sum(p.numel() for p in discriminator.parameters()),
+        **measure_networks(recipe),
         "source": recipe.source,
     }
     return {**recipe.to_json(), **summary} if whole else summary
+
+
+def resolve_recipe(name: str | None, conditional: bool | None, dials: list[str] | None) -> Recipe:
+    """The recipe of a name or a TOML file, with single dials changed."""
+    from dataclasses import replace
+
+    from synth.dials import read_recipe, set_dial
+    from synth.recipes import check_recipe, find_recipe
+
+    if name is not None and name.endswith(".toml"):
+        recipe = read_recipe(Path(name))
+        if conditional is not None:
+            recipe = replace(recipe, conditional=conditional)
+    else:
+        recipe = find_recipe(name, conditional)
+    for assignment in dials or []:
+        recipe = set_dial(recipe, assignment)
+    check_recipe(recipe)
+    return recipe
 
 
 def parse_count(option: str, text: str | None) -> int | None:

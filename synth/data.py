@@ -7,7 +7,7 @@ reads them. The three maps between uint8 and a network's range stand here, and n
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -61,6 +61,19 @@ class ImageSet:
                 "every class needs at least one"
             )
         return self.labels
+
+
+def split_tail(images: ImageSet, share: float = 0.1) -> tuple[ImageSet, ImageSet]:
+    """The set without its last `share`, and that part alone, both in their order.
+
+    One contiguous block: neighbouring digits of SVHN come from one house number.
+    """
+    cut = len(images) - round(len(images) * share)
+    pixels, labels = images.images, images.labels
+    return (
+        replace(images, images=pixels[:cut], labels=None if labels is None else labels[:cut]),
+        replace(images, images=pixels[cut:], labels=None if labels is None else labels[cut:]),
+    )
 
 
 def signed_from_uint8(images: Tensor) -> Tensor:

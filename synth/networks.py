@@ -10,6 +10,7 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from synth.data import SIZE
 from synth.layers import Conv2d, ConvTranspose2d
@@ -94,6 +95,25 @@ def build(recipe: Recipe, classes: int, seed: int) -> tuple[Generator, Discrimin
             initialise(network, recipe.training.initialisation)
             network.to(memory_format=torch.channels_last)
     return generator, discriminator
+
+
+def measure_networks(recipe: Recipe, classes: int = 10) -> dict[str, float]:
+    """Parameters of both networks, and their forward GFLOP per image by torch's own counter
+    (a multiplication and an addition count as two)."""
+    generator, discriminator = build(recipe, classes, 0)
+    labels = torch.zeros(1, dtype=torch.int64)
+    figures: dict[str, float] = {}
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        images = generator.eval()(torch.zeros(1, recipe.generator.latent_size), labels)
+        of_generator = counter.get_total_flops()
+        discriminator.eval()(images, labels)
+    for name, network, flops in (
+        ("generator", generator, of_generator),
+        ("discriminator", discriminator, counter.get_total_flops() - of_generator),
+    ):
+        figures[f"{name}_parameters"] = sum(p.numel() for p in network.parameters())
+        figures[f"{name}_gflop"] = flops / 1e9
+    return figures
 
 
 def initialise(network: nn.Module, kind: str) -> None:

@@ -29,6 +29,7 @@ from synth.files import (
     make_numbered_folder,
     numbered_folders,
     read_json,
+    slug,
     write_json,
     write_text,
 )
@@ -70,7 +71,7 @@ class RunConfig:
     @property
     def slug(self) -> str:
         kind = "cond" if self.recipe.conditional else "uncond"
-        return f"{self.dataset}-{self.recipe.name}-{kind}-seed{self.seed}"
+        return f"{self.dataset}-{slug(self.recipe.name)}-{kind}-seed{self.seed}"
 
 
 @dataclass(frozen=True)

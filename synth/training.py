@@ -32,7 +32,7 @@ from synth.acceleration import (
     load_optimizer_tensors,
     optimizer_tensors,
 )
-from synth.data import SIZE, ImageSet, signed_from_uint8, uint8_from_signed
+from synth.data import SIZE, ImageSet, signed_from_uint8, split_tail, uint8_from_signed
 from synth.errors import SynthError
 from synth.losses import discriminator_loss, fake_loss, real_loss
 from synth.networks import Generator, build
@@ -118,6 +118,24 @@ class Adversaries:
         averages: list[Tensor] = list(self.average.parameters())
         torch._foreach_lerp_(averages, list(self.g_weights), 1 - keep)
 
+    @torch.no_grad()
+    def loss_on(self, images: ImageSet, step: int) -> float:
+        """The discriminator's loss on a batch of images that it never learned from, against as
+        many fakes; both networks in evaluation mode."""
+        random = torch_random(0, "heldout", step)
+        picks = torch.randint(len(images), (self.recipe.batch,), generator=random)
+        labels = picks * 0 if images.labels is None else images.labels[picks]
+        latent = draw_latents(self.generator.recipe, (self.recipe.batch,), random)
+        labels, latent = labels.to(self.device), latent.to(self.device)
+        self.generator.eval()
+        self.discriminator.eval()
+        real = signed_from_uint8(images.images[picks].to(self.device))
+        on_real = self.discriminator(real, labels)
+        on_fake = self.discriminator(self.generator(latent, labels), labels)
+        self.generator.train()
+        self.discriminator.train()
+        return float(discriminator_loss(on_real, on_fake, self.recipe.discriminator_loss))
+
     def state(self) -> dict[str, Tensor]:
         """Every tensor that resuming needs, by name."""
         networks = {"g": self.generator, "d": self.discriminator, "average": self.average}
@@ -178,6 +196,11 @@ def _train(run: Run, images: ImageSet, device: torch.device, progress: Progress)
     run.rewind_log(step * batch)
     last_step = math.ceil(config.images / batch)
     tick_steps = max(1, round(config.tick / batch))
+    heldout_every = recipe.training.heldout_every
+    heldout: ImageSet | None = None
+    heldout_losses: list[float] = []
+    if heldout_every:
+        images, heldout = split_tail(images)
     batches = draw_batches(recipe, images, config.seed, device, first_step=step)
     example = _example_batch(recipe, len(config.classes), device)
     take_step = _fastest_step(adversaries, example, config.precision)
@@ -189,6 +212,8 @@ def _train(run: Run, images: ImageSet, device: torch.device, progress: Progress)
         while step < last_step:
             take_step(*next(batches))
             step += 1
+            if heldout is not None and step % heldout_every == 0:
+                heldout_losses.append(adversaries.loss_on(heldout, step))
             if step % tick_steps and step < last_step and not interrupted():
                 if step % 16 == 0:
                     progress(step * batch)
@@ -210,6 +235,7 @@ def _train(run: Run, images: ImageSet, device: torch.device, progress: Progress)
                 {
                     "images": step * batch,
                     **dict(zip(LOG_KEYS, means, strict=True)),
+                    **({"heldout_d_losses": heldout_losses} if heldout is not None else {}),
                     "images_per_second": round((step - tick_start) * batch / seconds, 1),
                     "memory_mib": _memory_mib(device),
                 }
@@ -223,7 +249,7 @@ def _train(run: Run, images: ImageSet, device: torch.device, progress: Progress)
                     f"stopped at {step * batch:,} of {config.images:,} images; go on with: "
                     f"synth train --resume --run {run.folder}"
                 )
-            tick_start, tick_time = step, time.perf_counter()
+            tick_start, tick_time, heldout_losses = step, time.perf_counter(), []
 
 
 def check_trainable(recipe: Recipe, images: ImageSet) -> None:

@@ -1,0 +1,253 @@
+"""Every published recipe against the table it comes from, layer by layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from synth import generation
+from synth.data import ImageSet, split_tail
+from synth.dials import all_dials, read_recipe, set_dial
+from synth.errors import UsageError
+from synth.generation import generate
+from synth.networks import build, measure_networks
+from synth.recipes import RECIPES, Recipe, check_recipe, find_recipe
+from synth.runs import load_generator
+from synth.training import train
+from tests.conftest import Ran
+from tests.test_training import CPU, make_run
+
+# name → parameters of both networks, and their layers: what holds weights, norms, activations.
+# "C3>64 k4" is a convolution, "T" a transposed one, "L" linear, "+b" with bias, "B64" a norm.
+CDCGAN = (
+    "T105>256 k4, B256, relu, T256>128 k4, B128, relu, T128>64 k4, B64, relu, T64>3 k4 +b, tanh",
+    "C4>64 k4 +b, leaky, C64>128 k4, B128, leaky, C128>256 k4, B256, leaky, C256>1 k4 +b",
+)
+WIDE_D = "C3>128 k4{b}, B128, leaky, C128>256 k4{b}, B256, leaky, C256>512 k4{b}, B512, leaky"
+KERAS = (
+    "L100>8192 +b, B512, leaky, T512>256 k5 +b, B256, leaky, T256>128 k5 +b, B128, leaky, "
+    "T128>3 k5 +b, tanh",
+    "C3>64 k5 +b, leaky, C64>128 k5 +b, B128, leaky, C128>256 k5 +b, B256, leaky, L4096>1 +b",
+)
+PUBLISHED: dict[str, tuple[int | None, int | None, str, str]] = {
+    "cdcgan": (1_089_461, None, *CDCGAN),
+    "svhn-synthesis": (1_089_461, None, *CDCGAN),
+    "shahrullo": (
+        372_416,
+        167_809,
+        "L100>2048 +b, T128>64 k4, B64, relu, T64>32 k4, B32, relu, T32>3 k4, tanh",
+        "C3>32 k4, leaky, C32>64 k4, B64, leaky, C64>128 k4, B128, leaky, L2048>1 +b",
+    ),
+    "house-number-recognition": (
+        None,
+        None,
+        "L100>8192 +b, B512, leaky, T512>256 k4, B256, relu, T256>128 k4, B128, relu, "
+        "T128>3 k4, tanh",
+        WIDE_D.format(b="") + ", L8192>1 +b",
+    ),
+    "sssingh-svhn": (
+        3_457_155,
+        2_638_465,
+        "L100>8192 +b, B512, relu, T512>256 k4 +b, B256, relu, T256>128 k4 +b, B128, relu, "
+        "T128>3 k4 +b, tanh",
+        WIDE_D.format(b=" +b") + ", L8192>1 +b",
+    ),
+    "sssingh-celeba": (
+        2_962_307,
+        2_692_417,
+        "L100>2048, B512, leaky, T512>256 k4, B256, leaky, T256>128 k4, B128, leaky, "
+        "T128>64 k4, B64, leaky, T64>3 k4 +b, tanh",
+        "C3>32 k4, B32, leaky, C32>128 k4, B128, leaky, C128>256 k4, B256, leaky, "
+        "C256>512 k4, B512, leaky, L2048>1 +b",
+    ),
+    **{f"keras-trial-{trial}": (4_935_171, 1_034_113, *KERAS) for trial in (1, 2, 3)},
+}
+
+
+def layers(network: nn.Module) -> str:
+    """The layers in the order in which they are applied, in the notation of `PUBLISHED`."""
+    words: list[str] = []
+
+    def name(module: nn.Module, *_: object) -> None:
+        bias = " +b" if getattr(module, "bias", None) is not None else ""
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+            kind = "C" if isinstance(module, nn.Conv2d) else "T"
+            side = module.kernel_size[0]
+            words.append(f"{kind}{module.in_channels}>{module.out_channels} k{side}{bias}")
+        elif isinstance(module, nn.Linear):
+            words.append(f"L{module.in_features}>{module.out_features}{bias}")
+        elif isinstance(module, nn.BatchNorm2d):
+            words.append(f"B{module.num_features}")
+        elif isinstance(module, nn.LeakyReLU):
+            assert module.negative_slope == 0.2
+            words.append("leaky")
+        elif isinstance(module, nn.ReLU | nn.Tanh):
+            words.append(type(module).__name__.lower())
+
+    for module in network.modules():
+        module.register_forward_hook(name)
+    labels = torch.zeros(2, dtype=torch.int64)
+    inputs = torch.zeros(2, 100) if hasattr(network, "stem") else torch.zeros(2, 3, 32, 32)
+    network.eval()(inputs, labels)
+    return ", ".join(words)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_networks_are_the_published_ones(name: str) -> None:
+    of_generator, of_discriminator, generator_layers, discriminator_layers = PUBLISHED[name]
+    generator, discriminator = build(RECIPES[name], 10, 0)
+    assert layers(generator) == generator_layers
+    assert layers(discriminator) == discriminator_layers
+    for network, count in ((generator, of_generator), (discriminator, of_discriminator)):
+        assert count in (None, sum(p.numel() for p in network.parameters()))
+
+
+@pytest.mark.parametrize("trial", [1, 2, 3])
+def test_keras_trials_keep_keras_defaults(trial: int) -> None:
+    rates = {1: (2e-4, 2e-4, 0.6), 2: (1e-3, 1e-4, 0.5), 3: (1e-3, 2e-4, 0.5)}
+    training = RECIPES[f"keras-trial-{trial}"].training
+    assert (training.learning_rate_d, training.learning_rate_g, training.betas[0]) == rates[trial]
+    assert (training.batch, training.images) == (256, 256 * 8000)
+    for network in build(RECIPES[f"keras-trial-{trial}"], 10, 0):
+        for module in network.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                assert (module.momentum, module.eps) == (0.01, 1e-3)
+            if isinstance(module, nn.Linear):  # Glorot: U(-a, a) with a = sqrt(6 / (in + out))
+                bound = (6 / (module.in_features + module.out_features)) ** 0.5
+                assert float(module.weight.detach().abs().max()) == pytest.approx(bound, rel=0.02)
+                assert module.bias.detach().eq(0).all()
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_flops_agree_with_a_count_by_hand(name: str) -> None:
+    """2 · inputs · outputs · kernel area, times the positions of the smaller map."""
+    recipe = RECIPES[name]
+    figures = measure_networks(recipe)
+    labelled = recipe.conditional
+    g, d = recipe.generator, recipe.discriminator
+    expected = 2.0 * (g.latent_size + g.label_size * labelled) * g.widths[0] * g.base**2
+    for i, (wide, narrow) in enumerate(zip(g.widths, (*g.widths[1:], 3), strict=True)):
+        expected += 2 * wide * narrow * g.kernel**2 * (g.base << i) ** 2
+    assert figures["generator_gflop"] * 1e9 == expected
+    channels = (3 + labelled, *d.widths)
+    expected = 2.0 * d.widths[-1] * (32 >> len(d.widths)) ** 2
+    for i, (narrow, wide) in enumerate(pairwise(channels), start=1):
+        expected += 2 * narrow * wide * d.kernel**2 * (32 >> i) ** 2
+    assert figures["discriminator_gflop"] * 1e9 == expected
+
+
+def with_forms() -> list[str]:
+    return [*RECIPES, *(f"{n}-conditional" for n, r in RECIPES.items() if not r.conditional)]
+
+
+@pytest.mark.parametrize("name", with_forms())
+def test_every_recipe_trains_for_two_ticks_and_samples(
+    name: str, tmp_path: Path, drawn: ImageSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(generation, "CHUNK", 2)
+    recipe = find_recipe(name, None)
+    batch = recipe.training.batch // 8
+    recipe = replace(recipe, training=replace(recipe.training, batch=batch, heldout_every=1))
+    run = make_run(tmp_path, drawn, recipe, 2 * batch, tick=batch, precision="bf16")
+    train(run, drawn, CPU)
+    log = run.read_log()
+    assert [line["images"] for line in log] == [batch, 2 * batch]
+    assert all(len(line["heldout_d_losses"]) == 1 for line in log)
+    images = generate(load_generator(run.folder), 10, 2, seed=0).images
+    assert images.std() > 1
+
+
+def test_conditional_form_differs_by_the_labels_alone() -> None:
+    plain, labelled = find_recipe("shahrullo", None), find_recipe("shahrullo", True)
+    assert labelled == find_recipe("shahrullo-conditional", None)
+    assert replace(labelled, name=plain.name, conditional=False) == plain
+    generator, discriminator = build(labelled, 10, 0)
+    assert layers(generator).startswith("L105>2048 +b, T128>64")
+    assert layers(discriminator).startswith("C4>32 k4, leaky")
+
+
+def test_heldout_images_are_one_block_and_never_trained_on(drawn: ImageSet) -> None:
+    kept, heldout = split_tail(drawn)
+    assert (len(kept), len(heldout)) == (450, 50)
+    assert torch.equal(torch.cat([kept.images, heldout.images]), drawn.images)
+
+
+@given(st.sampled_from(all_dials(RECIPES["cdcgan"])), st.text(max_size=8))
+def test_dials_take_a_right_value_or_say_what_is_wrong(dial: str, text: str) -> None:
+    try:
+        changed = set_dial(RECIPES["cdcgan"], f"{dial}={text}")
+    except UsageError as error:
+        assert dial in str(error)
+    else:
+        assert isinstance(changed, Recipe)
+
+
+@pytest.mark.parametrize(
+    ("assignment", "said"),
+    [
+        ("training.bach=3", "did you mean training.batch"),
+        ("batch=3", "did you mean training.batch"),
+        ("training.fakes=neww", "did you mean new"),
+        ("training=3", "is a group"),
+        ("training.batch.size=3", "is a dial, not a group"),
+        ("training.batch=many", "whole number"),
+        ("generator.stem_norm=perhaps", "true or false"),
+        ("training.betas=0.5", "give 2"),
+    ],
+)
+def test_wrong_dials_name_the_right_ones(assignment: str, said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        set_dial(RECIPES["cdcgan"], assignment)
+
+
+def test_dials_are_set_by_their_type() -> None:
+    recipe = RECIPES["cdcgan"]
+    for assignment in (
+        "generator.widths=64, 32,16",
+        "training.betas=0,0.9",
+        "generator.norm.epsilon=1e-3",
+        "generator.stem_norm=false",
+        "conditional=false",
+    ):
+        recipe = set_dial(recipe, assignment)
+    assert recipe.generator.widths == (64, 32, 16)
+    assert recipe.training.betas == (0.0, 0.9)
+    assert recipe.generator.norm.epsilon == 1e-3
+    assert recipe.generator.stem_norm is False
+    assert recipe.conditional is False
+
+
+def test_shapes_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(UsageError, match="makes images of 16×16"):
+        check_recipe(set_dial(RECIPES["cdcgan"], "generator.widths=64,32"))
+    with pytest.raises(UsageError, match=r"training\.batch is 0"):
+        check_recipe(set_dial(RECIPES["cdcgan"], "training.batch=0"))
+    for recipe in RECIPES.values():
+        check_recipe(recipe)
+
+
+def test_recipe_from_a_file(tmp_path: Path, synth: Callable[..., Ran]) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(
+        'base = "shahrullo"\n[training]\nbatch = 32\n[generator]\nwidths = [32, 16, 8]\n'
+    )
+    recipe = read_recipe(path)
+    assert recipe.name == "mine"
+    assert recipe.training.batch == 32
+    assert recipe.generator.widths == (32, 16, 8)
+    assert recipe.generator.stem == "linear"
+    path.write_text("[training]\nbatchh = 32\n")
+    ran = synth("recipes", path)
+    assert ran.code == 2
+    assert "did you mean training.batch" in ran.err
+    path.write_text("not TOML")
+    assert "is no TOML" in synth("recipes", path).err
+    assert "cannot be read" in synth("recipes", tmp_path / "none.toml").err

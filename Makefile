@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint bench clean
 
 demo: $(INSTALLED)
 	$(BIN)/synth benchmark --dataset house-numbers --recipes cdcgan,dcgan \
@@ -18,6 +18,11 @@ lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# About five minutes on two cores; writes results/speed.md and results/speed.json.
+bench: $(INSTALLED)
+	$(BIN)/pip install --quiet lightning
+	$(BIN)/python -m benchmarks
 
 clean:
 	rm -rf $(VENV) demo build *.egg-info

@@ -22,7 +22,7 @@ from eval.records import (
     write_record,
 )
 from synth.data import ImageSet, load_test_images, load_training_images
-from synth.environment import describe_environment
+from synth.environment import describe_environment, git_commit
 from synth.errors import UsageError
 from synth.files import check_writable
 from synth.progress import progress_bar, say
@@ -108,6 +108,7 @@ def make_judge(
     train.require_labels()
     test.require_labels()
     check_writable(results / "records")
+    git_commit()  # of the code as it is loaded, before hours pass
     resolved, reason = choose_classifier_precision(precision, device)
     say(f"precision {resolved}: {reason}")
     return Judge(chosen, train, test, results, device, resolved, seeds)

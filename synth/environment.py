@@ -7,6 +7,7 @@ import platform
 import shlex
 import subprocess
 import sys
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -52,8 +53,12 @@ def _portable_word(word: str) -> str:
     return portable(word) if "/" in word else word
 
 
+@cache
 def git_commit() -> str | None:
-    """The commit of the code that runs, with `+` when it has uncommitted changes."""
+    """The commit of the code that runs, with `+` when it has uncommitted changes.
+
+    Looked up once: a commit made while this process runs is not what it runs.
+    """
     here = Path(__file__).parent
 
     def git(*words: str) -> str:

@@ -1,8 +1,4 @@
-"""Training a recipe: one linear loop, counted in real images shown.
-
-All randomness is a function of (seed, step): the order of the images, the latents, the labels. So
-a run that was killed and resumed equals one that was not, and a checkpoint holds no random state.
-"""
+"""Training a recipe: one linear loop, counted in real images shown."""
 
 from __future__ import annotations
 
@@ -13,30 +9,18 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from copy import deepcopy
 from types import FrameType
-from typing import NamedTuple
 
-import numpy as np
 import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
-from torch.optim.swa_utils import update_bn
 
-from synth.acceleration import (
-    adam,
-    autocast,
-    choose_precision,
-    descend,
-    fastest,
-    load_optimizer_tensors,
-    optimizer_tensors,
-)
-from synth.data import SIZE, ImageSet, signed_from_uint8, split_tail, uint8_from_signed
+from synth.acceleration import choose_precision, fastest
+from synth.adversaries import LOG_KEYS, Adversaries, sampling_generator
+from synth.batches import Batch, draw_batches, draw_latents, example_batch, torch_random
+from synth.data import ImageSet, split_tail, uint8_from_signed
 from synth.errors import SynthError
-from synth.losses import discriminator_loss, fake_loss, real_loss
-from synth.networks import Generator, build
-from synth.recipes import GeneratorRecipe, Recipe
+from synth.recipes import Recipe
 from synth.runs import Run, load_tensors, save_tensors
 from synth.visuals import draw_losses, save_grid
 
@@ -45,10 +29,7 @@ try:
 except ImportError:  # Windows
     resource = None  # type: ignore[assignment]
 
-BLOCK = 64  # steps whose randomness is drawn at once
-NORM_BATCHES = 16  # batches from which the averaged generator's BatchNorm statistics are taken
 COLUMNS = 10  # images per class in the sample grid
-LOG_KEYS = ("d_loss", "g_loss", "d_real", "d_fake")
 Progress = Callable[[int], None]  # is told the images shown so far
 
 
@@ -56,116 +37,6 @@ class Interrupted(SynthError):
     """The user stopped the run; it was saved and can be resumed."""
 
     exit_code = 130
-
-
-class Batch(NamedTuple):
-    """What one step reads. B is the batch size, L the latent size."""
-
-    images: Tensor  # uint8 (B, 3, 32, 32), real
-    labels: Tensor  # int64 (B,), of the real images; the fakes are made for the same labels
-    latent: Tensor  # float32 (B, L)
-    second_latent: Tensor  # float32 (B, L), for recipes whose generator step draws new fakes
-
-
-class Adversaries:
-    """Generator, discriminator, their optimizers and the averaged generator: what is trained."""
-
-    def __init__(self, recipe: Recipe, classes: int, seed: int, device: torch.device) -> None:
-        self.recipe = recipe.training
-        generator, discriminator = build(recipe, classes, seed)
-        self.generator, self.discriminator = generator.to(device), discriminator.to(device)
-        self.average = deepcopy(self.generator).requires_grad_(False)
-        self.device = device
-        self.g_weights = list(self.generator.parameters())
-        self.d_weights = list(self.discriminator.parameters())
-        training = recipe.training
-        self.g_optimizer = adam(self.g_weights, training.learning_rate_g, training.betas)
-        self.d_optimizer = adam(self.d_weights, training.learning_rate_d, training.betas)
-        self.sums = torch.zeros(len(LOG_KEYS), device=device)  # read, then zeroed, at each tick
-
-    def step(self, batch: Batch, precision: str) -> None:
-        """One step of the discriminator, then one of the generator."""
-        with autocast(self.device, precision):
-            fake = self.generator(batch.latent, batch.labels)
-            real = signed_from_uint8(batch.images)
-            real_logits, fake_logits = self._step_discriminator(real, fake.detach(), batch.labels)
-            if self.recipe.fakes == "new":
-                fake = self.generator(batch.second_latent, batch.labels)
-            g_loss = real_loss(self.discriminator(fake, batch.labels).float())
-        descend(self.g_optimizer, self.g_weights, g_loss)
-        self._update_average()
-        d_loss = discriminator_loss(real_logits, fake_logits, self.recipe.discriminator_loss)
-        self.sums += torch.stack(
-            [d_loss, g_loss, real_logits.sigmoid().mean(), fake_logits.sigmoid().mean()]
-        ).detach()
-
-    def _step_discriminator(self, real: Tensor, fake: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
-        real_logits = self.discriminator(real, labels).float()
-        if self.recipe.discriminator_steps == "separate":
-            descend(self.d_optimizer, self.d_weights, real_loss(real_logits))
-            fake_logits = self.discriminator(fake, labels).float()
-            descend(self.d_optimizer, self.d_weights, fake_loss(fake_logits))
-        else:
-            fake_logits = self.discriminator(fake, labels).float()
-            loss = discriminator_loss(real_logits, fake_logits, self.recipe.discriminator_loss)
-            descend(self.d_optimizer, self.d_weights, loss)
-        return real_logits.detach(), fake_logits.detach()
-
-    @torch.no_grad()
-    def _update_average(self) -> None:
-        """Exponential moving average, after Karras et al. 2018 (arXiv:1710.10196, §A)."""
-        keep = average_decay(self.recipe.ema_half_life, self.recipe.batch)
-        averages: list[Tensor] = list(self.average.parameters())
-        torch._foreach_lerp_(averages, list(self.g_weights), 1 - keep)
-
-    @torch.no_grad()
-    def loss_on(self, images: ImageSet, step: int) -> float:
-        """The discriminator's loss on a batch of images that it never learned from, against as
-        many fakes; both networks in evaluation mode."""
-        random = torch_random(0, "heldout", step)
-        picks = torch.randint(len(images), (self.recipe.batch,), generator=random)
-        labels = picks * 0 if images.labels is None else images.labels[picks]
-        latent = draw_latents(self.generator.recipe, (self.recipe.batch,), random)
-        labels, latent = labels.to(self.device), latent.to(self.device)
-        self.generator.eval()
-        self.discriminator.eval()
-        real = signed_from_uint8(images.images[picks].to(self.device))
-        on_real = self.discriminator(real, labels)
-        on_fake = self.discriminator(self.generator(latent, labels), labels)
-        self.generator.train()
-        self.discriminator.train()
-        return float(discriminator_loss(on_real, on_fake, self.recipe.discriminator_loss))
-
-    def state(self) -> dict[str, Tensor]:
-        """Every tensor that resuming needs, by name."""
-        networks = {"g": self.generator, "d": self.discriminator, "average": self.average}
-        tensors = {
-            f"{name}.{key}": tensor
-            for name, network in networks.items()
-            for key, tensor in network.state_dict().items()
-        }
-        tensors |= optimizer_tensors("g_adam", self.g_optimizer)
-        return tensors | optimizer_tensors("d_adam", self.d_optimizer)
-
-    def finite(self) -> bool:
-        return all(bool(tensor.isfinite().all()) for tensor in self.state().values())
-
-    def load_state(self, tensors: dict[str, Tensor]) -> None:
-        """The inverse of `state`. Raises `KeyError` or `RuntimeError` when they don't fit."""
-
-        def part(prefix: str) -> dict[str, Tensor]:
-            return {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
-
-        self.generator.load_state_dict(part("g."))
-        self.discriminator.load_state_dict(part("d."))
-        self.average.load_state_dict(part("average."))
-        load_optimizer_tensors("g_adam", self.g_optimizer, tensors)
-        load_optimizer_tensors("d_adam", self.d_optimizer, tensors)
-
-
-def average_decay(half_life: int, batch: int) -> float:
-    """What one step keeps of the average: a half after `half_life` images; 0 switches it off."""
-    return 0.5 ** (batch / half_life) if half_life else 0.0
 
 
 def train(
@@ -202,7 +73,7 @@ def _train(run: Run, images: ImageSet, device: torch.device, progress: Progress)
     if heldout_every:
         images, heldout = split_tail(images)
     batches = draw_batches(recipe, images, config.seed, device, first_step=step)
-    example = _example_batch(recipe, len(config.classes), device)
+    example = example_batch(recipe, len(config.classes), device)
     take_step = _fastest_step(adversaries, example, config.precision)
     progress(step * batch)
 
@@ -263,86 +134,6 @@ def check_trainable(recipe: Recipe, images: ImageSet) -> None:
         )
 
 
-def draw_batches(
-    recipe: Recipe, images: ImageSet, seed: int, device: torch.device, first_step: int = 0
-) -> Iterator[Batch]:
-    """Endless batches from `first_step` on; each pass shows every image once, the rest dropped."""
-    size = recipe.training.batch
-    pixels = images.images.to(device)
-    labels = (
-        images.labels if images.labels is not None else torch.zeros(len(images), dtype=torch.int64)
-    ).to(device)
-    for block in range(first_step // BLOCK, 1 << 62):
-        order = _image_order(len(images), size, seed, block).to(device)
-        random = torch_random(seed, "latents", block)
-        latents = draw_latents(recipe.generator, (2, BLOCK, size), random).to(device)
-        for i in range(max(0, first_step - block * BLOCK), BLOCK):
-            yield Batch(pixels[order[i]], labels[order[i]], latents[0, i], latents[1, i])
-
-
-def _image_order(count: int, batch: int, seed: int, block: int) -> Tensor:
-    """Indices (BLOCK, batch) of the images that the block's steps show."""
-    per_pass = count // batch
-    steps = range(block * BLOCK, (block + 1) * BLOCK)
-    passes = {
-        number: torch.randperm(count, generator=torch_random(seed, "order", number))
-        for number in {step // per_pass for step in steps}
-    }
-    return torch.stack([passes[s // per_pass][s % per_pass * batch :][:batch] for s in steps])
-
-
-def draw_latents(
-    recipe: GeneratorRecipe, shape: tuple[int, ...], random: torch.Generator
-) -> Tensor:
-    """float32 (*shape, latent_size) from the recipe's distribution."""
-    latents = torch.empty(*shape, recipe.latent_size)
-    if recipe.latent_distribution == "normal":
-        return latents.normal_(generator=random)
-    return latents.uniform_(-1, 1, generator=random)
-
-
-def torch_random(seed: int, purpose: str, index: int) -> torch.Generator:
-    """An independent random stream for each (seed, purpose, index)."""
-    key = np.random.SeedSequence([seed, index, *purpose.encode()])
-    return torch.Generator().manual_seed(int(key.generate_state(1, np.uint64)[0] >> np.uint64(1)))
-
-
-def sampling_generator(adversaries: Adversaries, images: ImageSet, recipe: Recipe) -> Generator:
-    """The averaged generator with BatchNorm statistics of its own, ready to sample.
-
-    Averaged weights have other activations than any generator that was trained, so neither its
-    running statistics nor their average fit; they are taken afresh, over latents and labels as in
-    training (`torch.optim.swa_utils.update_bn`, after Izmailov et al. 2018, arXiv:1803.05407).
-    """
-    if recipe.training.ema_half_life == 0:
-        return deepcopy(adversaries.generator).eval()
-    random = torch_random(0, "norm", 0)
-    shape = (NORM_BATCHES, recipe.training.batch)
-    latents = draw_latents(recipe.generator, shape, random)
-    picks = torch.randint(len(images), shape, generator=random)
-    labels = picks if images.labels is None else images.labels[picks]
-    generator = deepcopy(adversaries.average)
-    with torch.no_grad():
-        update_bn(
-            ({"latent": z, "labels": y} for z, y in zip(latents, labels, strict=True)),
-            _ByName(generator),
-        )
-    return generator.eval()
-
-
-class _ByName(torch.nn.Module):
-    """Lets `update_bn`, which passes one argument, call a network that takes several."""
-
-    def __init__(self, network: torch.nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, arguments: dict[str, Tensor]) -> Tensor:
-        device = next(self.network.parameters()).device
-        output: Tensor = self.network(**{k: v.to(device) for k, v in arguments.items()})
-        return output
-
-
 def _write_samples(run: Run, adversaries: Adversaries, images: ImageSet, step: int) -> None:
     """The weights to sample from, and the sample grid."""
     shown = step * run.config.recipe.training.batch
@@ -379,7 +170,7 @@ def choose_training_precision(
     asked: str, recipe: Recipe, classes: int, device: torch.device
 ) -> tuple[str, str]:
     """Resolves `--precision auto` by timing steps of this recipe; see `choose_precision`."""
-    example = _example_batch(recipe, classes, device)
+    example = example_batch(recipe, classes, device)
 
     def prepare(precision: str) -> Callable[[], None]:
         take_step = _fastest_step(Adversaries(recipe, classes, 0, device), example, precision)
@@ -393,14 +184,6 @@ def _fastest_step(adversaries: Adversaries, example: Batch, precision: str) -> C
         adversaries.step(Batch(*batch), precision)
 
     return fastest(step, example, lambda: {**adversaries.state(), "sums": adversaries.sums})
-
-
-def _example_batch(recipe: Recipe, classes: int, device: torch.device) -> Batch:
-    size, random = recipe.training.batch, torch_random(0, "example", 0)
-    images = torch.randint(256, (size, 3, SIZE, SIZE), generator=random, dtype=torch.uint8)
-    labels = torch.randint(classes, (size,), generator=random)
-    latents = draw_latents(recipe.generator, (2, size), random)
-    return Batch(*(tensor.to(device) for tensor in (images, labels, latents[0], latents[1])))
 
 
 def _memory_mib(device: torch.device) -> int | None:

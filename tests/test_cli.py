@@ -28,7 +28,7 @@ from synth.data import load_training_images
 from synth.environment import command_line
 from synth.errors import UsageError
 from synth.files import read_json
-from tests.conftest import ROOT, Ran
+from tests.conftest import ROOT, Ran, write_mat
 
 Synth = Callable[..., Ran]
 pytestmark = pytest.mark.usefixtures("tiny_names")
@@ -232,6 +232,19 @@ def test_the_labeller_is_the_classifier_trained_on_real_images(mats: Path) -> No
     assert (labels == real.require_labels()).float().mean() > 0.8
 
 
+def test_labelling_needs_the_images_that_the_run_was_trained_on(
+    synth: Synth, trained: Path, mats: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "LABELLER_PROTOCOL", "tiny-v1")
+    whole = load_training_images("svhn", mats)
+    write_mat(trained / "other", "train", 255 - whole.images, whole.require_labels())
+    run = trained / "runs" / "00000-small-svhn-tiny-uncond-uncond-seed0"
+    label = ("generate", "--per-class", "1", "--run", run, "--label-with", "classifier")
+    ran = synth(*label, "--data-root", trained / "other")
+    one_line(ran, 1, "was trained on other images")
+    assert not (trained / "datasets").exists()
+
+
 def test_dry_run_writes_nothing(synth: Synth, mats: Path) -> None:
     ran = synth("train", "--recipe", "tiny", "--data-root", mats, *TRAIN, "--dry-run")
     config = json.loads(ran.out)
@@ -351,8 +364,6 @@ def test_empty_folder_and_broken_image(synth: Synth, tmp_path: Path) -> None:
 
 
 def test_missing_class(synth: Synth, tmp_path: Path, mats: Path) -> None:
-    from tests.conftest import write_mat
-
     whole = load_training_images("svhn", mats)
     keep = whole.require_labels() != 6
     write_mat(tmp_path / "lacking", "train", whole.images[keep], whole.require_labels()[keep])

@@ -14,9 +14,10 @@ from torch.nn import functional as F
 
 from eval.classifier import FixedClassifier, shuffled_batches, train_classifier
 from synth import layers
+from synth.adversaries import Adversaries
+from synth.batches import draw_batches
 from synth.data import ImageSet, unit_from_uint8
 from synth.recipes import RECIPES
-from synth.training import Adversaries, draw_batches
 from tests.conftest import tiny
 
 CPU = torch.device("cpu")

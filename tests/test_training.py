@@ -18,19 +18,14 @@ from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits as bce
 
 from synth import training
+from synth.adversaries import Adversaries, average_decay, sampling_generator
+from synth.batches import draw_batches, example_batch
 from synth.data import ImageSet
 from synth.errors import SynthError
 from synth.networks import build
 from synth.recipes import RECIPES, Recipe
 from synth.runs import Run, RunConfig, load_generator, load_tensors, open_run
-from synth.training import (
-    Adversaries,
-    Interrupted,
-    average_decay,
-    draw_batches,
-    sampling_generator,
-    train,
-)
+from synth.training import Interrupted, train
 from tests.conftest import tiny
 
 CPU = torch.device("cpu")
@@ -338,7 +333,7 @@ def test_too_few_images_and_missing_classes_are_refused(tmp_path: Path, drawn: I
 def test_recorded_steps_equal_plain_ones_on_a_gpu(drawn: ImageSet) -> None:
     recipe, device = tiny("tiny", True), torch.device("cuda")
     plain, recorded = (Adversaries(recipe, 10, 0, device) for _ in range(2))
-    example = training._example_batch(recipe, 10, device)
+    example = example_batch(recipe, 10, device)
     take_step = training._fastest_step(recorded, example, "fp32")
     for batch in itertools.islice(draw_batches(recipe, drawn, 0, device), 20):
         plain.step(batch, "fp32")

@@ -1,0 +1,93 @@
+"""synth's own stages as generators of one step each, like those in `peers`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks import peers
+from eval.classifier import FixedClassifier, _Trainer, shuffled_batches
+from synth.adversaries import Adversaries
+from synth.batches import draw_batches
+from synth.data import DIGITS, ImageSet
+from synth.generation import CHUNK, stream_images
+from synth.networks import build
+from synth.recipes import RECIPES
+
+CPU = torch.device("cpu")
+RECIPE = RECIPES["cdcgan"]
+Loop = Callable[[Tensor, Tensor], Iterator[None]]
+
+
+def train(images: Tensor, labels: Tensor, precision: str = "bf16") -> Iterator[None]:
+    adversaries = Adversaries(RECIPE, 10, 0, CPU)
+    data = ImageSet(images, labels, DIGITS, "benchmark", "train")
+    for batch in draw_batches(RECIPE, data, 0, CPU):
+        adversaries.step(batch, precision)
+        yield
+
+
+def train_fp32(images: Tensor, labels: Tensor) -> Iterator[None]:
+    return train(images, labels, "fp32")
+
+
+def sample(images: Tensor, labels: Tensor) -> Iterator[None]:
+    generator = build(RECIPE, 10, 0)[0].eval().requires_grad_(False)
+    out = np.empty((CHUNK, 32, 32, 3), np.uint8)
+    for chunk in stream_images(generator, 0, 0):
+        out[:] = chunk.permute(0, 2, 3, 1).numpy()
+        yield
+
+
+def classify(images: Tensor, labels: Tensor, precision: str = "bf16") -> Iterator[None]:
+    trainer = _Trainer(10, 0, CPU, precision)
+    for x, y in shuffled_batches(images, labels, peers.CLASSIFIER_BATCH, 0, CPU):
+        trainer.step(x, y)
+        yield
+
+
+def classify_fp32(images: Tensor, labels: Tensor) -> Iterator[None]:
+    return classify(images, labels, "fp32")
+
+
+# stage → contender → (loop, images in a step); the first is synth as it runs by default
+STAGES: dict[str, dict[str, tuple[Loop, int]]] = {
+    "training": {
+        "synth": (train, 128),
+        "synth, fp32": (train_fp32, 128),
+        "examples loop": (peers.train_examples, 128),
+        "notebook loop": (peers.train_notebook, 128),
+        "Lightning Fabric": (peers.train_fabric, 128),
+    },
+    "sampling": {
+        "synth": (sample, CHUNK),
+        "batches of 128": (peers.sample_examples, 128),
+        "notebook's generate(1000)": (peers.sample_notebook, 1000),
+    },
+    "classifier": {
+        "synth": (classify, 256),
+        "synth, fp32": (classify_fp32, 256),
+        "notebook loop": (peers.classify_notebook, 256),
+    },
+}
+
+
+def flops_per_image() -> dict[str, float]:
+    """Multiply-adds counted twice, as torch's own counter counts them, per image of each stage."""
+    batch = 32
+    images = torch.randint(256, (batch, 3, 32, 32), dtype=torch.uint8)
+    labels = torch.randint(10, (batch,))
+    nets, optimizers = peers._networks()
+    with FlopCounterMode(display=False) as training:
+        real = images.float() / 127.5 - 1
+        peers._gan_step(nets, optimizers, real, labels, torch.randn(batch, peers.LATENT))
+    with FlopCounterMode(display=False) as sampling, torch.no_grad():
+        nets[0](torch.randn(batch, peers.LATENT), labels)
+    with FlopCounterMode(display=False) as classifier:
+        FixedClassifier()(images / 255).sum().backward()
+    counters = {"training": training, "sampling": sampling, "classifier": classifier}
+    return {stage: counter.get_total_flops() / batch for stage, counter in counters.items()}

@@ -1,0 +1,80 @@
+"""What every step of training reads, as a function of (seed, step) alone.
+
+The order of the images, the latents, the labels: nothing depends on what was drawn before. So a run
+that was killed and resumed equals one that was not, and a checkpoint holds no random state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from synth.data import SIZE, ImageSet
+from synth.recipes import GeneratorRecipe, Recipe
+
+BLOCK = 64  # steps whose randomness is drawn at once
+
+
+class Batch(NamedTuple):
+    """What one step reads. B is the batch size, L the latent size."""
+
+    images: Tensor  # uint8 (B, 3, 32, 32), real
+    labels: Tensor  # int64 (B,), of the real images; the fakes are made for the same labels
+    latent: Tensor  # float32 (B, L)
+    second_latent: Tensor  # float32 (B, L), for recipes whose generator step draws new fakes
+
+
+def draw_batches(
+    recipe: Recipe, images: ImageSet, seed: int, device: torch.device, first_step: int = 0
+) -> Iterator[Batch]:
+    """Endless batches from `first_step` on; each pass shows every image once, the rest dropped."""
+    size = recipe.training.batch
+    pixels = images.images.to(device)
+    labels = (
+        images.labels if images.labels is not None else torch.zeros(len(images), dtype=torch.int64)
+    ).to(device)
+    for block in range(first_step // BLOCK, 1 << 62):
+        order = _image_order(len(images), size, seed, block).to(device)
+        random = torch_random(seed, "latents", block)
+        latents = draw_latents(recipe.generator, (2, BLOCK, size), random).to(device)
+        for i in range(max(0, first_step - block * BLOCK), BLOCK):
+            yield Batch(pixels[order[i]], labels[order[i]], latents[0, i], latents[1, i])
+
+
+def _image_order(count: int, batch: int, seed: int, block: int) -> Tensor:
+    """Indices (BLOCK, batch) of the images that the block's steps show."""
+    per_pass = count // batch
+    steps = range(block * BLOCK, (block + 1) * BLOCK)
+    passes = {
+        number: torch.randperm(count, generator=torch_random(seed, "order", number))
+        for number in {step // per_pass for step in steps}
+    }
+    return torch.stack([passes[s // per_pass][s % per_pass * batch :][:batch] for s in steps])
+
+
+def draw_latents(
+    recipe: GeneratorRecipe, shape: tuple[int, ...], random: torch.Generator
+) -> Tensor:
+    """float32 (*shape, latent_size) from the recipe's distribution."""
+    latents = torch.empty(*shape, recipe.latent_size)
+    if recipe.latent_distribution == "normal":
+        return latents.normal_(generator=random)
+    return latents.uniform_(-1, 1, generator=random)
+
+
+def torch_random(seed: int, purpose: str, index: int) -> torch.Generator:
+    """An independent random stream for each (seed, purpose, index)."""
+    key = np.random.SeedSequence([seed, index, *purpose.encode()])
+    return torch.Generator().manual_seed(int(key.generate_state(1, np.uint64)[0] >> np.uint64(1)))
+
+
+def example_batch(recipe: Recipe, classes: int, device: torch.device) -> Batch:
+    size, random = recipe.training.batch, torch_random(0, "example", 0)
+    images = torch.randint(256, (size, 3, SIZE, SIZE), generator=random, dtype=torch.uint8)
+    labels = torch.randint(classes, (size,), generator=random)
+    latents = draw_latents(recipe.generator, (2, size), random)
+    return Batch(*(tensor.to(device) for tensor in (images, labels, latents[0], latents[1])))

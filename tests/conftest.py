@@ -13,12 +13,17 @@ import numpy as np
 import pytest
 import scipy.io
 import torch
+from hypothesis import settings
 
 import cli
 from eval.protocol import PROTOCOLS, Protocol
 from synth.data import DIGITS, ImageSet
 from synth.recipes import RECIPES, DiscriminatorRecipe, GeneratorRecipe, Recipe
 from synth.rendering import render
+
+# Examples take as long as the machine lets them: a slow one is no failure.
+settings.register_profile("unhurried", deadline=None)
+settings.load_profile("unhurried")
 
 ROOT = Path(__file__).parent.parent
 SVHN_PART = Path(os.environ.get("SYNTH_SVHN_PART", ROOT.parent / "shared" / "svhn-part"))

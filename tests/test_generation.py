@@ -46,7 +46,7 @@ def unconditional() -> Generator:
     return generator
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(few=st.integers(1, 40), more=st.integers(0, 600), chunk=st.sampled_from([1, 7, 250]))
 def test_a_larger_set_begins_with_the_smaller(
     generator: Generator, few: int, more: int, chunk: int

@@ -41,7 +41,7 @@ def compare(ours: object, reference: object, tensors: list[Tensor], bound: float
         assert error(value, right) < bound
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     channels=st.sampled_from([1, 3, 4, 130]),
     outputs=st.integers(1, 9),
@@ -66,7 +66,7 @@ def test_convolution_and_its_gradients(
     )
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     channels=st.sampled_from([1, 3, 130]),
     inputs=st.integers(1, 9),

@@ -84,7 +84,7 @@ def test_ranges_agree_in_training_and_scoring(monkeypatch: pytest.MonkeyPatch) -
     assert on_stream.max() == 1
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(count=st.integers(1, 70), batch=st.integers(1, 50), seed=st.integers(0, 5))
 def test_passes_join_without_a_gap(count: int, batch: int, seed: int) -> None:
     labels = torch.arange(count)
@@ -97,7 +97,7 @@ def test_passes_join_without_a_gap(count: int, batch: int, seed: int) -> None:
         assert sorted(shown[start : start + count].tolist()) == list(range(count))
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     logits=npst.arrays(np.float64, (60, 4), elements=st.floats(-5, 5)),
     truth=npst.arrays(np.int64, 56, elements=st.integers(0, 3)),
@@ -159,7 +159,7 @@ def test_stream_protocol_trains_on_what_is_drawn(learned: Any) -> None:
     assert asked == [128] * 60
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(per_class=st.integers(1, 150))
 def test_real_of_the_same_size_is_balanced_and_real(per_class: int) -> None:
     images, labels = render("train", 300)

@@ -50,7 +50,7 @@ def test_refuses_sizes_outside_the_split(size: int) -> None:
         rendering.render("test", size=size)
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(size=st.integers(1, 3 * BLOCK))
 def test_a_smaller_set_is_a_prefix(train: tuple[torch.Tensor, torch.Tensor], size: int) -> None:
     images, labels = rendering.render("train", size=size)

@@ -156,7 +156,7 @@ def test_norm_statistics_of_the_averaged_generator_are_its_own(drawn: ImageSet) 
     assert misfit(naive) > 2 * misfit(sampler)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(16, 90), st.integers(0, 150))
 def test_each_pass_shows_each_image_once_from_any_step(count: int, first: int) -> None:
     recipe = tiny("tiny", False)

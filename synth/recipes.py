@@ -77,9 +77,9 @@ class Recipe:
     """One published way to train a generator."""
 
     name: str
-    source: str
+    source: str = field(compare=False)  # prose: two recipes are equal when they do the same
     conditional: bool
-    assumed: str = ""  # where the source is silent
+    assumed: str = field(default="", compare=False)  # where the source is silent
     generator: GeneratorRecipe = field(default_factory=GeneratorRecipe)
     discriminator: DiscriminatorRecipe = field(default_factory=DiscriminatorRecipe)
     training: TrainingRecipe = field(default_factory=TrainingRecipe)

@@ -193,5 +193,6 @@ Made from `records/` by `synth leaderboard`; edit neither. **accuracy**: of the 
 trained on the entry alone, on the real test split after its last step. **±**: standard deviation
 over generator runs and classifier seeds together; **seeds**: generator runs × classifier seeds.
 **ratio to real**: accuracy over that of *real*. Entries with a rank were told their labels; the
-others are ceilings and floors to read them by.
+others are there to read them by: pseudo-labels, for one, come from a classifier that saw every real
+label.
 """

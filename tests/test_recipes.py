@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
@@ -232,6 +233,14 @@ def test_shapes_that_do_not_fit_are_refused() -> None:
         check_recipe(set_dial(RECIPES["cdcgan"], "training.batch=0"))
     for recipe in RECIPES.values():
         check_recipe(recipe)
+
+
+def test_a_changed_recipe_does_not_keep_the_published_name(synth: Callable[..., Ran]) -> None:
+    ran = synth(
+        "train", "--dataset", "house-numbers", "--dry-run", "--precision", "fp32",
+        "--recipe", "shahrullo", "--set", "training.batch=64",
+    )  # fmt: skip
+    assert json.loads(ran.out)["recipe"]["name"] == "shahrullo, training.batch=64"
 
 
 def test_recipe_from_a_file(tmp_path: Path, synth: Callable[..., Ran]) -> None:

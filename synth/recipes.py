@@ -142,6 +142,13 @@ _CDCGAN = Recipe(
     conditional=True,
     assumed="fakes are made for the labels of the real batch",
 )
+_CDCGAN_QUICK = replace(
+    _CDCGAN,
+    name="cdcgan-quick",
+    source="cdcgan, made to learn its labels within 100,000 images, for demos",
+    generator=GeneratorRecipe(label_size=64),
+    training=TrainingRecipe(images=96_000, batch=64, learning_rate_g=5e-4, learning_rate_d=5e-4),
+)
 _SHAHRULLO = Recipe(
     name="shahrullo",
     source="shahrullo, GAN/dcgan notebook",
@@ -227,6 +234,14 @@ RECIPES: dict[str, Recipe] = {
             _CDCGAN,
             name="dcgan",
             source="Radford et al. 2015 (arXiv:1511.06434), sized as cdcgan",
+            conditional=False,
+            assumed="",
+        ),
+        _CDCGAN_QUICK,
+        replace(
+            _CDCGAN_QUICK,
+            name="dcgan-quick",
+            source="dcgan, trained as cdcgan-quick",
             conditional=False,
             assumed="",
         ),

@@ -8,7 +8,7 @@ INSTALLED := $(VENV)/.installed
 
 demo: $(INSTALLED)
 	$(BIN)/synth benchmark --dataset house-numbers --recipes cdcgan-quick,dcgan-quick \
-	    --images 96k --per-class 1000 --protocol quick-v1 \
+	    --per-class 1000 --protocol quick-v1 \
 	    --runs demo/runs --datasets demo/datasets --results demo/results
 
 test: $(INSTALLED)

@@ -147,7 +147,7 @@ _CDCGAN_QUICK = replace(
     name="cdcgan-quick",
     source="cdcgan, made to learn its labels within 100,000 images, for demos",
     generator=GeneratorRecipe(label_size=64),
-    training=TrainingRecipe(images=96_000, batch=64, learning_rate_g=5e-4, learning_rate_d=5e-4),
+    training=TrainingRecipe(images=80_000, batch=32, learning_rate_g=5e-4, learning_rate_d=5e-4),
 )
 _SHAHRULLO = Recipe(
     name="shahrullo",

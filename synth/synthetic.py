@@ -42,6 +42,7 @@ MANIFEST = {
     "classes": list,
     "recipe": str,
     "labels": str,
+    "source": str,
     "seed": int,
 }
 

@@ -186,6 +186,7 @@ def test_failed_writing_leaves_nothing(
         ("manifest", r"manifest.json: is damaged"),
         ("keys", "sha256 is 'missing'"),
         ("types", "classes is 5"),
+        ("source", r"source is \[1\]"),
         ("cut", r"images.npz: cannot be read"),
         ("gone", r"images.npz: cannot be read"),
         ("empty", r"images.npz: cannot be read"),
@@ -207,6 +208,8 @@ def test_damaged_sets_are_refused(
         manifest.write_text(json.dumps(whole))
     elif damage == "types":
         manifest.write_text(json.dumps({**read_json(manifest), "classes": 5}))
+    elif damage == "source":
+        manifest.write_text(json.dumps({**read_json(manifest), "source": [1]}))
     elif damage == "cut":
         npz.write_bytes(npz.read_bytes()[:500])
     elif damage == "empty":

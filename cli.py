@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    import torch
+
     from eval.leaderboard import Table
     from synth.recipes import Recipe
 
@@ -83,12 +85,12 @@ def train(
     """Train a generator: a new folder in runs/."""
     import pipeline
     from synth.data import load_training_images
-    from synth.environment import describe_environment, pick_device
+    from synth.environment import describe_environment
     from synth.errors import UsageError
     from synth.progress import say
     from synth.runs import Run, newest_run, open_run
 
-    place = pick_device(device)
+    place = prepare(device)
     if run is not None and not resume:
         raise UsageError("--run: goes with --resume")
     if resume:
@@ -137,14 +139,13 @@ def generate(
 ) -> None:
     """Make a balanced labelled data set: a new folder in datasets/."""
     import pipeline
-    from synth.environment import pick_device
     from synth.files import read_json
     from synth.runs import newest_run, open_run
 
     pipeline.check_count(per_class)
     check_choice("--format", format, ("npz", "folder"))
     check_choice("--label-with", label_with, (None, "classifier", "random"))
-    place = pick_device(device)
+    place = prepare(device)
     source = open_run(run) if run else newest_run(runs, finished=True)
     folder = pipeline.generate_set(
         source,
@@ -189,10 +190,9 @@ def evaluate(
 
     import pipeline
     from eval.judge import make_judge
-    from synth.environment import pick_device
     from synth.synthetic import newest_synthetic, read_synthetic
 
-    place = pick_device(device)
+    place = prepare(device)
     sets = [read_synthetic(folder) for folder in folders or [newest_synthetic(datasets)]]
     places = pipeline.Places(data_root, runs, datasets, results)
     sources = [dataset or synthetic.manifest.get("source", "svhn") for synthetic in sets]
@@ -243,7 +243,6 @@ def benchmark(
 ) -> None:
     """Train, generate and evaluate several recipes and seeds; skips what is there already."""
     import pipeline
-    from synth.environment import pick_device
     from synth.progress import say
 
     tables = pipeline.benchmark(
@@ -256,7 +255,7 @@ def benchmark(
         classifier_seeds,
         precision,
         pipeline.Places(data_root, runs, datasets, results),
-        pick_device(device),
+        prepare(device),
     )
     print_tables(tables, as_json)
     say(f"report: {results / 'report.html'}")
@@ -301,6 +300,15 @@ def options(
 ) -> None:
     global DEBUG
     DEBUG = debug
+
+
+def prepare(device: str) -> torch.device:
+    """The device to work on, in a process that a command has to itself."""
+    from synth.acceleration import keep_freed_memory
+    from synth.environment import pick_device
+
+    keep_freed_memory()
+    return pick_device(device)
 
 
 def describe_recipe(recipe: Recipe, whole: bool) -> dict[str, Any]:

@@ -35,12 +35,17 @@ def train_fp32(images: Tensor, labels: Tensor) -> Iterator[None]:
     return train(images, labels, "fp32")
 
 
-def sample(images: Tensor, labels: Tensor) -> Iterator[None]:
+def sample(images: Tensor, labels: Tensor, precision: str = "bf16") -> Iterator[None]:
     generator = build(RECIPE, 10, 0)[0].eval().requires_grad_(False)
+    generator.precision = precision
     out = np.empty((CHUNK, 32, 32, 3), np.uint8)
     for chunk in stream_images(generator, 0, 0):
         out[:] = chunk.permute(0, 2, 3, 1).numpy()
         yield
+
+
+def sample_fp32(images: Tensor, labels: Tensor) -> Iterator[None]:
+    return sample(images, labels, "fp32")
 
 
 def classify(images: Tensor, labels: Tensor, precision: str = "bf16") -> Iterator[None]:
@@ -65,6 +70,7 @@ STAGES: dict[str, dict[str, tuple[Loop, int]]] = {
     },
     "sampling": {
         "synth": (sample, CHUNK),
+        "synth, fp32": (sample_fp32, CHUNK),
         "batches of 128": (peers.sample_examples, 128),
         "notebook's generate(1000)": (peers.sample_notebook, 1000),
     },

@@ -5,6 +5,8 @@ Knows nothing of generators or classifiers: both sides of synth use it.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import time
 from collections.abc import Callable, Sequence
 from typing import Literal, get_args
@@ -15,8 +17,18 @@ from torch import Tensor, nn
 from synth.errors import UsageError
 
 Precision = Literal["fp32", "bf16"]
+MMAP_THRESHOLD, TRIM_THRESHOLD = -3, -1  # glibc's numbers for them, from malloc.h
 PROBE_STEPS = 4  # the first one warms up
 Step = Callable[..., None]  # takes tensors, returns nothing
+
+
+def keep_freed_memory() -> None:
+    """Tells glibc to keep the memory that this process frees, rather than hand it back and fault
+    it in again at every step (mallopt(3)). The peak stays; other C libraries pass it over."""
+    with contextlib.suppress(AttributeError, OSError, TypeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(MMAP_THRESHOLD, 1 << 30)
+        mallopt(TRIM_THRESHOLD, (1 << 31) - 1)
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:

@@ -43,7 +43,9 @@ class Adversaries:
             real_logits, fake_logits = self._step_discriminator(real, fake.detach(), batch.labels)
             if self.recipe.fakes == "new":
                 fake = self.generator(batch.second_latent, batch.labels)
+            self.discriminator.requires_grad_(False)  # its own gradients would go to nobody
             g_loss = real_loss(self.discriminator(fake, batch.labels).float())
+            self.discriminator.requires_grad_(True)
         descend(self.g_optimizer, self.g_weights, g_loss)
         self._update_average()
         d_loss = discriminator_loss(real_logits, fake_logits, self.recipe.discriminator_loss)

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from synth.acceleration import autocast
 from synth.data import SIZE, uint8_from_signed
 from synth.errors import SynthError, UsageError
 from synth.networks import Generator
@@ -101,25 +102,26 @@ def generate_labelled(
 
 def stream_images(generator: Generator, label: int, seed: int) -> Iterator[Tensor]:
     """Endless chunks, uint8 (CHUNK, 3, 32, 32) on the CPU, of one class's stream."""
-    device = next(generator.parameters()).device
-    labels = torch.full((CHUNK,), label, device=device)
+    labels = torch.full((CHUNK,), label)
     random = np.random.default_rng([seed, label])
     while True:
-        latents = torch.from_numpy(_latents(random, generator, CHUNK)).to(device)
-        with torch.inference_mode():
-            yield uint8_from_signed(generator(latents, labels)).cpu()
+        yield _sample(generator, _latents(random, generator, CHUNK), labels)
 
 
 def fresh_batch(
     generator: Generator, classes: int, count: int, random: np.random.Generator
 ) -> tuple[Tensor, Tensor]:
     """Images uint8 (count, 3, 32, 32) of labels int64 (count,) drawn uniformly, both on the CPU."""
-    device = next(generator.parameters()).device
     labels = torch.from_numpy(random.integers(classes, size=count))
-    latents = torch.from_numpy(_latents(random, generator, count))
-    with torch.inference_mode():
-        images = uint8_from_signed(generator(latents.to(device), labels.to(device)))
-    return images.cpu(), labels
+    return _sample(generator, _latents(random, generator, count), labels), labels
+
+
+def _sample(generator: Generator, latents: np.ndarray, labels: Tensor) -> Tensor:
+    """Images uint8 (B, 3, 32, 32) on the CPU, in the precision it was trained in."""
+    device = next(generator.parameters()).device
+    with torch.inference_mode(), autocast(device, generator.precision):
+        images = generator(torch.from_numpy(latents).to(device), labels.to(device))
+    return uint8_from_signed(images).cpu()
 
 
 def _latents(random: np.random.Generator, generator: Generator, count: int) -> np.ndarray:

@@ -1,9 +1,10 @@
-"""Convolutions that compute what torch's do, faster, when they train in bf16 on a CPU.
+"""Layers that compute what torch's do, faster, in bf16 on a CPU.
 
-They are torch's layers with the same parameters. On a CPU under bf16 autocast, where oneDNN's
-weight gradient of a small feature map runs far below the matrix units' speed, it is taken as one
-matrix product over the unfolded input instead; convolutions of or to 1×1 maps are products
-altogether. Everywhere else they are torch's own. benchmarks/NOTES.md has the measurements.
+They are torch's layers with the same parameters. On a CPU under bf16 autocast, where oneDNN runs
+small maps far below the matrix units' speed, weight gradients and some transposed convolutions are
+taken as one matrix product over patches instead; convolutions of or to 1×1 maps are products
+altogether; BatchNorm, activation and pooling are taken together. Everywhere else they are torch's
+own. benchmarks/NOTES.md has the measurements.
 """
 
 from __future__ import annotations
@@ -14,14 +15,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-# From so many input channels on, unfolding pays for the weight gradient.
-UNFOLD_CHANNELS = 128
+from synth import kernels
+
+# From so many input channels on, unfolding pays for the weight gradient; folding pays for the
+# transposed convolution of so many channels, or to so few.
+UNFOLD_CHANNELS = 64
+FOLD_INPUTS, FOLD_CHANNELS = 256, 4
 
 
 class Conv2d(nn.Conv2d):
     """torch's, square, without dilation or groups."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, slope: float | None = None) -> Tensor:
+        """slope: of an activation to take together with the convolution, see `activates`."""
         if not _on_matrix_units(x):
             return super().forward(x)
         x = x.to(torch.bfloat16)
@@ -29,9 +35,15 @@ class Conv2d(nn.Conv2d):
             flat = self.weight.permute(0, 2, 3, 1).flatten(1)
             return F.linear(x.permute(0, 2, 3, 1).flatten(1), flat, self.bias)[:, :, None, None]
         output: Tensor = _Convolution.apply(
-            x, self.weight, self.bias, self.stride[0], int(self.padding[0])
+            x, self.weight, self.bias, self.stride[0], int(self.padding[0]), slope
         )
         return output
+
+    def activates(self, x: Tensor) -> bool:
+        """Can `forward` take an activation along, on this input?"""
+        whole = x.shape[2:] == self.kernel_size and self.padding == (0, 0)
+        few = self.out_channels <= kernels.MOST_CHANNELS
+        return _on_matrix_units(x) and not whole and few and kernels.library() is not None
 
 
 class ConvTranspose2d(nn.ConvTranspose2d):
@@ -60,28 +72,85 @@ def _on_matrix_units(x: Tensor) -> bool:
     return x.device.type == "cpu" and torch.is_autocast_enabled("cpu")
 
 
+class Sequential(nn.Sequential):
+    """torch's, with two things taken together where that changes nothing but the time: BatchNorm
+    with the activation and the pooling behind it (see `kernels`), and ReLU with the pooling behind
+    it, in turned order, for a maximum commutes with ReLU and leaves it a quarter of the work."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        layers = [*self, None, None]
+        at = 0
+        while (layer := layers[at]) is not None:
+            after, second = layers[at + 1], layers[at + 2]
+            if isinstance(layer, nn.BatchNorm2d) and kernels.can_fuse(layer, x):
+                slope = _slope(after)
+                pools = slope is not None and _pools(second, x)
+                x = kernels.norm_activate(x, layer, 1.0 if slope is None else slope, pools)
+                at += 1 if slope is None else 3 if pools else 2
+            elif (
+                isinstance(layer, Conv2d)
+                and (slope := _slope(after)) is not None
+                and layer.activates(x)
+            ):
+                x = layer(x, slope)
+                at += 2
+            elif isinstance(layer, nn.ReLU) and isinstance(after, nn.MaxPool2d):
+                x = layer(after(x))
+                at += 2
+            else:
+                x = layer(x)
+                at += 1
+        return x
+
+
+def _slope(layer: nn.Module | None) -> float | None:
+    """What an activation multiplies negative values by; None for other layers."""
+    if isinstance(layer, nn.ReLU):
+        return 0.0
+    return layer.negative_slope if isinstance(layer, nn.LeakyReLU) else None
+
+
+def _pools(layer: nn.Module | None, x: Tensor) -> bool:
+    halves = isinstance(layer, nn.MaxPool2d) and (layer.kernel_size, layer.stride) == (2, 2)
+    return halves and x.shape[2] % 2 == 0 and x.shape[3] % 2 == 0
+
+
 class _Convolution(torch.autograd.Function):
     """x bf16 (B, C, H, W), weight fp32 (N, C, k, k) → bf16 (B, N, h, w), all channels-last."""
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        stride: int,
+        padding: int,
+        slope: float | None,
     ) -> Tensor:
         x, kernel = _channels_last(x), _as_kernel(weight, x)
-        ctx.save_for_backward(x, kernel)
-        ctx.arguments = stride, padding
-        return F.conv2d(x, kernel, _like(bias, x), stride, padding)
+        y = F.conv2d(x, kernel, _like(bias, x), stride, padding)
+        if slope is not None:
+            kernels.activate_(y, slope)
+        ctx.save_for_backward(x, kernel, None if slope is None else y)
+        ctx.arguments = stride, padding, slope
+        return y
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
-        (x, kernel), (stride, padding) = ctx.saved_tensors, ctx.arguments
+        (x, kernel, y), (stride, padding, slope) = ctx.saved_tensors, ctx.arguments
         gradient = _channels_last(gradients[0])
         for_x, for_weight, for_bias = ctx.needs_input_grad[:3]
+        if slope is not None:
+            gradient, at_bias = kernels.activation_backward(y, gradient, slope)
+        elif for_bias:
+            at_bias = _rows(gradient).sum(0, dtype=torch.float32)
         extra = (x.shape[2] + 2 * padding - kernel.shape[2]) % stride
         return (
-            F.conv_transpose2d(gradient, kernel, None, stride, padding, extra) if for_x else None,
+            _spread(gradient, kernel, None, stride, padding, extra) if for_x else None,
             _weight_gradient(x, gradient, kernel, stride, padding) if for_weight else None,
-            _rows(gradient).sum(0, dtype=torch.float32) if for_bias else None,
+            at_bias if for_bias else None,
+            None,
             None,
             None,
         )
@@ -103,7 +172,7 @@ class _TransposedConvolution(torch.autograd.Function):
         x, kernel = _channels_last(x), _as_kernel(weight, x)
         ctx.save_for_backward(x, kernel)
         ctx.arguments = stride, padding
-        return F.conv_transpose2d(x, kernel, _like(bias, x), stride, padding, extra)
+        return _spread(x, kernel, bias, stride, padding, extra)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
@@ -118,6 +187,20 @@ class _TransposedConvolution(torch.autograd.Function):
             None,
             None,
         )
+
+
+def _spread(
+    x: Tensor, kernel: Tensor, bias: Tensor | None, stride: int, padding: int, extra: int
+) -> Tensor:
+    """Transposed convolution; as a product whose patches are added up, where that is faster."""
+    inputs, channels, side, _ = kernel.shape
+    size = (x.shape[2] - 1) * stride - 2 * padding + side + extra
+    line = (size + 2 * padding) * channels
+    pays = inputs >= FOLD_INPUTS or channels <= FOLD_CHANNELS
+    if not pays or line > kernels.MOST_LINE or not kernels.usable(x):
+        return F.conv_transpose2d(x, kernel, _like(bias, x), stride, padding, extra)
+    patches = _rows(x) @ kernel.permute(0, 2, 3, 1).flatten(1)
+    return kernels.fold(patches, bias, (len(x), channels, size, size), side, stride, padding)
 
 
 def _weight_gradient(
@@ -148,6 +231,8 @@ def _weight_gradient(
 
 def _unfold(x: Tensor, side: int, stride: int, padding: int) -> Tensor:
     """Patches of x (B, C, H, W) as rows (B·h·w, k·k·C), columns in the order (row, column, C)."""
+    if kernels.usable(x):
+        return kernels.unfold(x, side, stride, padding)
     batch, channels, height, width = x.shape
     padded = x.new_zeros(batch, height + 2 * padding, width + 2 * padding, channels)
     inner = slice(padding, padding + height), slice(padding, padding + width)

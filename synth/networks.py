@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from synth.data import SIZE
-from synth.layers import Conv2d, ConvTranspose2d
+from synth.layers import Conv2d, ConvTranspose2d, Sequential
 from synth.recipes import Activation, DiscriminatorRecipe, GeneratorRecipe, Norm, Recipe
 
 
@@ -22,6 +22,8 @@ class Generator(nn.Module):
 
     `classes` is 0 for an unconditional generator, which ignores the labels.
     """
+
+    precision = "fp32"  # to sample in; a run's generator knows which it was trained in
 
     def __init__(self, recipe: GeneratorRecipe, classes: int) -> None:
         super().__init__()
@@ -38,7 +40,7 @@ class Generator(nn.Module):
                 _activation(recipe.activation),
             ]
         layers += [_upsample(recipe.widths[-1], 3, recipe.kernel, bias=recipe.bias != "never")]
-        self.layers = nn.Sequential(*layers, nn.Tanh())
+        self.layers = Sequential(*layers, nn.Tanh())
 
     def forward(self, latent: Tensor, labels: Tensor | None) -> Tensor:
         if self.label_embedding is not None:
@@ -68,7 +70,7 @@ class Discriminator(nn.Module):
             if norm:
                 layers.append(_norm(wide, recipe.norm))
             layers.append(nn.LeakyReLU(recipe.slope, inplace=True))
-        self.layers = nn.Sequential(*layers)
+        self.layers = Sequential(*layers)
         side = SIZE >> len(recipe.widths)
         self.head = (
             Conv2d(widths[-1], 1, side)
@@ -77,10 +79,11 @@ class Discriminator(nn.Module):
         )
 
     def forward(self, images: Tensor, labels: Tensor | None) -> Tensor:
+        images = images.contiguous(memory_format=torch.channels_last)
         if self.label_planes is not None:
             planes = self.label_planes(labels).view(-1, 1, SIZE, SIZE)
             images = torch.cat([images, planes], dim=1)
-        x = self.layers(images.contiguous(memory_format=torch.channels_last))
+        x = self.layers(images)
         logits: Tensor = self.head(x if isinstance(self.head, nn.Conv2d) else x.flatten(1))
         return logits.flatten()
 

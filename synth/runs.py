@@ -215,6 +215,7 @@ def load_generator(path: Path, device: torch.device | str = "cpu") -> Generator:
         classes = len(config.classes) if config.recipe.conditional else 0
         generator = Generator(config.recipe.generator, classes)
         generator.load_state_dict(tensors)
+        generator.precision = config.precision
     except (KeyError, RuntimeError) as error:
         raise SynthError(f"{path}: holds no generator of synth ({error})") from error
     generator.to(memory_format=torch.channels_last)

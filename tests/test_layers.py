@@ -59,7 +59,7 @@ def test_convolution_and_its_gradients(
     x = torch.randn(2, channels, size, size)
     weight = torch.randn(outputs, channels, side, side) / (side * channels**0.5)
     compare(
-        lambda x, w, b: layers._Convolution.apply(x, w, b, stride, padding),
+        lambda x, w, b: layers._Convolution.apply(x, w, b, stride, padding, None),
         lambda x, w, b: F.conv2d(x, w, b, stride, padding),
         [x, weight, torch.randn(outputs)],
         1e-5,

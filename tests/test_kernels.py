@@ -1,0 +1,194 @@
+"""kernels.c against torch's operations in double precision."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from synth import kernels, layers
+
+ROUNDING = 2**-8  # of bf16, relative
+
+
+@pytest.fixture(autouse=True)
+def compiled() -> None:
+    if kernels.library() is None:
+        pytest.skip("no C compiler, so no kernels")
+
+
+def random_map(*shape: int, seed: int = 0, offset: float = 0.0) -> Tensor:
+    x = torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) + offset
+    return x.bfloat16().contiguous(memory_format=torch.channels_last)
+
+
+def random_norm(channels: int, seed: int) -> nn.BatchNorm2d:
+    torch.manual_seed(seed)
+    norm = nn.BatchNorm2d(channels, momentum=0.3)
+    for tensor in (norm.weight, norm.bias, norm.running_mean):
+        nn.init.normal_(tensor)  # type: ignore[arg-type]
+    return norm
+
+
+def in_double(norm: nn.BatchNorm2d) -> nn.BatchNorm2d:
+    copy = nn.BatchNorm2d(norm.num_features, norm.eps, norm.momentum).double()
+    copy.load_state_dict(norm.state_dict())
+    return copy.train(norm.training)
+
+
+def close(ours: Tensor, exact: Tensor, tolerance: float) -> None:
+    assert ours.shape == exact.shape
+    scale = exact.abs().max().clamp_min(1e-6)
+    assert float((ours.double() - exact).abs().max().detach() / scale.detach()) < tolerance
+
+
+@settings(max_examples=40)
+@given(
+    batch=st.integers(1, 9),
+    channels=st.sampled_from([1, 3, 16, 33, 64, 130]),
+    half=st.integers(1, 5),
+    slope=st.sampled_from([0.0, 0.2, 1.0]),
+    pool=st.booleans(),
+    offset=st.sampled_from([0.0, 30.0]),
+    seed=st.integers(0, 99),
+)
+def test_norm_activation_pooling_and_their_gradients(
+    batch: int, channels: int, half: int, slope: float, pool: bool, offset: float, seed: int
+) -> None:
+    norm = random_norm(channels, seed)
+    exact = in_double(norm)
+    x = random_map(batch, channels, 2 * half, 2 * half, seed=seed, offset=offset).requires_grad_()
+    wide = x.detach().double().requires_grad_()
+    assert kernels.can_fuse(norm, x)
+    ours = kernels.norm_activate(x, norm, slope, pool)
+    expected = F.leaky_relu(exact(wide), slope)
+    expected = F.max_pool2d(expected, 2) if pool else expected
+    close(ours, expected, ROUNDING)
+    gradient = torch.randn_like(ours)
+    ours_by = torch.autograd.grad(ours, [x, norm.weight, norm.bias], gradient)
+    exact_by = torch.autograd.grad(expected, [wide, exact.weight, exact.bias], gradient.double())
+    if not pool or slope > 0:  # a pixel at 0 within fp32's rounding may be cut by ReLU or not
+        close(ours_by[0], exact_by[0], 2 * ROUNDING)
+    for value, right in zip(ours_by[1:], exact_by[1:], strict=True):
+        close(value, right, 1e-3)
+    for name in ("running_mean", "running_var"):
+        close(getattr(norm, name), getattr(exact, name), 1e-5)
+    assert int(norm.num_batches_tracked) == 1  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("pool", [False, True])
+def test_evaluation_mode_uses_running_statistics_and_leaves_them(pool: bool) -> None:
+    norm = random_norm(48, 1).eval()
+    exact, before = in_double(norm), {k: v.clone() for k, v in norm.state_dict().items()}
+    x = random_map(4, 48, 8, 8)
+    assert not kernels.can_fuse(norm, x)  # gradients would be lost
+    with torch.no_grad():
+        ours = kernels.norm_activate(x, norm, 0.0, pool)
+        expected = F.relu(exact(x.double()))
+    close(ours, F.max_pool2d(expected, 2) if pool else expected, ROUNDING)
+    assert all(torch.equal(value, before[key]) for key, value in norm.state_dict().items())
+
+
+def test_results_do_not_depend_on_the_number_of_threads() -> None:
+    outcomes = []
+    threads = torch.get_num_threads()
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            x = random_map(16, 64, 16, 16).requires_grad_()
+            norm = random_norm(64, 0)
+            y = kernels.norm_activate(x, norm, 0.2, True)
+            outcomes.append([y, *torch.autograd.grad(y.float().square().sum(), [x, norm.weight])])
+    finally:
+        torch.set_num_threads(threads)
+    for other in outcomes[1:]:
+        assert all(map(torch.equal, outcomes[0], other))
+
+
+def test_what_is_not_a_number_stays_so() -> None:
+    x = random_map(4, 16, 4, 4)
+    x[1, 3, 2, 2] = float("nan")
+    for pool in (False, True):
+        y = kernels.norm_activate(x, random_norm(16, 0), 0.0, pool)
+        assert y[:, 3].isnan().all()
+        assert y[:, :3].isfinite().all()
+
+
+@settings(max_examples=40)
+@given(
+    batch=st.integers(1, 4),
+    channels=st.sampled_from([1, 3, 4, 64]),
+    size=st.integers(2, 9),
+    shape=st.sampled_from([(4, 2, 1), (3, 1, 1), (5, 2, 2), (4, 1, 0), (2, 2, 0)]),
+)
+def test_unfold_gathers_and_fold_adds_as_torch_does(
+    batch: int, channels: int, size: int, shape: tuple[int, int, int]
+) -> None:
+    side, stride, padding = shape
+    if size + 2 * padding < side:
+        return
+    x = random_map(batch, channels, size, size)
+    patches = kernels.unfold(x, side, stride, padding)
+    # torch's columns are (channel, row, column), ours (row, column, channel)
+    expected = F.unfold(x.float(), side, padding=padding, stride=stride).transpose(1, 2)
+    expected = expected.unflatten(2, (channels, side * side)).transpose(2, 3).flatten(2)
+    assert torch.equal(patches.float(), expected.flatten(0, 1))
+    bias = torch.randn(channels)
+    columns = patches.double().view(batch, -1, side * side, channels).transpose(2, 3).flatten(2)
+    summed = F.fold(columns.transpose(1, 2), size, side, padding=padding, stride=stride)
+    ours = kernels.fold(patches, bias, x.shape, side, stride, padding)
+    close(ours, summed + bias.double()[:, None, None], ROUNDING)
+
+
+@pytest.mark.parametrize("slope", [0.0, 0.2])
+def test_a_convolution_takes_its_activation_along(slope: float) -> None:
+    torch.manual_seed(0)
+    convolution = layers.Conv2d(4, 64, 4, 2, 1)
+    activation = nn.LeakyReLU(slope) if slope else nn.ReLU()
+    x = torch.randn(8, 4, 32, 32)
+    outcomes = []
+    for network in (layers.Sequential(convolution, activation), convolution):
+        wide = x.clone().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
+            y = network(wide)
+        if network is convolution:
+            y = activation(y)
+        loss = (y.float() * torch.linspace(-1, 1, y.numel()).view_as(y)).sum()
+        outcomes.append([y, *torch.autograd.grad(loss, [wide, *convolution.parameters()])])
+    for ours, plain in zip(*outcomes, strict=True):
+        close(ours, plain.double(), 2 * ROUNDING)
+
+
+def test_without_a_compiler_the_layers_say_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    network = layers.Sequential(
+        layers.Conv2d(3, 64, 4, 2, 1),
+        nn.LeakyReLU(0.2),
+        layers.Conv2d(64, 128, 4, 2, 1, bias=False),
+        nn.BatchNorm2d(128),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        layers.ConvTranspose2d(128, 3, 4, 2, 1),
+    )
+    x = torch.randn(8, 3, 32, 32)
+    weights = list(network.parameters())
+
+    def outcome() -> list[Tensor]:
+        with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
+            y = network(x)
+        return [y, *torch.autograd.grad(y.float().square().mean(), weights)]
+
+    fused = outcome()
+    monkeypatch.setattr(kernels, "library", lambda: None)
+    for ours, plain in zip(fused, outcome(), strict=True):
+        ours, plain = ours.detach().double(), plain.detach().double()
+        assert float((ours - plain).norm() / plain.norm()) < 0.02
+
+
+def test_a_broken_compiler_means_no_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    for compiler in ("/nonexistent/cc", "false"):
+        monkeypatch.setenv("CC", compiler)
+        assert kernels.library.__wrapped__() is None

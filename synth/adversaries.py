@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from copy import deepcopy
 
 import torch
@@ -15,7 +16,7 @@ from synth.losses import discriminator_loss, fake_loss, real_loss
 from synth.networks import Generator, build
 from synth.recipes import Recipe
 
-NORM_BATCHES = 16  # batches from which the averaged generator's BatchNorm statistics are taken
+NORM_IMAGES = 2048  # from which the averaged generator's BatchNorm statistics are taken
 LOG_KEYS = ("d_loss", "g_loss", "d_real", "d_fake")
 
 
@@ -132,7 +133,8 @@ def sampling_generator(adversaries: Adversaries, images: ImageSet, recipe: Recip
     if recipe.training.ema_half_life == 0:
         return deepcopy(adversaries.generator).eval()
     random = torch_random(0, "norm", 0)
-    shape = (NORM_BATCHES, recipe.training.batch)
+    batch = recipe.training.batch
+    shape = (math.ceil(NORM_IMAGES / batch), batch)
     latents = draw_latents(recipe.generator, shape, random)
     picks = torch.randint(len(images), shape, generator=random)
     labels = picks if images.labels is None else images.labels[picks]

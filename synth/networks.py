@@ -1,7 +1,8 @@
 """Generator and discriminator of a recipe.
 
 Layers are DCGAN's (Radford et al. 2015, arXiv:1511.06434); labels enter as in svhn-synthesis: an
-embedding appended to the latent, and an embedding of 32·32 as one more input plane.
+embedding appended to the latent, and an embedding of 32·32 as one more input plane (or, by a dial,
+as a projection of the discriminator's last map).
 """
 
 from __future__ import annotations
@@ -58,8 +59,13 @@ class Discriminator(nn.Module):
 
     def __init__(self, recipe: DiscriminatorRecipe, classes: int) -> None:
         super().__init__()
-        self.label_planes = nn.Embedding(classes, SIZE * SIZE) if classes else None
-        widths = [4 if classes else 3, *recipe.widths]
+        plane, projection = (classes and recipe.label == kind for kind in ("plane", "projection"))
+        side = SIZE >> len(recipe.widths)
+        self.label_planes = nn.Embedding(classes, SIZE * SIZE) if plane else None
+        self.label_maps = (
+            nn.Embedding(classes, recipe.widths[-1] * side * side) if projection else None
+        )
+        widths = [4 if plane else 3, *recipe.widths]
         layers: list[nn.Module] = []
         for i, (narrow, wide) in enumerate(pairwise(widths)):
             norm = i > 0 or recipe.first_norm
@@ -71,7 +77,6 @@ class Discriminator(nn.Module):
                 layers.append(_norm(wide, recipe.norm))
             layers.append(nn.LeakyReLU(recipe.slope, inplace=True))
         self.layers = Sequential(*layers)
-        side = SIZE >> len(recipe.widths)
         self.head = (
             Conv2d(widths[-1], 1, side)
             if recipe.head == "conv"
@@ -85,7 +90,10 @@ class Discriminator(nn.Module):
             images = torch.cat([images, planes], dim=1)
         x = self.layers(images)
         logits: Tensor = self.head(x if isinstance(self.head, nn.Conv2d) else x.flatten(1))
-        return logits.flatten()
+        logits = logits.flatten()
+        if self.label_maps is not None:
+            logits = logits + (x.flatten(1) * self.label_maps(labels)).sum(1)
+        return logits
 
 
 def build(recipe: Recipe, classes: int, seed: int) -> tuple[Generator, Discriminator]:
@@ -121,7 +129,10 @@ def measure_networks(recipe: Recipe, classes: int = 10) -> dict[str, float]:
 
 def initialise(network: nn.Module, kind: str) -> None:
     """`dcgan`: weights N(0, 0.02) (Radford et al. 2015, §4); `keras`: Glorot uniform, biases 0;
-    `pytorch`: as the layers were made. BatchNorm starts at 1 and 0 in all three."""
+    `pytorch`: as the layers were made. BatchNorm starts at 1 and 0 in all three. The embedding of
+    a projection is a weight, N(0, 0.02): at torch's N(0, 1) labels would drown the image."""
+    if isinstance(network, Discriminator) and network.label_maps is not None:
+        nn.init.normal_(network.label_maps.weight, 0.0, 0.02)
     for module in network.modules():
         if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
             if kind == "dcgan":

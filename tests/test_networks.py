@@ -68,14 +68,26 @@ def test_images_and_logits_have_their_shapes_and_ranges(recipe: Recipe) -> None:
     assert discriminator(images, LABELS).shape == (4,)
 
 
-def test_labels_change_what_both_networks_say() -> None:
-    generator, discriminator = build(RECIPES["cdcgan"], 10, 0)
+@pytest.mark.parametrize("name", ["cdcgan", "cdcgan-quick"])
+def test_labels_change_what_both_networks_say(name: str) -> None:
+    generator, discriminator = build(RECIPES[name], 10, 0)
     generator.eval()
     discriminator.eval()
     other = (LABELS + 1) % 10
     images = generator(LATENT, LABELS)
     assert not torch.equal(images, generator(LATENT, other))
     assert not torch.equal(discriminator(images, LABELS), discriminator(images, other))
+
+
+def test_a_projection_adds_the_labels_product_with_the_last_map() -> None:
+    """logit = head(map) + <embedding of the label, map> (Miyato & Koyama 2018, eq. 3)."""
+    _, discriminator = build(RECIPES["cdcgan-quick"], 10, 0)
+    discriminator.eval()
+    images = torch.rand(4, 3, 32, 32) * 2 - 1
+    last = discriminator.layers(images)
+    maps = discriminator.label_maps.weight.view(10, 256, 4, 4)  # type: ignore[union-attr]
+    expected = discriminator.head(last).flatten() + torch.einsum("bcij,bcij->b", last, maps[LABELS])
+    torch.testing.assert_close(discriminator(images, LABELS), expected)
 
 
 def test_initial_weights_are_dcgans_and_follow_the_seed_alone() -> None:

@@ -138,7 +138,7 @@ def test_flops_agree_with_a_count_by_hand(name: str) -> None:
     for i, (wide, narrow) in enumerate(zip(g.widths, (*g.widths[1:], 3), strict=True)):
         expected += 2 * wide * narrow * g.kernel**2 * (g.base << i) ** 2
     assert figures["generator_gflop"] * 1e9 == expected
-    channels = (3 + labelled, *d.widths)
+    channels = (3 + (labelled and d.label == "plane"), *d.widths)
     expected = 2.0 * d.widths[-1] * (32 >> len(d.widths)) ** 2
     for i, (narrow, wide) in enumerate(pairwise(channels), start=1):
         expected += 2 * narrow * wide * d.kernel**2 * (32 >> i) ** 2

@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench bench-smoke clean
 
 demo: $(INSTALLED)
 	$(BIN)/synth benchmark --dataset house-numbers --recipes cdcgan-quick,dcgan-quick \
@@ -19,10 +19,14 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# About five minutes on two cores; writes results/speed.md and results/speed.json.
+# About ten minutes on two cores; writes results/speed.* and results/growth.*.
 bench: $(INSTALLED)
-	$(BIN)/pip install --quiet lightning
+	$(BIN)/pip install --quiet lightning keras
 	$(BIN)/python -m benchmarks
+	$(BIN)/python -m benchmarks.growth
+
+bench-smoke: $(INSTALLED)
+	$(BIN)/python -m benchmarks --smoke
 
 clean:
 	rm -rf $(VENV) demo build *.egg-info

@@ -10,20 +10,29 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import peers
-from eval.classifier import FixedClassifier, _Trainer, shuffled_batches
+from eval.classifier import (
+    FixedClassifier,
+    _Trainer,
+    choose_classifier_precision,
+    shuffled_batches,
+)
+from synth.acceleration import keep_freed_memory
 from synth.adversaries import Adversaries
 from synth.batches import draw_batches
 from synth.data import DIGITS, ImageSet
 from synth.generation import CHUNK, stream_images
 from synth.networks import build
 from synth.recipes import RECIPES
+from synth.training import choose_training_precision
 
 CPU = torch.device("cpu")
 RECIPE = RECIPES["cdcgan"]
 Loop = Callable[[Tensor, Tensor], Iterator[None]]
 
 
-def train(images: Tensor, labels: Tensor, precision: str = "bf16") -> Iterator[None]:
+def train(images: Tensor, labels: Tensor, precision: str = "auto") -> Iterator[None]:
+    keep_freed_memory()  # as every command of synth does
+    precision, _ = choose_training_precision(precision, RECIPE, 10, CPU)
     adversaries = Adversaries(RECIPE, 10, 0, CPU)
     data = ImageSet(images, labels, DIGITS, "benchmark", "train")
     for batch in draw_batches(RECIPE, data, 0, CPU):
@@ -35,7 +44,9 @@ def train_fp32(images: Tensor, labels: Tensor) -> Iterator[None]:
     return train(images, labels, "fp32")
 
 
-def sample(images: Tensor, labels: Tensor, precision: str = "bf16") -> Iterator[None]:
+def sample(images: Tensor, labels: Tensor, precision: str = "auto") -> Iterator[None]:
+    keep_freed_memory()
+    precision, _ = choose_training_precision(precision, RECIPE, 10, CPU)
     generator = build(RECIPE, 10, 0)[0].eval().requires_grad_(False)
     generator.precision = precision
     out = np.empty((CHUNK, 32, 32, 3), np.uint8)
@@ -48,7 +59,9 @@ def sample_fp32(images: Tensor, labels: Tensor) -> Iterator[None]:
     return sample(images, labels, "fp32")
 
 
-def classify(images: Tensor, labels: Tensor, precision: str = "bf16") -> Iterator[None]:
+def classify(images: Tensor, labels: Tensor, precision: str = "auto") -> Iterator[None]:
+    keep_freed_memory()
+    precision, _ = choose_classifier_precision(precision, CPU)
     trainer = _Trainer(10, 0, CPU, precision)
     for x, y in shuffled_batches(images, labels, peers.CLASSIFIER_BATCH, 0, CPU):
         trainer.step(x, y)
@@ -59,7 +72,7 @@ def classify_fp32(images: Tensor, labels: Tensor) -> Iterator[None]:
     return classify(images, labels, "fp32")
 
 
-# stage → contender → (loop, images in a step); the first is synth as it runs by default
+# stage → contender → (loop, images in a step); "synth" runs as it does by default
 STAGES: dict[str, dict[str, tuple[Loop, int]]] = {
     "training": {
         "synth": (train, 128),
@@ -67,6 +80,7 @@ STAGES: dict[str, dict[str, tuple[Loop, int]]] = {
         "examples loop": (peers.train_examples, 128),
         "notebook loop": (peers.train_notebook, 128),
         "Lightning Fabric": (peers.train_fabric, 128),
+        "Keras on torch": (peers.train_keras, 128),
     },
     "sampling": {
         "synth": (sample, CHUNK),

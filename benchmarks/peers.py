@@ -6,7 +6,9 @@ number of steps of each in turn. Nothing here uses synth: the networks are writt
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -166,6 +168,58 @@ def train_fabric(images: Tensor, labels: Tensor) -> Iterator[None]:
         fabric.backward(loss_g)
         optimizer_g.step()
         _ = (loss_real + loss_fake).item(), loss_g.item()
+        yield
+
+
+def train_keras(images: Tensor, labels: Tensor) -> Iterator[None]:
+    """Keras 3 on its torch backend: the loop of its guide to custom training with PyTorch, its own
+    layers and optimizers. Needs `keras`."""
+    os.environ["KERAS_BACKEND"] = "torch"
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    import keras
+    from keras import layers
+
+    def up(x: Any, width: int) -> Any:
+        x = layers.Conv2DTranspose(width, 4, 2, "same", use_bias=False)(x)
+        return layers.ReLU()(layers.BatchNormalization()(x))
+
+    def down(x: Any, width: int, norm: bool) -> Any:
+        x = layers.Conv2D(width, 4, 2, "same", use_bias=not norm)(x)
+        return layers.LeakyReLU(0.2)(layers.BatchNormalization()(x) if norm else x)
+
+    noise, label = keras.Input((LATENT,)), keras.Input((), dtype="int64")
+    x = layers.Concatenate()([noise, layers.Embedding(CLASSES, 5)(label)])
+    x = layers.Reshape((1, 1, LATENT + 5))(x)
+    x = layers.Conv2DTranspose(256, 4, 1, "valid", use_bias=False)(x)
+    x = layers.ReLU()(layers.BatchNormalization()(x))
+    x = layers.Conv2DTranspose(3, 4, 2, "same", activation="tanh")(up(up(x, 128), 64))
+    net_g = keras.Model([noise, label], x)
+
+    image = keras.Input((32, 32, 3))
+    plane = layers.Reshape((32, 32, 1))(layers.Embedding(CLASSES, 32 * 32)(label))
+    x = down(layers.Concatenate()([image, plane]), 64, False)
+    x = layers.Conv2D(1, 4, 1, "valid")(down(down(x, 128, True), 256, True))
+    net_d = keras.Model([image, label], layers.Reshape(())(x))
+
+    optimizer_g, optimizer_d = (keras.optimizers.Adam(2e-4, beta_1=0.5) for _ in range(2))
+    criterion = keras.losses.BinaryCrossentropy(from_logits=True)
+    ones, zeros = torch.ones(BATCH), torch.zeros(BATCH)
+
+    def descend(net: Any, optimizer: Any, loss: Tensor) -> None:
+        net.zero_grad()
+        loss.backward()
+        with torch.no_grad():
+            optimizer.apply([v.value.grad for v in net.trainable_weights], net.trainable_weights)
+
+    data = _floats(images.permute(0, 2, 3, 1), labels, -1.0)
+    for real, y in _endless(DataLoader(data, batch_size=BATCH, shuffle=True, drop_last=True)):
+        fake = net_g([torch.randn(BATCH, LATENT), y], training=True)
+        on_real, on_fake = (net_d([x, y], training=True) for x in (real, fake.detach()))
+        loss_d = criterion(ones, on_real) + criterion(zeros, on_fake)
+        descend(net_d, optimizer_d, loss_d)
+        loss_g = criterion(ones, net_d([fake, y], training=True))
+        descend(net_g, optimizer_g, loss_g)
+        _ = loss_d.item(), loss_g.item()
         yield
 
 

@@ -8,7 +8,6 @@ import shutil
 from pathlib import Path
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from eval.leaderboard import Row, Table, format_frame
 from eval.records import Record
@@ -22,6 +21,7 @@ th:nth-child(2), td:nth-child(2) { text-align: left }
 .figures { display: flex; flex-wrap: wrap; gap: 1em; align-items: flex-start }
 figure { margin: 0 } figcaption { color: #555; font-size: 13px }
 img { max-width: 34em; border: 1px solid #ddd }
+.confusion th, .confusion td { border: 0; padding: .2em .5em; text-align: right; font-size: 12px }
 img.samples { image-rendering: pixelated; width: 22em }
 """
 
@@ -64,10 +64,7 @@ def _section(results: Path, row: Row) -> str:
         for kind, name, caption in files
         if (path := results / "figures" / f"{record.id}-{name}.png").exists()
     ]
-    confusion = results / "figures" / f"{record.id}-confusion.png"
-    if not confusion.exists():
-        draw_confusion(record, confusion)
-    figures.append(_figure(confusion, "confusion", "true class × predicted class, % of the row"))
+    figures.append(_confusion(record))
     spread = "" if row.spread is None else f" ± {100 * row.spread:.2f}"
     return (
         f"<h3>{html.escape(row.entry)}: {100 * row.accuracy:.2f}{spread} %</h3>"
@@ -86,19 +83,20 @@ def _figure(path: Path, kind: str, caption: str) -> str:
     )
 
 
-def draw_confusion(record: Record, path: Path) -> None:
+def _confusion(record: Record) -> str:
     """The confusion matrix over all classifier seeds, in percent of each true class."""
     counts = np.sum([score.confusion for score in record.scores], axis=0)
     percent = 100 * counts / counts.sum(1, keepdims=True)
-    figure = Figure(figsize=(4.2, 4), layout="constrained")
-    axes = figure.subplots()
-    axes.imshow(percent, cmap="Blues", vmin=0, vmax=100)
-    for (row, column), value in np.ndenumerate(percent):
-        colour = "white" if value > 55 else "black"
-        axes.text(column, row, f"{value:.0f}", ha="center", va="center", fontsize=7, color=colour)
-    axes.set_xticks(range(len(counts)))
-    axes.set_yticks(range(len(counts)))
-    axes.set_xlabel("predicted")
-    axes.set_ylabel("true")
-    with atomic_file(path) as temporary:
-        figure.savefig(temporary, dpi=80, metadata={"Software": None})
+    head = "".join(f"<th>{column}</th>" for column in range(len(counts)))
+    body = ""
+    for row, values in enumerate(percent):
+        cells = (
+            f"<td style='background: rgb(8 81 156 / {value:.0f}%);"
+            f"color: {'white' if value > 55 else 'inherit'}'>{value:.0f}</td>"
+            for value in values
+        )
+        body += f"<tr><th>{row}</th>{''.join(cells)}</tr>"
+    return (
+        f"<figure><table class='confusion'><tr><th></th>{head}</tr>{body}</table>"
+        "<figcaption>true class × predicted class, % of the row</figcaption></figure>"
+    )

@@ -1,0 +1,169 @@
+"""`python -m benchmarks.growth`: time and memory as the work grows, each point in a process of its
+own. Writes results/growth.json and results/growth.png.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import torch
+
+import pipeline
+from eval.classifier import shuffled_batches, train_classifier
+from eval.protocol import PROTOCOLS, Score, measure
+from eval.records import Entry, RealSplits, make_record, write_record
+from synth.acceleration import keep_freed_memory
+from synth.adversaries import Adversaries
+from synth.batches import draw_batches
+from synth.data import SIZE, ImageSet
+from synth.environment import describe_environment
+from synth.files import write_json
+from synth.networks import build
+from synth.recipes import RECIPES
+from synth.runs import Run, RunConfig, save_tensors
+from synth.training import _memory_mib
+
+CPU = torch.device("cpu")
+RECIPE = RECIPES["cdcgan"]
+
+
+def noise_images(count: int, classes: int = 10) -> ImageSet:
+    """Random pixels: time and memory do not depend on what they show."""
+    random = torch.Generator().manual_seed(0)
+    pixels = torch.randint(256, (count, 3, SIZE, SIZE), generator=random, dtype=torch.uint8)
+    labels = torch.arange(count) % classes
+    return ImageSet(pixels, labels, tuple(map(str, range(classes))), "noise", "train")
+
+
+def train(images: ImageSet, shown: int) -> float:
+    adversaries = Adversaries(RECIPE, len(images.classes), 0, CPU)
+    batches = draw_batches(RECIPE, images, 0, CPU)
+    adversaries.step(next(batches), "bf16")
+    start = time.perf_counter()
+    for _ in range(shown // RECIPE.training.batch):
+        adversaries.step(next(batches), "bf16")
+    return time.perf_counter() - start
+
+
+def images_shown(count: int) -> float:
+    return train(noise_images(4_000), count)
+
+
+def real_images(count: int) -> float:
+    return train(noise_images(count), 12_800)
+
+
+def classes(count: int) -> float:
+    return train(noise_images(4_000, count), 12_800)
+
+
+def images_generated(count: int) -> float:
+    """From a run folder to a data set on disk."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        config = RunConfig(
+            RECIPE, "noise", "noise", "0", 4_000, tuple(map(str, range(10))), 128, 128, 0, "bf16"
+        )
+        run = Run.create(folder / "runs", config, describe_environment(CPU))
+        save_tensors(
+            run.weights,
+            build(RECIPE, 10, 0)[0].state_dict(),
+            {"config": config.to_json(), "images": 128},
+        )
+        start = time.perf_counter()
+        pipeline.generate_set(run, count // 10, 0, folder / "datasets", CPU)
+        return time.perf_counter() - start
+
+
+def classifier_steps(count: int) -> float:
+    images = noise_images(4_000)
+    labels = images.require_labels()
+    start = time.perf_counter()
+    train_classifier(
+        shuffled_batches(images.images, labels, 256, 0, CPU), count, 10, 0, CPU, "bf16"
+    )
+    return time.perf_counter() - start
+
+
+def records(count: int) -> float:
+    """Rewriting the leaderboard and the report from so many records, of 100 entries."""
+    random = np.random.default_rng(0)
+    truth = torch.arange(1_000) % 10
+    real = RealSplits("noise", "a", 1, "b", 1)
+    environment = describe_environment(CPU)
+    with tempfile.TemporaryDirectory() as name:
+        results = Path(name)
+        for i in range(count):
+            odds = torch.from_numpy(random.random((1_000, 10))).float().softmax(1)
+            seed = measure(0, odds, truth, 1.0)
+            score = Score([seed], odds.argmax(1).to(torch.uint8).numpy()[None])
+            entry = Entry("synthetic", f"entry {i % 100}", 1_000, str(i), training_seed=i // 100)
+            record = make_record(
+                entry, PROTOCOLS["quick-v1"], real, score, environment, "fp32", 1.0, None
+            )
+            write_record(results, replace(record, id=f"{i:05d}"), None)
+        start = time.perf_counter()
+        pipeline.publish(results)
+        return time.perf_counter() - start
+
+
+AXES: dict[Callable[[int], float], tuple[int, ...]] = {
+    images_shown: (8_192, 16_384, 32_768, 65_536),
+    images_generated: (1_000, 10_000, 100_000, 1_000_000),
+    classes: (2, 10, 100, 1_000),
+    real_images: (10_000, 75_000, 300_000, 600_000),
+    classifier_steps: (50, 100, 200, 400),
+    records: (10, 100, 1_000, 10_000),
+}
+
+
+def main() -> None:
+    figures: dict[str, list[dict[str, float]]] = {}
+    for axis, sizes in AXES.items():
+        name = axis.__name__
+        for size in sizes:
+            command = [sys.executable, "-m", "benchmarks.growth", name, str(size)]
+            output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+            point = json.loads(output.splitlines()[-1])
+            figures.setdefault(name, []).append({"size": size, **point})
+            print(f"{name:<17} {size:>9,} {point['seconds']:8.2f} s {point['mib']:7,} MiB")
+    write_json(
+        Path("results/growth.json"), {"environment": describe_environment(CPU), "points": figures}
+    )
+    draw(figures, Path("results/growth.png"))
+
+
+def draw(figures: dict[str, list[dict[str, float]]], path: Path) -> None:
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    grid, panels = pyplot.subplots(2, len(figures), figsize=(3 * len(figures), 5), sharex="col")
+    for column, (name, points) in zip(panels.T, figures.items(), strict=True):
+        sizes = [point["size"] for point in points]
+        for panel, key, unit in zip(column, ("seconds", "mib"), ("s", "MiB"), strict=True):
+            panel.loglog(sizes, [point[key] for point in points], "o-")
+            panel.set_ylabel(unit)
+            panel.set_ylim(bottom=min(point[key] for point in points) / 3)
+        column[0].set_title(name.replace("_", " "))
+    grid.tight_layout()
+    grid.savefig(path, dpi=80)
+    pyplot.close(grid)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) == 1:
+        main()
+    else:
+        keep_freed_memory()
+        work = {axis.__name__: axis for axis in AXES}[sys.argv[1]]
+        seconds = round(work(int(sys.argv[2])), 3)
+        print(json.dumps({"seconds": seconds, "mib": _memory_mib(CPU)}))

@@ -59,7 +59,6 @@ def smoke() -> None:
     short = {}
     for stage, contenders in STAGES.items():
         rates = measure_stage(stage, 3, 0.7, only=list(contenders)[:1] + list(contenders)[2:3])
-        print(f"{stage:<11} {summary(rates)}", flush=True)
         short[stage] = ratio(rates)
     slow = [stage for stage, times in short.items() if times < LEAST]
     if slow:

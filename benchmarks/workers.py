@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
 
-IMAGES = 4_000  # drawn house numbers to train on
+IMAGES = 2_000  # drawn house numbers to train on
 
 
 class LeftOut(Exception):

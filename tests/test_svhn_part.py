@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
-from eval.protocol import PROTOCOLS, Protocol
+from eval.protocol import PROTOCOLS, Protocol, disk_batches, score
 from eval.records import read_records
+from synth.data import load_test_images, load_training_images
 from tests.conftest import Ran
 
 
@@ -29,3 +32,17 @@ def test_the_three_commands_on_real_svhn(
     assert records["real"].accuracies[0] > 0.3
     assert records["cdcgan"].accuracies[0] < 0.3
     assert records["cdcgan"].real.name == "svhn-part"
+
+
+def test_the_score_in_bf16_is_the_one_in_fp32_within_the_seeds_spread(svhn_part: Path) -> None:
+    """The fast path (bf16 products, fused kernels) against torch's operations in fp32."""
+    protocol = Protocol("short-v1", "disk", steps=120, batch=128, seeds=3)
+    train, test = load_training_images("svhn", svhn_part), load_test_images("svhn", svhn_part)
+    scores = {}
+    for precision in ("fp32", "bf16"):
+        batches = disk_batches(protocol, train, torch.device("cpu"))
+        result = score(protocol, batches, test, torch.device("cpu"), precision)
+        scores[precision] = np.array([seed.accuracy for seed in result.seeds])
+    assert min(scores["fp32"].min(), scores["bf16"].min()) > 0.4, scores
+    spread = max(values.std(ddof=1) for values in scores.values())
+    assert abs(scores["fp32"].mean() - scores["bf16"].mean()) < 2 * spread, scores

@@ -1,0 +1,195 @@
+"""Copiers are flagged, honest generators are not; distances and diversity are what they say."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.neighbors import NearestNeighbors
+from torch import Tensor
+from torch.nn.functional import avg_pool2d
+
+from eval import memorisation as module
+from eval.classifier import shuffled_batches, train_classifier
+from eval.fidelity import features
+from eval.memorisation import memorisation, within_class_bandwidths, within_class_diversity
+from synth.data import DIGITS, ImageSet
+from synth.rendering import render
+
+
+class World(NamedTuple):
+    """Drawn images, 1,000 each, and what is compared: pixels, or a classifier's features."""
+
+    training: ImageSet
+    held_out: Tensor
+    honest: Tensor  # drawn as the others
+    others: list[Tensor]  # honest too, but different: of other typefaces, and a blurry generator's
+    views: dict[str, Callable[[Tensor], Tensor]]
+
+
+@pytest.fixture(scope="module")
+def world() -> World:
+    images, labels = render("train", 3000)
+    training = ImageSet(images[:1000], labels[:1000], DIGITS, "drawn", "train")
+    cpu = torch.device("cpu")
+    batches = shuffled_batches(training.images, labels[:1000], 100, 0, cpu)
+    classifier = train_classifier(batches, 40, 10, 0, cpu)
+    views = {"pixels": lambda x: x, "features": lambda x: features(classifier, x)}
+    blurred = avg_pool2d(images[2000:].float(), 3, 1, 1, count_include_pad=False)
+    others = [render("test", 1000)[0], blurred.round().to(torch.uint8)]
+    return World(training, images[1000:2000], images[2000:], others, views)
+
+
+def noisy(images: Tensor) -> Tensor:
+    """The images with every grey level moved by -1, 0 or 1."""
+    random = torch.Generator().manual_seed(0)
+    noise = torch.randint(-1, 2, images.shape, generator=random)
+    return (images.int() + noise).clamp(0, 255).to(torch.uint8)
+
+
+COPIERS: dict[str, Callable[[Tensor], Tensor]] = {"exact": lambda x: x, "noisy": noisy}
+
+
+@pytest.mark.parametrize("space", ["pixels", "features"])
+@pytest.mark.parametrize("copier", COPIERS)
+def test_a_copier_is_flagged(world: World, space: str, copier: str) -> None:
+    view = world.views[space]
+    picks = torch.from_numpy(np.random.default_rng(0).integers(1000, size=1000))
+    copies = COPIERS[copier](world.training.images[picks])
+    found = memorisation(view(world.training.images), view(world.held_out), view(copies))
+    assert found.flagged
+    assert found.share > 0.99
+    assert found.p_value < 1e-100
+    assert (found.nearest == picks.numpy()).mean() > 0.98
+    assert found.closer > 0.99
+    if copier == "exact":
+        assert found.distances.max() < 1e-4
+        assert found.ratios.max() < 1e-4
+
+
+@pytest.mark.parametrize("space", ["pixels", "features"])
+def test_honest_images_are_not_flagged(world: World, space: str) -> None:
+    view = world.views[space]
+    training, held_out = view(world.training.images), view(world.held_out)
+    honest = memorisation(training, held_out, view(world.honest))
+    assert not honest.flagged
+    assert honest.expected_share == pytest.approx(1 / 1001)  # below the least of 1,000
+    assert honest.share < 0.01
+    assert honest.p_value > 1e-3
+    assert honest.closer == pytest.approx(0.5, abs=0.05)
+    for other in world.others:
+        assert not memorisation(training, held_out, view(other)).flagged
+
+
+@pytest.mark.parametrize("space", ["pixels", "features"])
+@pytest.mark.parametrize("share", [0.5, 0.05])
+def test_a_part_of_copies_is_flagged_with_its_share(world: World, space: str, share: float) -> None:
+    view, count = world.views[space], int(1000 * share)
+    mixed = torch.cat([noisy(world.training.images[:count]), world.honest[count:]])
+    found = memorisation(view(world.training.images), view(world.held_out), view(mixed))
+    assert found.flagged
+    assert found.share == pytest.approx(share, abs=0.01)
+    pairs = found.closest_pairs(count)
+    assert pairs.shape == (count, 2)
+    assert (pairs[:, 0] == pairs[:, 1]).mean() > 0.95  # image i was copied to place i
+    assert (np.diff(found.ratios[pairs[:, 0]]) >= 0).all()
+
+
+def test_chance_flags_as_rarely_as_said() -> None:
+    """The p-value of exchangeable images is uniform, but for its steps."""
+    random = np.random.default_rng(0)
+    values = []
+    for _ in range(300):
+        training, held_out, synthetic = (
+            torch.from_numpy(random.normal(size=(count, 3))) for count in (100, 200, 2000)
+        )
+        values.append(memorisation(training, held_out, synthetic).p_value)
+    assert np.mean(np.array(values) <= 0.05) == pytest.approx(0.05, abs=0.03)
+    assert np.mean(np.array(values) <= 0.5) == pytest.approx(0.5, abs=0.07)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+def test_distances_agree_with_scikit_learn(dtype: torch.dtype, world: World) -> None:
+    training, queries = world.training.images[:300], world.honest[:50]
+    flat = [(x.flatten(1).double() / 255).numpy() for x in (training, queries)]
+    search = NearestNeighbors(n_neighbors=50, algorithm="brute").fit(flat[0])
+    distances, nearest = search.kneighbors(flat[1])
+    if dtype == torch.float32:
+        training, queries = (torch.from_numpy(x) for x in flat)
+    found = memorisation(training, training, queries)
+    np.testing.assert_allclose(found.distances, distances[:, 0], rtol=1e-5)
+    np.testing.assert_array_equal(found.nearest, nearest[:, 0])
+    np.testing.assert_allclose(found.ratios, distances[:, 0] / distances.mean(1), rtol=1e-4)
+
+
+def test_figures_do_not_depend_on_blocks(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    sets = world.training.images[:200], world.held_out[:100], world.honest[:90]
+    whole = memorisation(*sets)
+    monkeypatch.setattr(module, "QUERIES", 31)
+    monkeypatch.setattr(module, "REFERENCES", 33)  # fewer than 50 in the first block
+    parts = memorisation(*sets)
+    np.testing.assert_array_equal(parts.nearest, whole.nearest)
+    np.testing.assert_allclose(parts.ratios, whole.ratios, rtol=1e-5)
+    assert parts.near_copies == whole.near_copies
+
+
+def test_small_and_degenerate_sets() -> None:
+    """One training image, features that are all zero: no copy is claimed without a comparison."""
+    random = torch.Generator().manual_seed(0)
+    held_out, synthetic = (torch.rand(30, 4, generator=random) for _ in range(2))
+    for training in (torch.rand(1, 4, generator=random), torch.zeros(60, 4)):
+        found = memorisation(training, held_out, synthetic)
+        assert np.isfinite(found.ratios).all()
+        assert 0 <= found.p_value <= 1
+        assert found.distances.shape == (30,)
+        assert not found.flagged
+    same = memorisation(torch.zeros(60, 4), held_out, torch.zeros(30, 4))
+    assert (same.ratios == 1).all()
+
+
+def test_diversity_shows_a_mode_collapse(world: World) -> None:
+    """Class 3 has collapsed onto one image, class 5 onto four; the others are as they were."""
+    view, labels = world.views["features"], world.training.labels
+    assert labels is not None
+    bandwidths = within_class_bandwidths(view(world.training.images), labels)
+    real = within_class_diversity(view(world.training.images), labels, bandwidths)
+    assert real.min() > 6
+    collapsed = world.training.images.clone()
+    for label, modes in ((3, 1), (5, 4)):
+        members = (labels == label).nonzero().flatten()
+        collapsed[members] = collapsed[members[torch.arange(len(members)) % modes]]
+    found = within_class_diversity(view(collapsed), labels, bandwidths)
+    assert found[3] == pytest.approx(1)
+    assert 1 < found[5] <= 4.01
+    others = [label for label in range(10) if label not in (3, 5)]
+    np.testing.assert_allclose(found[others], real[others])
+
+
+@settings(max_examples=30)
+@given(count=st.integers(2, 60), seed=st.integers(0, 2**32 - 1), block=st.integers(1, 80))
+def test_diversity_is_the_entropy_of_the_kernel(count: int, seed: int, block: int) -> None:
+    """exp of Rényi's entropy of order 2, -ln Σ λ², of the kernel matrix's eigenvalues over n."""
+    random = np.random.default_rng(seed)
+    rows = random.normal(size=(count, 5)).astype(np.float32)
+    labels = torch.zeros(count, dtype=torch.int64)
+    squares = ((rows[:, None] - rows) ** 2).sum(-1)
+    eigenvalues = np.linalg.eigvalsh(np.exp(-squares / (2 * 1.5**2)) / count)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "QUERIES", block)
+        found = within_class_diversity(torch.from_numpy(rows), labels, np.array([1.5, 1.0]))
+    assert found[0] == pytest.approx(np.exp(-np.log((eigenvalues**2).sum())), rel=1e-5)
+    assert 1 <= found[0] <= count
+    assert np.isnan(found[1])
+
+
+def test_bandwidth_is_half_the_median_distance() -> None:
+    rows = torch.tensor([[0.0], [1.0], [3.0], [0.0], [10.0]])
+    labels = torch.tensor([0, 0, 0, 1, 1])
+    np.testing.assert_allclose(within_class_bandwidths(rows, labels), [1.0, 5.0])
+    with pytest.raises(ValueError, match="class 1"):
+        within_class_bandwidths(rows[:4], labels[:4])

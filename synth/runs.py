@@ -206,8 +206,9 @@ def _damaged(path: Path, error: Exception) -> SynthError:
     return SynthError(f"{path}: is damaged ({error}); train the run again")
 
 
-def load_generator(path: Path, device: torch.device | str = "cpu") -> Generator:
+def load_generator(path: Path | str, device: torch.device | str = "cpu") -> Generator:
     """The generator of a run folder, or of its generator.safetensors alone, ready to sample."""
+    path = Path(path)
     path = path / "generator.safetensors" if path.is_dir() else path
     tensors, metadata = load_tensors(path)
     try:

@@ -20,7 +20,7 @@ def running(stage: str, name: str) -> Iterator[Connection]:
     """A started contender: send a number of steps, receive the seconds that they took."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
-    process = context.Process(target=_serve, args=(stage, name, theirs), daemon=True)
+    process = context.Process(target=_serve, args=(stage, name, theirs))
     process.start()
     theirs.close()
     try:

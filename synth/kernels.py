@@ -31,7 +31,7 @@ INTEGER, FLOAT, POINTER = ctypes.c_int64, ctypes.c_float, ctypes.c_void_p
 
 
 @cache
-def library() -> ctypes.CDLL | None:
+def native() -> ctypes.CDLL | None:
     """The compiled kernels, or None where they cannot be had."""
     compiler = shutil.which(os.environ.get("CC", "cc"))
     if sys.platform != "linux" or compiler is None:
@@ -80,12 +80,12 @@ def _compiled(compiler: str) -> Path:
 
 def usable(x: Tensor) -> bool:
     """Are there kernels for tensors like this one?"""
-    return x.dtype == torch.bfloat16 and x.device.type == "cpu" and library() is not None
+    return x.dtype == torch.bfloat16 and x.device.type == "cpu" and native() is not None
 
 
 def activate_(x: Tensor, slope: float) -> None:
     """Multiplies negative values of a dense bf16 tensor by `slope`, in place."""
-    kernels = library()
+    kernels = native()
     assert kernels is not None
     kernels.activate_in_place(x.numel(), slope, x.data_ptr())
 
@@ -95,7 +95,7 @@ def activation_backward(y: Tensor, gradient: Tensor, slope: float) -> tuple[Tens
 
     y: bf16 (B, C, H, W), channels-last, as `gradient`.
     """
-    kernels = library()
+    kernels = native()
     assert kernels is not None
     channels = y.shape[1]
     partial = torch.empty(PARTS, 2, channels, dtype=torch.float64)
@@ -115,7 +115,7 @@ def activation_backward(y: Tensor, gradient: Tensor, slope: float) -> tuple[Tens
 
 def unfold(x: Tensor, side: int, stride: int, padding: int) -> Tensor:
     """Patches of x, bf16 (B, C, H, W) channels-last, as rows (B·h·w, side·side·C)."""
-    kernels = library()
+    kernels = native()
     assert kernels is not None
     batch, channels, height, width = x.shape
     lines, columns = ((n + 2 * padding - side) // stride + 1 for n in (height, width))
@@ -131,7 +131,7 @@ def fold(
 ) -> Tensor:
     """The transpose of `unfold`: patches added up, and a bias, in a map of this shape (B, C, H, W)
     with (W + 2·padding)·C at most `MOST_LINE`."""
-    kernels = library()
+    kernels = native()
     assert kernels is not None
     batch, channels, height, width = shape
     bias = torch.zeros(channels) if bias is None else bias.detach().float()
@@ -182,7 +182,7 @@ def norm_activate(x: Tensor, norm: nn.BatchNorm2d, slope: float, pool: bool) -> 
         scale = norm.weight * (variance + norm.eps).rsqrt()
         shift = norm.bias - mean * scale
         y = _empty_output(x, pool)
-        kernels = library()
+        kernels = native()
         assert kernels is not None
         kernels.norm_apply(
             *_sizes(x, y), x.data_ptr(), scale.data_ptr(), shift.data_ptr(), slope, y.data_ptr()
@@ -216,7 +216,7 @@ class _NormActivate(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, epsilon: float, slope: float, pool: bool
     ) -> tuple[Tensor, Tensor]:
-        kernels = library()
+        kernels = native()
         assert kernels is not None
         y, channels = _empty_output(x, pool), x.shape[1]
         partial = torch.empty(PARTS, 2, channels, dtype=torch.float64)
@@ -240,7 +240,7 @@ class _NormActivate(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor, _: Tensor) -> Any:
-        kernels = library()
+        kernels = native()
         assert kernels is not None
         (x, statistics), slope, channels = ctx.saved_tensors, ctx.slope, ctx.channels
         gradient = gradient.to(x.dtype).contiguous(memory_format=torch.channels_last)

@@ -43,7 +43,7 @@ class Conv2d(nn.Conv2d):
         """Can `forward` take an activation along, on this input?"""
         whole = x.shape[2:] == self.kernel_size and self.padding == (0, 0)
         few = self.out_channels <= kernels.MOST_CHANNELS
-        return _on_matrix_units(x) and not whole and few and kernels.library() is not None
+        return _on_matrix_units(x) and not whole and few and kernels.native() is not None
 
 
 class ConvTranspose2d(nn.ConvTranspose2d):

@@ -16,7 +16,7 @@ ROUNDING = 2**-8  # of bf16, relative
 
 @pytest.fixture(autouse=True)
 def compiled() -> None:
-    if kernels.library() is None:
+    if kernels.native() is None:
         pytest.skip("no C compiler, so no kernels")
 
 
@@ -182,7 +182,7 @@ def test_without_a_compiler_the_layers_say_the_same(monkeypatch: pytest.MonkeyPa
         return [y, *torch.autograd.grad(y.float().square().mean(), weights)]
 
     fused = outcome()
-    monkeypatch.setattr(kernels, "library", lambda: None)
+    monkeypatch.setattr(kernels, "native", lambda: None)
     for ours, plain in zip(fused, outcome(), strict=True):
         ours, plain = ours.detach().double(), plain.detach().double()
         assert float((ours - plain).norm() / plain.norm()) < 0.02
@@ -191,4 +191,4 @@ def test_without_a_compiler_the_layers_say_the_same(monkeypatch: pytest.MonkeyPa
 def test_a_broken_compiler_means_no_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     for compiler in ("/nonexistent/cc", "false"):
         monkeypatch.setenv("CC", compiler)
-        assert kernels.library.__wrapped__() is None
+        assert kernels.native.__wrapped__() is None

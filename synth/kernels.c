@@ -266,35 +266,8 @@ void activation_backward(int64_t pixels, int64_t channels, const uint16_t *y,
     for (int64_t c = 0; c < channels; c++) at_bias[c] = total[c];
 }
 
-// Patches of x (batch, height, width, channels), zero outside, as rows: (batch · lines · columns,
-// side · side · channels).
-void unfold(int64_t batch, int64_t height, int64_t width, int64_t channels, int64_t side,
-            int64_t stride, int64_t padding, const uint16_t *x, uint16_t *patches) {
-    int64_t lines = (height + 2 * padding - side) / stride + 1;
-    int64_t columns = (width + 2 * padding - side) / stride + 1;
-#pragma omp parallel for schedule(static)
-    for (int64_t line = 0; line < batch * lines; line++)
-        for (int64_t column = 0; column < columns; column++)
-            for (int64_t row = 0; row < side; row++) {
-                uint16_t *to =
-                    patches + ((line * columns + column) * side + row) * side * channels;
-                int64_t y = line % lines * stride + row - padding, left = column * stride - padding;
-                int64_t before = left < 0 ? -left : 0;
-                int64_t after = left + side > width ? left + side - width : 0;
-                if (y < 0 || y >= height) {
-                    memset(to, 0, side * channels * sizeof *to);
-                    continue;
-                }
-                const uint16_t *from = x + ((line / lines * height + y) * width + left) * channels;
-                memset(to, 0, before * channels * sizeof *to);
-                memcpy(to + before * channels, from + before * channels,
-                       (side - before - after) * channels * sizeof *to);
-                memset(to + (side - after) * channels, 0, after * channels * sizeof *to);
-            }
-}
-
-// The transpose of unfold, plus a bias, float (channels): adds patches up where they lie in y (batch,
-// height, width, channels).
+// Adds patches, rows (batch · lines · columns, side · side · channels), up where they lie in y (batch,
+// height, width, channels), plus a bias, float (channels).
 void fold(int64_t batch, int64_t height, int64_t width, int64_t channels, int64_t side,
           int64_t stride, int64_t padding, const uint16_t *patches, const float *bias,
           uint16_t *y) {

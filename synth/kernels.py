@@ -1,86 +1,17 @@
-"""kernels.c, compiled for the machine at hand: BatchNorm, activation and pooling in bf16.
-
-Compiled once, in about a second, into the user's cache folder. Where there is no C compiler, or no
-Linux, there are no kernels, and `layers` takes torch's operations one by one.
-"""
+"""BatchNorm, activation and pooling in bf16: the side of kernels.c that torch sees."""
 
 from __future__ import annotations
 
-import ctypes
-import hashlib
-import os
-import platform
-import shutil
-import subprocess
-import sys
-import tempfile
 from collections.abc import Sequence
-from functools import cache
-from pathlib import Path
 from typing import Any
 
-import platformdirs
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from synth.native import native, usable
+
 PARTS, MOST_CHANNELS, MOST_LINE = 64, 1024, 8192  # as in kernels.c
-FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-fPIC")
-WIDE = "-mprefer-vector-width=512"  # known on x86 alone
-INTEGER, FLOAT, POINTER = ctypes.c_int64, ctypes.c_float, ctypes.c_void_p
-
-
-@cache
-def native() -> ctypes.CDLL | None:
-    """The compiled kernels, or None where they cannot be had."""
-    compiler = shutil.which(os.environ.get("CC", "cc"))
-    if sys.platform != "linux" or compiler is None:
-        return None
-    try:
-        path = _compiled(compiler)
-        loaded = ctypes.CDLL(str(path))
-    except (OSError, subprocess.SubprocessError):
-        return None
-    loaded.norm_apply.argtypes = [INTEGER] * 3 + [POINTER] * 3 + [FLOAT, POINTER]
-    loaded.norm_forward.argtypes = [INTEGER] * 3 + [POINTER] * 3 + [FLOAT] * 2 + [POINTER] * 3
-    loaded.norm_backward.argtypes = [INTEGER] * 3 + [POINTER] * 3 + [FLOAT] + [POINTER] * 3
-    loaded.activate_in_place.argtypes = [INTEGER, FLOAT, POINTER]
-    loaded.activation_backward.argtypes = [INTEGER] * 2 + [POINTER] * 2 + [FLOAT] + [POINTER] * 3
-    loaded.unfold.argtypes = [INTEGER] * 7 + [POINTER] * 2
-    loaded.fold.argtypes = [INTEGER] * 7 + [POINTER] * 3
-    return loaded
-
-
-def _compiled(compiler: str) -> Path:
-    """The shared library for this source, compiler, processor and torch; made if need be."""
-    source = Path(__file__).with_suffix(".c")
-    flags = [*FLAGS, WIDE] if platform.machine() in ("x86_64", "AMD64") else [*FLAGS]
-    version = subprocess.run([compiler, "--version"], capture_output=True, check=True).stdout
-    # The processor's features, without its clock, which changes from moment to moment.
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    features = [line for line in lines if line.lower().startswith(("flags", "features"))][:1]
-    parts = [source.read_bytes(), version, *map(str.encode, [*flags, *features, torch.__file__])]
-    key = hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
-    path = Path(platformdirs.user_cache_dir("synth")) / f"kernels-{key}.so"
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-            made = Path(folder) / path.name
-            # torch's own OpenMP, where it has one: a second pool of threads would fight with it.
-            openmp = map(str, (Path(torch.__file__).parent / "lib").glob("libgomp*.so*"))
-            subprocess.run(
-                [compiler, *flags, "-shared", str(source), *openmp, "-lm", "-o", str(made)],
-                capture_output=True,
-                check=True,
-                timeout=60,
-            )
-            made.replace(path)
-    return path
-
-
-def usable(x: Tensor) -> bool:
-    """Are there kernels for tensors like this one?"""
-    return x.dtype == torch.bfloat16 and x.device.type == "cpu" and native() is not None
 
 
 def activate_(x: Tensor, slope: float) -> None:
@@ -113,24 +44,14 @@ def activation_backward(y: Tensor, gradient: Tensor, slope: float) -> tuple[Tens
     return at_x, at_bias
 
 
-def unfold(x: Tensor, side: int, stride: int, padding: int) -> Tensor:
-    """Patches of x, bf16 (B, C, H, W) channels-last, as rows (B·h·w, side·side·C)."""
-    kernels = native()
-    assert kernels is not None
-    batch, channels, height, width = x.shape
-    lines, columns = ((n + 2 * padding - side) // stride + 1 for n in (height, width))
-    patches = x.new_empty(batch * lines * columns, side * side * channels)
-    kernels.unfold(
-        batch, height, width, channels, side, stride, padding, x.data_ptr(), patches.data_ptr()
-    )
-    return patches
-
-
 def fold(
     patches: Tensor, bias: Tensor | None, shape: Sequence[int], side: int, stride: int, padding: int
 ) -> Tensor:
-    """The transpose of `unfold`: patches added up, and a bias, in a map of this shape (B, C, H, W)
-    with (W + 2·padding)·C at most `MOST_LINE`."""
+    """Adds patches up where they lie in a map of this shape (B, C, H, W), and a bias.
+
+    patches: rows (B·h·w, side·side·C), columns in the order (row, column, C), as torch's `unfold`
+    cuts them from such a map. (W + 2·padding)·C is at most `MOST_LINE`.
+    """
     kernels = native()
     assert kernels is not None
     batch, channels, height, width = shape

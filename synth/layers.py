@@ -1,9 +1,9 @@
 """Layers that compute what torch's do, faster, in bf16 on a CPU.
 
 They are torch's layers with the same parameters. On a CPU under bf16 autocast, where oneDNN runs
-small maps far below the matrix units' speed, weight gradients and some transposed convolutions are
-taken as one matrix product over patches instead; convolutions of or to 1×1 maps are products
-altogether; BatchNorm, activation and pooling are taken together. Everywhere else they are torch's
+small maps far below the matrix units' speed, convolutions with a stride and weight gradients go to
+`tiles`; convolutions of or to 1×1 maps are plain products, and so are those back to a few channels;
+BatchNorm, activation and pooling are taken together, by `kernels`. Everywhere else they are torch's
 own. benchmarks/NOTES.md has the measurements.
 """
 
@@ -15,12 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from synth import kernels
+from synth import kernels, native, tiles
 
-# From so many input channels on, unfolding pays for the weight gradient; folding pays for the
-# transposed convolution of so many channels, or to so few.
-UNFOLD_CHANNELS = 64
-FOLD_INPUTS, FOLD_CHANNELS = 256, 4
+GRADIENT_CHANNELS = 64  # from so many input channels on, tiles pay for the weight gradient
+FOLD_CHANNELS = 4  # up to so many, a product whose patches are added up pays
 
 
 class Conv2d(nn.Conv2d):
@@ -43,7 +41,7 @@ class Conv2d(nn.Conv2d):
         """Can `forward` take an activation along, on this input?"""
         whole = x.shape[2:] == self.kernel_size and self.padding == (0, 0)
         few = self.out_channels <= kernels.MOST_CHANNELS
-        return _on_matrix_units(x) and not whole and few and kernels.native() is not None
+        return _on_matrix_units(x) and not whole and few and native.native() is not None
 
 
 class ConvTranspose2d(nn.ConvTranspose2d):
@@ -129,7 +127,7 @@ class _Convolution(torch.autograd.Function):
         slope: float | None,
     ) -> Tensor:
         x, kernel = _channels_last(x), _as_kernel(weight, x)
-        y = F.conv2d(x, kernel, _like(bias, x), stride, padding)
+        y = _gather(x, kernel, bias, stride, padding)
         if slope is not None:
             kernels.activate_(y, slope)
         ctx.save_for_backward(x, kernel, None if slope is None else y)
@@ -180,7 +178,7 @@ class _TransposedConvolution(torch.autograd.Function):
         gradient = _channels_last(gradients[0])
         for_x, for_weight, for_bias = ctx.needs_input_grad[:3]
         return (
-            F.conv2d(gradient, kernel, None, stride, padding) if for_x else None,
+            _gather(gradient, kernel, None, stride, padding) if for_x else None,
             _weight_gradient(gradient, x, kernel, stride, padding) if for_weight else None,
             _rows(gradient).sum(0, dtype=torch.float32) if for_bias else None,
             None,
@@ -189,15 +187,23 @@ class _TransposedConvolution(torch.autograd.Function):
         )
 
 
+def _gather(x: Tensor, kernel: Tensor, bias: Tensor | None, stride: int, padding: int) -> Tensor:
+    """Convolution."""
+    if stride > 1 and tiles.fit(kernel):
+        return tiles.convolve(x, kernel, bias, stride, padding)
+    return F.conv2d(x, kernel, _like(bias, x), stride, padding)
+
+
 def _spread(
     x: Tensor, kernel: Tensor, bias: Tensor | None, stride: int, padding: int, extra: int
 ) -> Tensor:
-    """Transposed convolution; as a product whose patches are added up, where that is faster."""
-    inputs, channels, side, _ = kernel.shape
+    """Transposed convolution."""
+    if stride > 1 and tiles.fit(kernel):
+        return tiles.convolve_transposed(x, kernel, bias, stride, padding, extra)
+    _, channels, side, _ = kernel.shape
     size = (x.shape[2] - 1) * stride - 2 * padding + side + extra
     line = (size + 2 * padding) * channels
-    pays = inputs >= FOLD_INPUTS or channels <= FOLD_CHANNELS
-    if not pays or line > kernels.MOST_LINE or not kernels.usable(x):
+    if channels > FOLD_CHANNELS or line > kernels.MOST_LINE or not native.usable(x):
         return F.conv_transpose2d(x, kernel, _like(bias, x), stride, padding, extra)
     patches = _rows(x) @ kernel.permute(0, 2, 3, 1).flatten(1)
     return kernels.fold(patches, bias, (len(x), channels, size, size), side, stride, padding)
@@ -207,45 +213,22 @@ def _weight_gradient(
     x: Tensor, gradient: Tensor, kernel: Tensor, stride: int, padding: int
 ) -> Tensor:
     """d loss / d kernel of conv(x, kernel) with the output's gradient; fp32 (N, C, k, k)."""
-    outputs, channels, side, _ = kernel.shape
-    if channels < UNFOLD_CHANNELS:
-        product: Tensor = torch.ops.aten.convolution_backward(
-            gradient,
-            x,
-            kernel,
-            None,
-            (stride, stride),
-            (padding, padding),
-            (1, 1),
-            False,
-            (0, 0),
-            1,
-            (False, True, False),
-        )[1]
-        return product.float()
-    # A left operand that lies in rows is read far quicker than a transposed view.
-    left = _rows(gradient).T.contiguous()
-    product = left @ _unfold(x, side, stride, padding)
-    return product.float().view(outputs, side, side, channels).permute(0, 3, 1, 2)
-
-
-def _unfold(x: Tensor, side: int, stride: int, padding: int) -> Tensor:
-    """Patches of x (B, C, H, W) as rows (B·h·w, k·k·C), columns in the order (row, column, C)."""
-    if kernels.usable(x):
-        return kernels.unfold(x, side, stride, padding)
-    batch, channels, height, width = x.shape
-    padded = x.new_zeros(batch, height + 2 * padding, width + 2 * padding, channels)
-    inner = slice(padding, padding + height), slice(padding, padding + width)
-    padded[:, inner[0], inner[1]] = x.permute(0, 2, 3, 1)
-    image, row, column, _ = padded.stride()
-    h, w = (
-        (height + 2 * padding - side) // stride + 1,
-        (width + 2 * padding - side) // stride + 1,
-    )
-    patches = padded.as_strided(
-        (batch, h, w, side, side * channels), (image, stride * row, stride * column, row, 1)
-    )
-    return patches.reshape(batch * h * w, side * side * channels)
+    if kernel.shape[1] >= GRADIENT_CHANNELS and tiles.fit(kernel):
+        return tiles.weight_gradient(x, gradient, kernel.shape[2], stride, padding)
+    product: Tensor = torch.ops.aten.convolution_backward(
+        gradient,
+        x,
+        kernel,
+        None,
+        (stride, stride),
+        (padding, padding),
+        (1, 1),
+        False,
+        (0, 0),
+        1,
+        (False, True, False),
+    )[1]
+    return product.float()
 
 
 def _rows(x: Tensor) -> Tensor:

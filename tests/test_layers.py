@@ -93,11 +93,14 @@ def test_transposed_convolution_and_its_gradients(
     [
         (layers.Conv2d(4, 64, 4, 2, 1), 32),
         (layers.Conv2d(128, 256, 4, 2, 1, bias=False), 8),
+        (layers.Conv2d(64, 96, 5, 2, 2), 16),
+        (layers.Conv2d(64, 64, 3, 1, 1), 8),
         (layers.Conv2d(256, 1, 4), 4),
         (layers.ConvTranspose2d(105, 256, 4, bias=False), 1),
         (layers.ConvTranspose2d(256, 128, 4, 2, 1, bias=False), 4),
         (layers.ConvTranspose2d(64, 3, 4, 2, 1), 16),
         (layers.ConvTranspose2d(32, 16, 5, 2, 2, output_padding=1), 8),
+        (layers.ConvTranspose2d(96, 64, 5, 2, 2, output_padding=1), 8),
     ],
 )
 def test_layers_under_autocast_agree_with_torchs(fast: nn.Module, size: int) -> None:

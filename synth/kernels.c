@@ -140,8 +140,8 @@ LOOP void add_bias_gradient(int64_t channels, const uint16_t *restrict y,
     }
 }
 
-LOOP void add_patch(int64_t count, const uint16_t *restrict patch, float *restrict sum) {
-    for (int64_t i = 0; i < count; i++) sum[i] += widen(patch[i]);
+LOOP void add_values(int64_t count, const uint16_t *restrict x, float *restrict sum) {
+    for (int64_t i = 0; i < count; i++) sum[i] += widen(x[i]);
 }
 
 LOOP void narrow_all(int64_t count, const float *restrict sum, uint16_t *restrict y) {
@@ -266,6 +266,13 @@ void activation_backward(int64_t pixels, int64_t channels, const uint16_t *y,
     for (int64_t c = 0; c < channels; c++) at_bias[c] = total[c];
 }
 
+// Sums of x (pixels, channels) over its pixels, float (channels).
+void sum_pixels(int64_t pixels, int64_t channels, const uint16_t *x, double *partial, float *sums) {
+    double total[2 * MOST_CHANNELS];
+    SUM_OVER(pixels, add_values(channels, x + pixel * channels, first));
+    for (int64_t c = 0; c < channels; c++) sums[c] = total[c];
+}
+
 // Adds patches, rows (batch · lines · columns, side · side · channels), up where they lie in y (batch,
 // height, width, channels), plus a bias, float (channels).
 void fold(int64_t batch, int64_t height, int64_t width, int64_t channels, int64_t side,
@@ -284,7 +291,7 @@ void fold(int64_t batch, int64_t height, int64_t width, int64_t channels, int64_
             if (line >= lines) continue;
             for (int64_t column = 0; column < columns; column++) {
                 int64_t patch = (row / height * lines + line) * columns + column;
-                add_patch(side * channels, patches + (patch * side + i) * side * channels,
+                add_values(side * channels, patches + (patch * side + i) * side * channels,
                           sum + column * stride * channels);
             }
         }

@@ -44,6 +44,19 @@ def activation_backward(y: Tensor, gradient: Tensor, slope: float) -> tuple[Tens
     return at_x, at_bias
 
 
+def sum_pixels(x: Tensor) -> Tensor:
+    """bf16 (B, C, H, W), channels-last, C at most `MOST_CHANNELS` → fp32 (C,), without a copy of x
+    in fp32."""
+    kernels = native()
+    assert kernels is not None
+    channels = x.shape[1]
+    partial, sums = torch.empty(PARTS, 2, channels, dtype=torch.float64), torch.empty(channels)
+    kernels.sum_pixels(
+        x.numel() // channels, channels, x.data_ptr(), partial.data_ptr(), sums.data_ptr()
+    )
+    return sums
+
+
 def fold(
     patches: Tensor, bias: Tensor | None, shape: Sequence[int], side: int, stride: int, padding: int
 ) -> Tensor:

@@ -142,7 +142,7 @@ class _Convolution(torch.autograd.Function):
         if slope is not None:
             gradient, at_bias = kernels.activation_backward(y, gradient, slope)
         elif for_bias:
-            at_bias = _rows(gradient).sum(0, dtype=torch.float32)
+            at_bias = _sum_pixels(gradient)
         extra = (x.shape[2] + 2 * padding - kernel.shape[2]) % stride
         return (
             _spread(gradient, kernel, None, stride, padding, extra) if for_x else None,
@@ -180,7 +180,7 @@ class _TransposedConvolution(torch.autograd.Function):
         return (
             _gather(gradient, kernel, None, stride, padding) if for_x else None,
             _weight_gradient(gradient, x, kernel, stride, padding) if for_weight else None,
-            _rows(gradient).sum(0, dtype=torch.float32) if for_bias else None,
+            _sum_pixels(gradient) if for_bias else None,
             None,
             None,
             None,
@@ -229,6 +229,13 @@ def _weight_gradient(
         (False, True, False),
     )[1]
     return product.float()
+
+
+def _sum_pixels(x: Tensor) -> Tensor:
+    """(B, C, H, W) → fp32 (C,)."""
+    if native.usable(x) and x.shape[1] <= kernels.MOST_CHANNELS:
+        return kernels.sum_pixels(x)
+    return _rows(x).sum(0, dtype=torch.float32)
 
 
 def _rows(x: Tensor) -> Tensor:

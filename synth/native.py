@@ -31,6 +31,7 @@ ARGUMENTS = {
     "norm_backward": [INTEGER] * 3 + [POINTER] * 3 + [FLOAT] + [POINTER] * 3,
     "activate_in_place": [INTEGER, FLOAT, POINTER],
     "activation_backward": [INTEGER] * 2 + [POINTER] * 2 + [FLOAT] + [POINTER] * 3,
+    "sum_pixels": [INTEGER] * 2 + [POINTER] * 3,
     "fold": [INTEGER] * 7 + [POINTER] * 3,
     "tiles_usable": [],
     "tiles_by_channel": [INTEGER] * 3 + [POINTER] * 2,

@@ -141,6 +141,12 @@ def test_fold_adds_as_torch_does(
     close(ours, summed + bias.double()[:, None, None], ROUNDING)
 
 
+@pytest.mark.parametrize("channels", [1, 3, 64, 130])
+def test_sums_over_pixels(channels: int) -> None:
+    x = random_map(9, channels, 7, 5, offset=3.0)
+    close(kernels.sum_pixels(x), x.double().sum((0, 2, 3)), 1e-6)
+
+
 @pytest.mark.parametrize("slope", [0.0, 0.2])
 def test_a_convolution_takes_its_activation_along(slope: float) -> None:
     torch.manual_seed(0)

@@ -188,13 +188,13 @@ def evaluate(
     """Score data sets on the real test split, and print the leaderboard."""
     from dataclasses import asdict
 
-    import pipeline
+    import scoring
     from eval.judge import make_judge
     from synth.synthetic import newest_synthetic, read_synthetic
 
     place = prepare(device)
     sets = [read_synthetic(folder) for folder in folders or [newest_synthetic(datasets)]]
-    places = pipeline.Places(data_root, runs, datasets, results)
+    places = scoring.Places(data_root, runs, datasets, results)
     sources = [dataset or synthetic.manifest.get("source", "svhn") for synthetic in sets]
     judges = {
         source: make_judge(protocol, source, data_root, results, place, precision, classifier_seeds)
@@ -203,11 +203,11 @@ def evaluate(
     records = []
     for synthetic, source in zip(sets, sources, strict=True):
         judge = judges[source]
-        records.append(pipeline.evaluate_set(judge, synthetic, runs))
+        records.append(scoring.evaluate_set(judge, synthetic, runs))
         if references:
             per_class = len(synthetic.images) // len(judge.test.classes)
-            pipeline.ensure_references(judge, per_class, places)
-    tables = pipeline.publish(results)
+            scoring.ensure_references(judge, per_class, places)
+    tables = scoring.publish(results)
     if as_json:
         return print_json([asdict(record) for record in records])
     touched = {(record.protocol["name"], record.real.name) for record in records}
@@ -217,9 +217,9 @@ def evaluate(
 @app.command()
 def leaderboard(results: Results = Path("results"), as_json: AsJson = False) -> None:
     """Rewrite the leaderboard and the report from the records, and print the tables."""
-    import pipeline
+    import scoring
 
-    tables = pipeline.publish(results)
+    tables = scoring.publish(results)
     print_tables(tables, as_json)
 
 
@@ -242,10 +242,10 @@ def benchmark(
     as_json: AsJson = False,
 ) -> None:
     """Train, generate and evaluate several recipes and seeds; skips what is there already."""
-    import pipeline
+    import scoring
     from synth.progress import say
 
-    tables = pipeline.benchmark(
+    tables = scoring.benchmark(
         [resolve_recipe(name.strip(), None, dials) for name in recipes.split(",")],
         seeds,
         dataset,
@@ -254,7 +254,7 @@ def benchmark(
         protocol,
         classifier_seeds,
         precision,
-        pipeline.Places(data_root, runs, datasets, results),
+        scoring.Places(data_root, runs, datasets, results),
         prepare(device),
     )
     print_tables(tables, as_json)

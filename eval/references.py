@@ -1,7 +1,7 @@
 """Ceilings and floors that stand beside every score: sets to train on that need no generator.
 
 The references that need one (an unconditional generator with pseudo-labels or random labels) are
-ordinary synthetic sets, which `pipeline.py` has made.
+ordinary synthetic sets, which `scoring.py` has made.
 """
 
 from __future__ import annotations

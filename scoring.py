@@ -1,0 +1,281 @@
+"""Sets judged: an entry of the leaderboard for each, with the references that stand beside it.
+
+With `pipeline.py`, which makes what is judged here, the only module that knows both sides, `synth`
+and `eval`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import pipeline
+from eval.judge import Judge, make_judge
+from eval.leaderboard import Table, write_leaderboard
+from eval.protocol import MakeBatches, Protocol, disk_batches, find_protocol, stream_batches
+from eval.records import Entry, Record
+from eval.references import pca_gaussian, real_same_size
+from eval.report import keep_figures, write_report
+from pipeline import describe_origin, find_or_train, generate_set
+from synth.data import ImageSet
+from synth.errors import SynthError, UsageError
+from synth.files import numbered_folders, portable, read_json, sha256
+from synth.generation import ShortClass, check_count, fresh_batch
+from synth.progress import progress_bar, say
+from synth.recipes import Recipe
+from synth.runs import Run, all_runs, load_generator, open_run
+from synth.synthetic import SyntheticSet, read_synthetic
+from synth.training import check_trainable
+from synth.visuals import save_grid
+
+SUFFIXES = {"conditional": "", "classifier": " + pseudo-labels", "random": " + random labels"}
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where things are read and written."""
+
+    data_root: Path | None = None
+    runs: Path = Path("runs")
+    datasets: Path = Path("datasets")
+    results: Path = Path("results")
+
+    @property
+    def references(self) -> Path:
+        """Sets that were made to read scores by: never what a user means by the newest set."""
+        return self.datasets / "references"
+
+
+def entry_of(
+    manifest: dict[str, Any], name: str, count: int, digest: str | None, folder: str | None
+) -> Entry:
+    """The record's entry for a set with this manifest; without one it is called `name`."""
+    labels = manifest.get("labels", "conditional")
+    return Entry(
+        kind="synthetic",
+        name=manifest.get("recipe", name) + SUFFIXES.get(labels, ""),
+        count=count,
+        sha256=digest,
+        folder=folder,
+        recipe=manifest.get("recipe"),
+        conditional=manifest.get("conditional"),
+        labels=labels,
+        images_shown=manifest.get("images_shown"),
+        training_seed=manifest.get("training_seed"),
+        generation_seed=manifest.get("seed"),
+        trained_on=manifest.get("trained_on"),
+        run=manifest.get("run"),
+        checkpoint=manifest.get("checkpoint"),
+    )
+
+
+def synthetic_entry(synthetic: SyntheticSet, protocol: Protocol) -> Entry:
+    images, manifest, folder = synthetic.images, synthetic.manifest, portable(synthetic.folder)
+    if protocol.data == "stream":
+        return entry_of(manifest, images.name, protocol.steps * protocol.batch, None, folder)
+    digest = manifest.get("sha256") or images.fingerprint
+    return entry_of(manifest, images.name, len(images), digest, folder)
+
+
+def evaluate_set(judge: Judge, synthetic: SyntheticSet, runs: Path) -> Record:
+    """Scores a synthetic set on disk, or under a streaming protocol the run it came from."""
+    images, folder = synthetic.images, synthetic.folder
+    if images.labels is None:
+        raise SynthError(
+            f"{folder}: has no labels; generate it with --label-with classifier, or from a "
+            "conditional run"
+        )
+    if len(images.classes) != len(judge.test.classes) or (
+        synthetic.manifest and images.classes != judge.test.classes
+    ):
+        raise SynthError(
+            f"{folder}: has the classes {', '.join(images.classes)}, but {judge.test.name} has "
+            f"{', '.join(judge.test.classes)}; choose the right --dataset"
+        )
+    if judge.protocol.data == "disk":
+        batches = disk_batches(judge.protocol, images, judge.device)
+    else:
+        batches = _stream_of_run(judge, synthetic, runs)
+    entry = synthetic_entry(synthetic, judge.protocol)
+    record = judge.evaluate(entry, batches)
+    figures = {"samples": folder / "preview.png"}
+    if entry.run is not None:
+        figures["losses"] = _find_run(entry.run, runs) / "losses.png"
+    keep_figures(judge.results, record, figures)
+    return record
+
+
+def _find_run(recorded: str, runs: Path) -> Path:
+    """A run's folder as recorded, or of that name in the folder of runs."""
+    path = Path(recorded)
+    return path if path.is_dir() else runs / path.name
+
+
+def _stream_of_run(judge: Judge, synthetic: SyntheticSet, runs: Path) -> MakeBatches:
+    folder, manifest = synthetic.folder, synthetic.manifest
+    if manifest.get("labels") != "conditional" or "run" not in manifest:
+        raise SynthError(
+            f"{folder}: {judge.protocol.name} draws fresh samples from a conditional run, and "
+            "this set comes from none; use --protocol fixed-v1"
+        )
+    run = open_run(_find_run(manifest["run"], runs))
+    if sha256(run.weights) != manifest.get("checkpoint"):
+        raise SynthError(f"{run.weights}: has changed since {folder} was made; generate it again")
+    generator = load_generator(run.weights, judge.device)
+    return stream_batches(
+        judge.protocol,
+        lambda count, random: fresh_batch(generator, len(judge.test.classes), count, random),
+    )
+
+
+def ensure_references(judge: Judge, per_class: int, places: Places) -> None:
+    """Evaluates the ceilings and floors that have no record yet for sets of this size.
+
+    A streaming protocol has one, the real training split: the others are sets of a size.
+    """
+    real, count = judge.train, per_class * len(judge.train.classes)
+    sources: list[tuple[Entry, Callable[[], ImageSet]]] = [
+        (Entry("real", "real", len(real), real.fingerprint), lambda: real)
+    ]
+    if judge.protocol.data == "disk":
+        sources += [
+            (
+                Entry("real-same-size", "real, same size", count, None),
+                lambda: real_same_size(real, per_class),
+            ),
+            (
+                Entry("pca-gaussian", "PCA + Gaussian per class", count, None),
+                lambda: pca_gaussian(real, per_class),
+            ),
+        ]
+    for entry, make in sources:
+        if judge.known(entry) is None:
+            images = make()
+            entry = replace(entry, sha256=images.fingerprint)
+            record = judge.evaluate(entry, disk_batches(judge.protocol, images, judge.device))
+            if entry.kind == "pca-gaussian":  # real images are not ours to show
+                _keep_samples(judge.results, record, images)
+    if judge.protocol.data == "disk":
+        for run in reversed(all_runs(places.runs)):
+            if (
+                not run.config.recipe.conditional
+                and run.config.fingerprint == real.fingerprint
+                and run.finished()
+            ):
+                ensure_baseline(judge, run, per_class, places)
+                break
+
+
+def _keep_samples(results: Path, record: Record, images: ImageSet) -> None:
+    first = [torch.where(images.require_labels() == i)[0][:10] for i in range(len(images.classes))]
+    save_grid(images.images[torch.cat(first)], results / "figures" / f"{record.id}-samples.png", 10)
+
+
+def ensure_baseline(judge: Judge, run: Run, per_class: int, places: Places) -> None:
+    """An unconditional run with pseudo-labels, and with random labels. One that collapsed, and
+    so cannot fill a class, is a result: it is recorded, and does not stop the rest."""
+    for label_with in ("classifier", "random"):
+        ensure_evaluated(judge, run, per_class, places, label_with)
+
+
+def ensure_evaluated(
+    judge: Judge, run: Run, per_class: int, places: Places, label_with: str | None = None
+) -> None:
+    """Generates and evaluates what this run gives, unless set or record are there already."""
+    labeller = judge.protocol.name if label_with == "classifier" else None
+    origin = describe_origin(run, 0, label_with, labeller)
+    root = places.references if label_with else places.datasets
+    count = per_class * len(run.config.classes)
+    failed = entry_of(origin, run.folder.name, count, None, None)
+    folder = find_set(root, {**origin, "count": count})
+    if folder is None and judge.known_failure(failed):
+        return
+    try:
+        folder = folder or generate_set(
+            run,
+            per_class,
+            0,
+            root,
+            judge.device,
+            label_with,
+            lambda: pipeline.train_labeller(
+                judge.train, judge.protocol, judge.device, judge.precision
+            ),
+            labeller,
+        )
+    except ShortClass as error:
+        say(f"{run.folder}: {error}")
+        judge.record_failure(failed, str(error))
+        return
+    synthetic = read_synthetic(folder)
+    if judge.known(synthetic_entry(synthetic, judge.protocol)) is None:
+        evaluate_set(judge, synthetic, places.runs)
+
+
+def find_set(root: Path, wanted: dict[str, Any]) -> Path | None:
+    """The newest data set in `root` whose manifest holds all of `wanted`."""
+    for folder in reversed(numbered_folders(root)):
+        path = folder / "manifest.json"
+        if path.exists():
+            manifest = read_json(path)
+            if all(manifest.get(key) == value for key, value in wanted.items()):
+                return folder
+    return None
+
+
+def publish(results: Path) -> list[Table]:
+    """Rewrites the leaderboard and the report from the records."""
+    if not (results / "records").is_dir():
+        raise SynthError(f"{results}: holds no records; make one with: synth evaluate")
+    tables = write_leaderboard(results)
+    write_report(results, tables)
+    return tables
+
+
+# All of it
+
+
+def benchmark(
+    recipes: Sequence[Recipe],
+    seeds: int,
+    source: str,
+    length: int | None,
+    per_class: int,
+    protocol: str,
+    classifier_seeds: int | None,
+    precision: str,
+    places: Places,
+    device: torch.device,
+) -> list[Table]:
+    """Trains, generates and evaluates every recipe and seed, skipping what is there already."""
+    if seeds < 1:
+        raise UsageError(f"--seeds {seeds}: must be 1 or more")
+    check_count(per_class)
+    streams = find_protocol(protocol).data == "stream"
+    unconditional = [recipe.name for recipe in recipes if not recipe.conditional]
+    if streams and unconditional:
+        raise UsageError(
+            f"--protocol {protocol}: draws labelled samples, which {unconditional[0]} does not "
+            "make; leave it out of --recipes"
+        )
+    judge = make_judge(
+        protocol, source, places.data_root, places.results, device, precision, classifier_seeds
+    )
+    for recipe in recipes:
+        check_trainable(recipe, judge.train)
+    with progress_bar("benchmark", len(recipes) * seeds + 1, "stages") as advance:
+        for recipe in recipes:
+            for seed in range(seeds):
+                run = find_or_train(recipe, source, judge, length, seed, precision, places.runs)
+                if recipe.conditional:
+                    ensure_evaluated(judge, run, per_class, places)
+                else:
+                    ensure_baseline(judge, run, per_class, places)
+                publish(places.results)
+                advance(1)
+        ensure_references(judge, per_class, places)
+    return publish(places.results)

@@ -53,6 +53,15 @@ Images = Annotated[
 ]
 
 
+Select = Annotated[
+    str | None,
+    typer.Option(
+        help="cas: keep a tenth of the training split out of training, and mark the checkpoint "
+        "whose samples score best on it. For conditional recipes."
+    ),
+]
+
+
 @app.command()
 def train(
     context: typer.Context,
@@ -73,6 +82,7 @@ def train(
     tick: Annotated[
         str | None, typer.Option(help="Images between two checkpoints; a sixteenth by default.")
     ] = None,
+    select: Select = None,
     seed: Seed = 0,
     out: Annotated[Path, typer.Option(help="Folder to make the run folder in.")] = Path("runs"),
     device: Device = "auto",
@@ -90,6 +100,7 @@ def train(
     from synth.progress import say
     from synth.runs import Run, newest_run, open_run
 
+    check_choice("--select", select, (None, "cas"))
     place = prepare(device)
     if run is not None and not resume:
         raise UsageError("--run: goes with --resume")
@@ -107,7 +118,7 @@ def train(
             raise UsageError("--images and --epochs: give one of them")
         length = length if epochs is None else epochs * len(real)
         config = pipeline.plan_run(
-            chosen, dataset, real, length, seed, precision, place, tick_length
+            chosen, dataset, real, length, seed, precision, place, tick_length, select is not None
         )
         if dry_run:
             return print_json(config.to_json())
@@ -124,6 +135,13 @@ def generate(
     per_class: Annotated[int, typer.Option(help="Images of each class.")] = 5000,
     run: Annotated[
         Path | None, typer.Option(help="Run folder; the newest finished one by default.")
+    ] = None,
+    checkpoint: Annotated[
+        str | None,
+        typer.Option(
+            help="last, best, or the name of one such as 0001024k; by default the best of a run "
+            "that was trained with --select, else the last."
+        ),
     ] = None,
     seed: Seed = 0,
     label_with: Annotated[
@@ -157,6 +175,7 @@ def generate(
         lambda: pipeline.labeller_for(source, data_root, place),
         pipeline.LABELLER_PROTOCOL,
         format,  # type: ignore[arg-type]
+        checkpoint,
     )
     if as_json:
         return print_json({"dataset": str(folder), **read_json(folder / "manifest.json")})
@@ -231,6 +250,7 @@ def benchmark(
     dataset: Dataset = "svhn",
     data_root: DataRoot = None,
     images: Images = None,
+    select: Select = None,
     per_class: Annotated[int, typer.Option(help="Images of each class in a data set.")] = 5000,
     protocol: Protocol = "fixed-v1",
     classifier_seeds: ClassifierSeeds = None,
@@ -245,6 +265,7 @@ def benchmark(
     import scoring
     from synth.progress import say
 
+    check_choice("--select", select, (None, "cas"))
     tables = scoring.benchmark(
         [resolve_recipe(name.strip(), None, dials) for name in recipes.split(",")],
         seeds,
@@ -256,6 +277,7 @@ def benchmark(
         precision,
         scoring.Places(data_root, runs, datasets, results),
         prepare(device),
+        select is not None,
     )
     print_tables(tables, as_json)
     say(f"report: {results / 'report.html'}")

@@ -16,17 +16,25 @@ from torch import Tensor
 
 from eval.classifier import choose_classifier_precision, predict, train_classifier
 from eval.judge import Judge
-from eval.protocol import Protocol, disk_batches, find_protocol
+from eval.protocol import (
+    SELECTION,
+    MakeBatches,
+    Protocol,
+    disk_batches,
+    find_protocol,
+    score,
+    stream_batches,
+)
 from synth.data import ImageSet, load_training_images
 from synth.environment import describe_environment
 from synth.errors import SynthError, UsageError
 from synth.files import portable, sha256
-from synth.generation import check_count, generate, generate_labelled
+from synth.generation import check_count, fresh_batch, generate, generate_labelled
 from synth.progress import progress_bar, say
 from synth.recipes import Recipe
 from synth.runs import Run, RunConfig, all_runs, load_generator
 from synth.synthetic import Format, write_synthetic
-from synth.training import check_trainable, choose_training_precision, train
+from synth.training import ScoreCheckpoint, check_trainable, choose_training_precision, train
 
 TICKS = 16  # about so many checkpoints in a run
 LABELLER_PROTOCOL = "fixed-v1"
@@ -45,9 +53,10 @@ def plan_run(
     precision: str,
     device: torch.device,
     tick: int | None = None,
+    select: bool = False,
 ) -> RunConfig:
     """The resolved configuration of a run, before anything is written."""
-    check_trainable(recipe, images)
+    check_trainable(recipe, images, select)
     length = recipe.training.images if length is None else length
     chosen, reason = choose_training_precision(precision, recipe, len(images.classes), device)
     say(f"precision {chosen}: {reason}")
@@ -62,6 +71,7 @@ def plan_run(
         tick=tick or default_tick(length),
         seed=seed,
         precision=chosen,
+        select=SELECTION.name if select else None,
     )
 
 
@@ -74,6 +84,11 @@ def default_tick(length: int) -> int:
 def train_run(run: Run, images: ImageSet, device: torch.device) -> None:
     """Trains a run to its end, from its last checkpoint."""
     check_same_images(run, images)
+    if run.config.select not in (None, SELECTION.name):
+        raise SynthError(
+            f"{run.folder}: selects its checkpoint by {run.config.select}, and this version of "
+            f"synth by {SELECTION.name}; train it anew"
+        )
     shown = 0
     with progress_bar(f"train {run.folder.name}", run.config.images, "images") as advance:
 
@@ -82,7 +97,36 @@ def train_run(run: Run, images: ImageSet, device: torch.device) -> None:
             advance(now - shown)
             shown = now
 
-        train(run, images, device, progress)
+        train(run, images, device, progress, checkpoint_scorer(run, device))
+    if run.config.select:
+        best = run.best_checkpoint()
+        accuracy = 100 * run.validation_scores()[best]
+        say(f"{run.folder}: {best} is the best on the validation part ({accuracy:.2f} %)")
+
+
+def checkpoint_scorer(run: Run, device: torch.device) -> ScoreCheckpoint:
+    """CAS of a run's weights on a labelled part, by the protocol `SELECTION`.
+
+    It follows from the weights and the part: the classifier's seed and the samples' are fixed,
+    and the precision is the run's.
+    """
+
+    def score_checkpoint(weights: Path, validation: ImageSet) -> float:
+        batches = sample_batches(SELECTION, weights, len(validation.classes), device)
+        result = score(SELECTION, batches, validation, device, run.config.precision)
+        return result.seeds[0].accuracy
+
+    return score_checkpoint
+
+
+def sample_batches(
+    protocol: Protocol, weights: Path, classes: int, device: torch.device
+) -> MakeBatches:
+    """Fresh samples of a generator, for a streaming protocol."""
+    generator = load_generator(weights, device)
+    return stream_batches(
+        protocol, lambda count, random: fresh_batch(generator, classes, count, random)
+    )
 
 
 def check_same_images(run: Run, images: ImageSet) -> None:
@@ -107,16 +151,18 @@ def generate_set(
     make_labeller: Callable[[], Labeller] | None = None,
     labeller_protocol: str | None = None,
     form: Format = "npz",
+    checkpoint: str | None = None,
 ) -> Path:
     """Writes a synthetic set from a run into `root`; returns its folder.
 
-    label_with: None, `random`, or `classifier`, which needs the last two before `form`.
+    label_with: None, `random`, or `classifier`, which needs the two that follow it.
+    checkpoint: see `Run.find_checkpoint`.
     """
     check_count(per_class)
     config, classes = run.config, run.config.classes
     if config.recipe.conditional and label_with is not None:
         raise UsageError(f"--label-with {label_with}: {run.folder} is conditional")
-    generator = load_generator(run.weights, device)
+    generator = load_generator(run.find_checkpoint(checkpoint), device)
     labeller = make_labeller() if make_labeller and label_with == "classifier" else None
     with progress_bar(
         f"generate from {run.folder.name}", per_class * len(classes), "images"
@@ -129,7 +175,9 @@ def generate_set(
         made = made._replace(labels=np.repeat(np.arange(len(classes)), per_class))
     environment = describe_environment(device)
     origin = {
-        **describe_origin(run, seed, label_with, labeller_protocol if labeller else None),
+        **describe_origin(
+            run, seed, label_with, labeller_protocol if labeller else None, checkpoint
+        ),
         "candidates": made.candidates,
         "commit": environment["commit"],
         "command": environment["command"],
@@ -140,10 +188,19 @@ def generate_set(
 
 
 def describe_origin(
-    run: Run, seed: int, label_with: str | None, labeller: str | None
+    run: Run,
+    seed: int,
+    label_with: str | None,
+    labeller: str | None,
+    checkpoint: str | None = None,
 ) -> dict[str, Any]:
-    """The part of a manifest that follows from the run and from what is asked of it."""
-    config = run.config
+    """The part of a manifest that follows from the run and from what is asked of it.
+
+    A run that selects its checkpoint learned from less: its sets say how theirs was chosen, and
+    how long the run went on.
+    """
+    config, weights = run.config, run.find_checkpoint(checkpoint)
+    chosen = checkpoint or run.default_checkpoint
     return {
         "classes": list(config.classes),
         "labels": label_with or ("conditional" if config.recipe.conditional else "none"),
@@ -155,9 +212,11 @@ def describe_origin(
         "source": config.source,
         "trained_on": config.fingerprint,
         "training_seed": config.seed,
-        "images_shown": run.images_shown(),
+        "images_shown": run.images_shown(weights),
+        "chosen": chosen if config.select else None,
+        "run_length": config.images if config.select else None,
         "run": portable(run.folder),
-        "checkpoint": sha256(run.weights),
+        "checkpoint": sha256(weights),
     }
 
 
@@ -197,16 +256,22 @@ def find_or_train(
     seed: int,
     precision: str,
     runs: Path,
+    select: bool = False,
 ) -> Run:
-    """The run of this recipe, data, length and seed: found, resumed or made."""
+    """The run of this recipe, data, length, seed and selection: found, resumed or made."""
     images = judge.train
-    wanted = (recipe, images.fingerprint, length or recipe.training.images, seed)
+    select = select and recipe.conditional
+    selection = SELECTION.name if select else None
+    wanted = (recipe, images.fingerprint, length or recipe.training.images, seed, selection)
     for run in reversed(all_runs(runs)):
         config = run.config
-        if (config.recipe, config.fingerprint, config.images, config.seed) == wanted:
+        known = config.recipe, config.fingerprint, config.images, config.seed, config.select
+        if known == wanted:
             break
     else:
-        config = plan_run(recipe, source, images, length, seed, precision, judge.device)
+        config = plan_run(
+            recipe, source, images, length, seed, precision, judge.device, select=select
+        )
         run = Run.create(runs, config, describe_environment(judge.device))
     if not run.finished():
         train_run(run, images, judge.device)

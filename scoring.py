@@ -16,18 +16,18 @@ import torch
 import pipeline
 from eval.judge import Judge, make_judge
 from eval.leaderboard import Table, write_leaderboard
-from eval.protocol import MakeBatches, Protocol, disk_batches, find_protocol, stream_batches
+from eval.protocol import MakeBatches, Protocol, disk_batches, find_protocol
 from eval.records import Entry, Record
 from eval.references import pca_gaussian, real_same_size
 from eval.report import keep_figures, write_report
-from pipeline import describe_origin, find_or_train, generate_set
+from pipeline import describe_origin, find_or_train, generate_set, sample_batches
 from synth.data import ImageSet
 from synth.errors import SynthError, UsageError
-from synth.files import numbered_folders, portable, read_json, sha256
-from synth.generation import ShortClass, check_count, fresh_batch
+from synth.files import numbered_folders, portable, read_json
+from synth.generation import ShortClass, check_count
 from synth.progress import progress_bar, say
 from synth.recipes import Recipe
-from synth.runs import Run, all_runs, load_generator, open_run
+from synth.runs import Run, all_runs, open_run, weights_of_hash
 from synth.synthetic import SyntheticSet, read_synthetic
 from synth.training import check_trainable
 from synth.visuals import save_grid
@@ -54,10 +54,11 @@ def entry_of(
     manifest: dict[str, Any], name: str, count: int, digest: str | None, folder: str | None
 ) -> Entry:
     """The record's entry for a set with this manifest; without one it is called `name`."""
-    labels = manifest.get("labels", "conditional")
+    labels, chosen = manifest.get("labels", "conditional"), manifest.get("chosen")
+    suffix = SUFFIXES.get(labels, "") + (f", {chosen} checkpoint" if chosen else "")
     return Entry(
         kind="synthetic",
-        name=manifest.get("recipe", name) + SUFFIXES.get(labels, ""),
+        name=manifest.get("recipe", name) + suffix,
         count=count,
         sha256=digest,
         folder=folder,
@@ -70,6 +71,8 @@ def entry_of(
         trained_on=manifest.get("trained_on"),
         run=manifest.get("run"),
         checkpoint=manifest.get("checkpoint"),
+        chosen=chosen,
+        run_length=manifest.get("run_length"),
     )
 
 
@@ -123,13 +126,12 @@ def _stream_of_run(judge: Judge, synthetic: SyntheticSet, runs: Path) -> MakeBat
             "this set comes from none; use --protocol fixed-v1"
         )
     run = open_run(_find_run(manifest["run"], runs))
-    if sha256(run.weights) != manifest.get("checkpoint"):
-        raise SynthError(f"{run.weights}: has changed since {folder} was made; generate it again")
-    generator = load_generator(run.weights, judge.device)
-    return stream_batches(
-        judge.protocol,
-        lambda count, random: fresh_batch(generator, len(judge.test.classes), count, random),
-    )
+    weights = weights_of_hash(run, manifest.get("checkpoint"))
+    if weights is None:
+        raise SynthError(
+            f"{run.folder}: its weights have changed since {folder} was made; generate it again"
+        )
+    return sample_batches(judge.protocol, weights, len(judge.test.classes), judge.device)
 
 
 def ensure_references(judge: Judge, per_class: int, places: Places) -> None:
@@ -250,8 +252,12 @@ def benchmark(
     precision: str,
     places: Places,
     device: torch.device,
+    select: bool = False,
 ) -> list[Table]:
-    """Trains, generates and evaluates every recipe and seed, skipping what is there already."""
+    """Trains, generates and evaluates every recipe and seed, skipping what is there already.
+
+    select: conditional recipes choose their checkpoint; the others, baselines, use their last.
+    """
     if seeds < 1:
         raise UsageError(f"--seeds {seeds}: must be 1 or more")
     check_count(per_class)
@@ -266,11 +272,13 @@ def benchmark(
         protocol, source, places.data_root, places.results, device, precision, classifier_seeds
     )
     for recipe in recipes:
-        check_trainable(recipe, judge.train)
+        check_trainable(recipe, judge.train, select and recipe.conditional)
     with progress_bar("benchmark", len(recipes) * seeds + 1, "stages") as advance:
         for recipe in recipes:
             for seed in range(seeds):
-                run = find_or_train(recipe, source, judge, length, seed, precision, places.runs)
+                run = find_or_train(
+                    recipe, source, judge, length, seed, precision, places.runs, select
+                )
                 if recipe.conditional:
                     ensure_evaluated(judge, run, per_class, places)
                 else:

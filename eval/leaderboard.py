@@ -115,7 +115,7 @@ def _rows(records: list[Record]) -> list[Row]:
         entry = record.entry
         own_data = entry.trained_on in (None, record.real.train_fingerprint)
         name = entry.name if own_data else f"{entry.name} (trained on other data)"
-        entries[name, entry.count, entry.images_shown].append(record)
+        entries[name, entry.count, entry.length].append(record)
     reals = [r for r in newest.values() if r.entry.kind == "real"]
     ceiling = mean(reals[0].accuracies) if reals else None
     rows = [_row(name, group, ceiling) for (name, _, _), group in entries.items()]
@@ -136,7 +136,7 @@ def _row(name: str, records: list[Record], ceiling: float | None) -> Row:
         balanced_accuracy=mean(mean(s.balanced_accuracy for s in r.scores) for r in records),
         ratio_to_real=accuracy / ceiling if ceiling else None,
         training_images=newest.entry.count,
-        images_shown=newest.entry.images_shown,
+        images_shown=newest.entry.length,
         seeds=f"{runs} × {per_set}",
         precision="/".join(sorted({record.precision for record in records})),
         date=newest.date[:10],

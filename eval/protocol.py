@@ -59,6 +59,10 @@ PROTOCOLS = {
     )
 }
 
+# Scores the checkpoints of a run on the validation part of the training split. It is in no table,
+# for it is never used on the test split.
+SELECTION = Protocol("select-v1", "stream", steps=200, batch=256, seeds=1)
+
 
 @dataclass(frozen=True)
 class SeedScore:

@@ -40,6 +40,13 @@ class Entry:
     trained_on: str | None = None  # fingerprint of the generator's training images
     run: str | None = None
     checkpoint: str | None = None  # sha256 of the weights
+    chosen: str | None = None  # best, last or a name, where the run selects its checkpoint
+    run_length: int | None = None  # images that such a run showed in all
+
+    @property
+    def length(self) -> int | None:
+        """Images shown by runs that are one row: which checkpoint is the best differs by seed."""
+        return self.run_length if self.chosen == "best" else self.images_shown
 
     @property
     def identity(self) -> tuple[Any, ...]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -63,17 +64,25 @@ class ImageSet:
         return self.labels
 
 
-def split_tail(images: ImageSet, share: float = 0.1) -> tuple[ImageSet, ImageSet]:
-    """The set without its last `share`, and that part alone, both in their order.
+def split_validation(images: ImageSet, share: float = 0.1) -> tuple[ImageSet, ImageSet]:
+    """A training split without its validation part, and that part alone, both in their order.
 
-    One contiguous block: neighbouring digits of SVHN come from one house number.
+    The part is the last `share`, one contiguous block, since neighbouring digits of SVHN come
+    from one house number. Where the labels never decrease, the set is sorted by class (as a folder
+    is read), and its tail would be of the last class alone: there it is the tail of each class.
     """
-    cut = len(images) - round(len(images) * share)
-    pixels, labels = images.images, images.labels
-    return (
-        replace(images, images=pixels[:cut], labels=None if labels is None else labels[:cut]),
-        replace(images, images=pixels[cut:], labels=None if labels is None else labels[cut:]),
-    )
+    labels = images.labels
+    by_class = labels is not None and bool((labels.diff() >= 0).all())
+    counts = labels.bincount().tolist() if labels is not None and by_class else [len(images)]
+    kept = torch.ones(len(images), dtype=torch.bool)
+    for end, count in zip(accumulate(counts), counts, strict=True):
+        kept[end - round(count * share) : end] = False
+
+    def part(mask: Tensor, name: str) -> ImageSet:
+        picked = None if labels is None else labels[mask]
+        return replace(images, images=images.images[mask], labels=picked, name=name)
+
+    return part(kept, images.name), part(~kept, f"{images.name}, validation part")
 
 
 def signed_from_uint8(images: Tensor) -> Tensor:

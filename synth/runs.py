@@ -4,6 +4,7 @@ config.json            everything needed to repeat the run
 environment.json       versions, device, commit, command line
 log.jsonl              one line per tick
 generator.safetensors  the weights to sample from; the metadata holds the configuration
+checkpoints/0000512k.safetensors  the same, at every tick of a run that selects its checkpoint
 state/latest.safetensors  all that resuming needs
 samples/0000512k.png   the same latents at every tick, one row per class
 losses.png
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,12 +25,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from synth.errors import SynthError
+from synth.errors import SynthError, UsageError
 from synth.files import (
     atomic_file,
     make_numbered_folder,
     numbered_folders,
     read_json,
+    sha256,
     slug,
     write_json,
     write_text,
@@ -55,10 +58,14 @@ class RunConfig:
     tick: int  # images between two checkpoints
     seed: int
     precision: str
+    select: str | None = None  # protocol that scores checkpoints on the validation part, if any
     schema: int = SCHEMA
 
     def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "classes": list(self.classes)}
+        """Without `select` where there is none: weights hold this text, and those of runs from
+        before there was a selection are to stay what they were, byte for byte."""
+        value = {**asdict(self), "classes": list(self.classes)}
+        return {k: v for k, v in value.items() if k != "select" or v is not None}
 
     @staticmethod
     def from_json(value: dict[str, Any], path: Path) -> RunConfig:
@@ -100,11 +107,62 @@ class Run:
     def log(self) -> Path:
         return self.folder / "log.jsonl"
 
-    def images_shown(self) -> int:
-        """Real images shown up to the last checkpoint; 0 when there is none."""
-        if not self.weights.exists():
+    def keep_checkpoint(self, images: int) -> Path:
+        """Copies the last weights into `checkpoints`, under the name of this point of the run."""
+        kept = self.folder / "checkpoints" / f"{checkpoint_name(images)}.safetensors"
+        with atomic_file(kept) as temporary:
+            shutil.copyfile(self.weights, temporary)
+        return kept
+
+    def checkpoints(self) -> dict[str, Path]:
+        """The weights kept along the run, by name, oldest first; none without selection."""
+        paths = sorted((self.folder / "checkpoints").glob("[0-9]*k.safetensors"))
+        return {path.stem: path for path in paths}
+
+    def validation_scores(self) -> dict[str, float]:
+        """Checkpoint name → accuracy on the validation part, as the log has it, oldest first.
+
+        Of two ticks with one name the later counts, whose weights took the earlier's place.
+        """
+        return {
+            checkpoint_name(line["images"]): line["validation_accuracy"]
+            for line in self.read_log()
+            if "validation_accuracy" in line
+        }
+
+    def best_checkpoint(self) -> str:
+        """The name of the highest validation accuracy, the later on a tie."""
+        scores = self.validation_scores()
+        if not scores:
+            mend = "finish it with: synth train --resume" if self.config.select else "use last"
+            raise UsageError(
+                f"--checkpoint best: no checkpoint of {self.folder} has a validation score; {mend}"
+            )
+        return max(scores, key=lambda name: (scores[name], name))
+
+    def find_checkpoint(self, name: str | None = None) -> Path:
+        """The weights called `name`: last, best, or one of `checkpoints`. By default the best
+        where the run selects its checkpoint, else the last."""
+        name = name or self.default_checkpoint
+        if name == "last":
+            return self.weights
+        wanted = self.best_checkpoint() if name == "best" else name
+        found = self.checkpoints()
+        if wanted not in found:
+            there = ["last", *(["best"] if self.validation_scores() else []), *found]
+            raise UsageError(f"--checkpoint {wanted}: {self.folder} has {', '.join(there)}")
+        return found[wanted]
+
+    @property
+    def default_checkpoint(self) -> str:
+        return "best" if self.config.select else "last"
+
+    def images_shown(self, weights: Path | None = None) -> int:
+        """Real images shown up to these weights, the last by default; 0 when there are none."""
+        weights = weights or self.weights
+        if not weights.exists():
             return 0
-        return int(_get(read_metadata(self.weights), "images", self.weights))
+        return int(_get(read_metadata(weights), "images", weights))
 
     def finished(self) -> bool:
         """Is the last checkpoint, whose state is written last of all, that of the last step?"""
@@ -130,6 +188,19 @@ class Run:
             file.write(json.dumps(line) + "\n")
             file.flush()
             os.fsync(file.fileno())
+
+
+def checkpoint_name(images: int) -> str:
+    """`0000512k`: how files name a point of a run; in their order, the points are in theirs."""
+    return f"{round(images / 1000):07d}k"
+
+
+def weights_of_hash(run: Run, digest: str | None) -> Path | None:
+    """The run's weights whose sha256 is `digest`; None where they are gone or have changed."""
+    for path in (run.weights, *run.checkpoints().values()):
+        if path.exists() and sha256(path) == digest:
+            return path
+    return None
 
 
 def open_run(folder: Path) -> Run:
@@ -207,9 +278,12 @@ def _damaged(path: Path, error: Exception) -> SynthError:
 
 
 def load_generator(path: Path | str, device: torch.device | str = "cpu") -> Generator:
-    """The generator of a run folder, or of its generator.safetensors alone, ready to sample."""
+    """The generator of a run folder, or of a file with its weights alone, ready to sample.
+
+    Of a folder, it is the checkpoint that `synth generate` would use; see `Run.find_checkpoint`.
+    """
     path = Path(path)
-    path = path / "generator.safetensors" if path.is_dir() else path
+    path = open_run(path).find_checkpoint() if path.is_dir() else path
     tensors, metadata = load_tensors(path)
     try:
         config = RunConfig.from_json(metadata["config"], path)

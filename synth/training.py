@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 
 import torch
@@ -18,10 +19,10 @@ from torch import Tensor
 from synth.acceleration import choose_precision, fastest
 from synth.adversaries import LOG_KEYS, Adversaries, sampling_generator
 from synth.batches import Batch, draw_batches, draw_latents, example_batch, torch_random
-from synth.data import ImageSet, split_tail, uint8_from_signed
-from synth.errors import SynthError
+from synth.data import ImageSet, split_validation, uint8_from_signed
+from synth.errors import SynthError, UsageError
 from synth.recipes import Recipe
-from synth.runs import Run, load_tensors, save_tensors
+from synth.runs import Run, checkpoint_name, load_tensors, save_tensors
 from synth.visuals import draw_losses, save_grid
 
 try:
@@ -31,6 +32,7 @@ except ImportError:  # Windows
 
 COLUMNS = 10  # images per class in the sample grid
 Progress = Callable[[int], None]  # is told the images shown so far
+ScoreCheckpoint = Callable[[Path, ImageSet], float]  # weights, validation part → accuracy
 
 
 class Interrupted(SynthError):
@@ -44,34 +46,46 @@ def train(
     images: ImageSet,
     device: torch.device,
     progress: Progress = lambda shown: None,
+    score_checkpoint: ScoreCheckpoint | None = None,
 ) -> None:
     """Trains the run to its length, from its last checkpoint where it has one.
+
+    A run that selects its checkpoint never learns from the validation part. It needs
+    `score_checkpoint`, which scores each tick's weights on that part, from these two alone: so a
+    run that was killed chooses as one that was not.
 
     Raises `SynthError` when a loss stops being finite (the last good checkpoint stays) or another
     process is training the run, and `Interrupted` after Ctrl-C, once everything is saved.
     """
+    if run.config.select and score_checkpoint is None:
+        raise ValueError(f"{run.folder}: selects its checkpoint, and nothing is given to score it")
     try:
         with FileLock(run.folder / ".lock", timeout=0):
-            _train(run, images, device, progress)
+            _train(run, images, device, progress, score_checkpoint)
     except Timeout as error:
         raise SynthError(f"{run.folder}: is being trained by another process") from error
 
 
-def _train(run: Run, images: ImageSet, device: torch.device, progress: Progress) -> None:
+def _train(
+    run: Run,
+    images: ImageSet,
+    device: torch.device,
+    progress: Progress,
+    score_checkpoint: ScoreCheckpoint | None,
+) -> None:
     # What is trained on what
     config, recipe = run.config, run.config.recipe
     batch = recipe.training.batch
-    check_trainable(recipe, images)
+    check_trainable(recipe, images, config.select is not None)
+    images, validation = _parts(recipe, images, config.select is not None)
+    scorer = score_checkpoint if config.select else None
     adversaries = Adversaries(recipe, len(config.classes), config.seed, device)
     step = _restore(run, adversaries)
     run.rewind_log(step * batch)
     last_step = math.ceil(config.images / batch)
     tick_steps = max(1, round(config.tick / batch))
     heldout_every = recipe.training.heldout_every
-    heldout: ImageSet | None = None
     heldout_losses: list[float] = []
-    if heldout_every:
-        images, heldout = split_tail(images)
     batches = draw_batches(recipe, images, config.seed, device, first_step=step)
     example = example_batch(recipe, len(config.classes), device)
     take_step = _fastest_step(adversaries, example, config.precision)
@@ -83,8 +97,8 @@ def _train(run: Run, images: ImageSet, device: torch.device, progress: Progress)
         while step < last_step:
             take_step(*next(batches))
             step += 1
-            if heldout is not None and step % heldout_every == 0:
-                heldout_losses.append(adversaries.loss_on(heldout, step))
+            if heldout_every and validation is not None and step % heldout_every == 0:
+                heldout_losses.append(adversaries.loss_on(validation, step))
             if step % tick_steps and step < last_step and not interrupted():
                 if step % 16 == 0:
                     progress(step * batch)
@@ -102,11 +116,18 @@ def _train(run: Run, images: ImageSet, device: torch.device, progress: Progress)
             adversaries.sums.zero_()
             seconds = time.perf_counter() - tick_time
             _write_samples(run, adversaries, images, step)
+            scored: dict[str, float] = {}
+            # Not where Ctrl-C stops: a run that was stopped has the candidates of one that was not.
+            planned = step % tick_steps == 0 or step >= last_step
+            if scorer is not None and validation is not None and planned:
+                weights = run.keep_checkpoint(step * batch)
+                scored["validation_accuracy"] = scorer(weights, validation)
             run.append_log(
                 {
                     "images": step * batch,
                     **dict(zip(LOG_KEYS, means, strict=True)),
-                    **({"heldout_d_losses": heldout_losses} if heldout is not None else {}),
+                    **({"heldout_d_losses": heldout_losses} if heldout_every else {}),
+                    **scored,
                     "images_per_second": round((step - tick_start) * batch / seconds, 1),
                     "memory_mib": _memory_mib(device),
                 }
@@ -123,15 +144,31 @@ def _train(run: Run, images: ImageSet, device: torch.device, progress: Progress)
             tick_start, tick_time, heldout_losses = step, time.perf_counter(), []
 
 
-def check_trainable(recipe: Recipe, images: ImageSet) -> None:
-    """Raises `SynthError` when these images cannot train this recipe."""
+def check_trainable(recipe: Recipe, images: ImageSet, select: bool = False) -> None:
+    """Raises `SynthError` when these images cannot train this recipe, or, with `select`, cannot
+    score its checkpoints."""
+    if select and not recipe.conditional:
+        raise UsageError(
+            f"--select cas: {recipe.name} is unconditional, and its images have no labels to "
+            "train a classifier with; leave it out, or take a conditional recipe"
+        )
+    training, validation = _parts(recipe, images, select)
     if recipe.conditional:
-        images.require_labels()
-    if len(images) < recipe.training.batch:
+        training.require_labels()
+    if select and validation is not None:
+        validation.require_labels()
+    if len(training) < recipe.training.batch:
         raise SynthError(
-            f"{images.name}: {len(images)} training images are fewer than the batch of "
+            f"{images.name}: {len(training)} training images are fewer than the batch of "
             f"{recipe.training.batch}; add images"
         )
+
+
+def _parts(recipe: Recipe, images: ImageSet, select: bool) -> tuple[ImageSet, ImageSet | None]:
+    """What the networks learn from, and the validation part, kept from them, where one is used."""
+    if select or recipe.training.heldout_every:
+        return split_validation(images)
+    return images, None
 
 
 def _write_samples(run: Run, adversaries: Adversaries, images: ImageSet, step: int) -> None:
@@ -149,7 +186,7 @@ def _write_samples(run: Run, adversaries: Adversaries, images: ImageSet, step: i
         samples = generator(latent.to(adversaries.device), labels.to(adversaries.device))
     save_grid(
         uint8_from_signed(samples).cpu(),
-        run.folder / "samples" / f"{round(shown / 1000):07d}k.png",
+        run.folder / "samples" / f"{checkpoint_name(shown)}.png",
         COLUMNS,
     )
 

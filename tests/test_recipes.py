@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from synth import generation
-from synth.data import ImageSet, split_tail
+from synth.data import ImageSet, split_validation
 from synth.dials import all_dials, read_recipe, set_dial
 from synth.errors import UsageError
 from synth.generation import generate
@@ -176,7 +176,7 @@ def test_conditional_form_differs_by_the_labels_alone() -> None:
 
 
 def test_heldout_images_are_one_block_and_never_trained_on(drawn: ImageSet) -> None:
-    kept, heldout = split_tail(drawn)
+    kept, heldout = split_validation(drawn)
     assert (len(kept), len(heldout)) == (450, 50)
     assert torch.equal(torch.cat([kept.images, heldout.images]), drawn.images)
 

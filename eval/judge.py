@@ -85,7 +85,7 @@ class Judge:
         record = make_record(
             entry, self.protocol, self.real, result, environment, self.precision, seconds, error
         )
-        write_record(self.results, record, result.predictions if result else None)
+        write_record(self.results, record, result)
         return record
 
 

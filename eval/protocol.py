@@ -79,10 +79,11 @@ class SeedScore:
 
 @dataclass(frozen=True)
 class Score:
-    """All seeds of one evaluation; predictions uint8 (seeds, N) in the test split's order."""
+    """All seeds of one evaluation, in the test split's order."""
 
     seeds: list[SeedScore]
-    predictions: np.ndarray
+    predictions: np.ndarray  # uint8 (seeds, N)
+    correct: np.ndarray  # bool (seeds, N)
 
 
 MakeBatches = Callable[[int], Batches]  # classifier seed → the batches that it is trained on
@@ -144,7 +145,8 @@ def score(
             raise SynthError(f"classifier seed {seed}: its outputs are not finite")
         results.append(measure(seed, probabilities, truth, time.perf_counter() - start))
         predictions.append(probabilities.argmax(1).to(torch.uint8).numpy())
-    return Score(results, np.stack(predictions))
+    predicted = np.stack(predictions)
+    return Score(results, predicted, predicted == truth.numpy())
 
 
 def measure(seed: int, probabilities: Tensor, truth: Tensor, seconds: float) -> SeedScore:

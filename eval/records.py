@@ -119,16 +119,22 @@ def make_record(
     )
 
 
-def write_record(results: Path, record: Record, predictions: np.ndarray | None) -> Path:
-    """Writes `records/<id>.json`, and the predictions beside it as `predictions/<id>.npz`."""
+def write_record(results: Path, record: Record, score: Score | None) -> Path:
+    """Writes `records/<id>.json`, and beside it `predictions/<id>.npz`: which class each classifier
+    gave every test image, and whether it was right, so that comparing needs no test split."""
     path = results / "records" / f"{record.id}.json"
     if path.exists():
         raise SynthError(f"{path}: is there already, and records are not overwritten")
-    if predictions is not None:
-        with atomic_file(results / "predictions" / f"{record.id}.npz") as temporary:
-            np.savez_compressed(temporary, predictions=predictions)
+    if score is not None:
+        with atomic_file(predictions_path(results, record)) as temporary:
+            np.savez_compressed(temporary, predictions=score.predictions, correct=score.correct)
     write_json(path, asdict(record))
     return path
+
+
+def predictions_path(results: Path, record: Record) -> Path:
+    """npz: `predictions` uint8 and `correct` bool, both (seeds, N); older ones lack the latter."""
+    return results / "predictions" / f"{record.id}.npz"
 
 
 def read_record(path: Path) -> Record:

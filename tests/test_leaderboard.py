@@ -36,7 +36,8 @@ def scored(*accuracies: float) -> Score:
         SeedScore(seed, value, value - 0.01, [value] * 10, np.eye(10, dtype=int).tolist(), 0.1, 1.0)
         for seed, value in enumerate(accuracies)
     ]
-    return Score(scores, np.zeros((len(accuracies), 5), np.uint8))
+    predictions = np.zeros((len(accuracies), 5), np.uint8)
+    return Score(scores, predictions, predictions == [0, 0, 1, 1, 1])
 
 
 def record(
@@ -65,10 +66,11 @@ CEILING = Entry("real", "real", 4434, "r")
 
 def test_record_survives_the_disk(tmp_path: Path) -> None:
     made = record(synthetic(), 0.7, 0.72)
-    path = write_record(tmp_path, made, scored(0.7, 0.72).predictions)
+    path = write_record(tmp_path, made, scored(0.7, 0.72))
     assert read_records(tmp_path) == [made]
     with np.load(tmp_path / "predictions" / f"{made.id}.npz") as arrays:
         assert arrays["predictions"].shape == (2, 5)
+        assert arrays["correct"].tolist() == [[True, True, False, False, False]] * 2
     with pytest.raises(SynthError, match="not overwritten"):
         write_record(tmp_path, made, None)
     path.write_text(path.read_text()[:50])

@@ -141,6 +141,7 @@ def test_permuted_test_labels_give_chance_and_change_nothing_else(learned: Any) 
     assert min(s.accuracy for s in honest.seeds) > 0.3
     assert max(abs(s.accuracy - 0.1) for s in blind.seeds) < 0.04
     assert honest.predictions.shape == (2, 1000)
+    assert honest.correct.mean(1).tolist() == [s.accuracy for s in honest.seeds]
     assert not np.array_equal(honest.predictions[0], honest.predictions[1])
 
 

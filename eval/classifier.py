@@ -1,4 +1,4 @@
-"""The fixed classifier, and its training: what a data set is judged by."""
+"""The fixed classifiers, and their training: what a data set is judged by."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from eval.resnet import ResNet20
 from synth.acceleration import (
     adam,
     autocast,
@@ -52,6 +53,10 @@ class FixedClassifier(nn.Module):
         return logits
 
 
+Classifier = FixedClassifier | ResNet20
+CLASSIFIERS: dict[str, type[Classifier]] = {"fixed": FixedClassifier, "resnet20": ResNet20}
+
+
 def train_classifier(
     batches: Batches,
     steps: int,
@@ -60,12 +65,13 @@ def train_classifier(
     device: torch.device,
     precision: str = "fp32",
     progress: Callable[[int], None] = lambda steps: None,
-) -> FixedClassifier:
+    classifier: str = "fixed",
+) -> Classifier:
     """Takes `steps` steps of Adam (1e-3), without augmentation; returns the last state.
 
-    `progress` is told how many more steps were taken, now and then.
+    `progress` is told how many more steps were taken, now and then. classifier: in `CLASSIFIERS`.
     """
-    trainer = _Trainer(classes, seed, device, precision)
+    trainer = _Trainer(classes, seed, device, precision, classifier)
     images, labels = next(batches)
     step = fastest(trainer.step, (images.to(device), labels.to(device)), trainer.state)
     for number in range(1, steps + 1):
@@ -78,10 +84,17 @@ def train_classifier(
 
 
 class _Trainer:
-    def __init__(self, classes: int, seed: int, device: torch.device, precision: str) -> None:
+    def __init__(
+        self,
+        classes: int,
+        seed: int,
+        device: torch.device,
+        precision: str,
+        classifier: str = "fixed",
+    ) -> None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.classifier = FixedClassifier(classes)
+            self.classifier = CLASSIFIERS[classifier](classes)
         self.classifier.to(device).to(memory_format=torch.channels_last)
         self.weights = list(self.classifier.parameters())
         self.optimizer = adam(self.weights, LEARNING_RATE, (0.9, 0.999))
@@ -113,7 +126,7 @@ def shuffled_batches(
         yield images[picks], labels[picks]
 
 
-def predict(classifier: FixedClassifier, images: Tensor) -> Tensor:
+def predict(classifier: Classifier, images: Tensor) -> Tensor:
     """Class probabilities, float32 (N, classes) on the CPU, of uint8 images (N, 3, 32, 32)."""
     device = next(classifier.parameters()).device
     with torch.inference_mode():
@@ -124,15 +137,17 @@ def predict(classifier: FixedClassifier, images: Tensor) -> Tensor:
     return torch.cat(parts).cpu()
 
 
-def choose_classifier_precision(asked: str, device: torch.device) -> tuple[str, str]:
-    """Resolves `auto` by timing steps of the fixed classifier; see `choose_precision`."""
+def choose_classifier_precision(
+    asked: str, device: torch.device, classifier: str = "fixed"
+) -> tuple[str, str]:
+    """Resolves `auto` by timing steps of the classifier; see `choose_precision`."""
     random = torch.Generator().manual_seed(0)
     images = torch.randint(256, (256, 3, SIZE, SIZE), generator=random, dtype=torch.uint8)
     labels = torch.randint(10, (256,), generator=random)
     example = images.to(device), labels.to(device)
 
     def prepare(precision: str) -> Callable[[], None]:
-        trainer = _Trainer(10, 0, device, precision)
+        trainer = _Trainer(10, 0, device, precision, classifier)
         step = fastest(trainer.step, example, trainer.state)
         return lambda: step(*example)
 

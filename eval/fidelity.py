@@ -18,7 +18,7 @@ import scipy.linalg
 import torch
 from torch import Tensor
 
-from eval.classifier import FixedClassifier, predict
+from eval.classifier import Classifier, predict
 
 Features = np.ndarray | Tensor  # float (N, D)
 
@@ -26,7 +26,7 @@ BLOCK = 256  # rows of a distance matrix held at once: 100 MB against 50,000 col
 ROUNDING = 1e-13  # of the largest squared norm: squared distances closer than that are equal
 
 
-def features(classifier: FixedClassifier, images: Tensor) -> Tensor:
+def features(classifier: Classifier, images: Tensor) -> Tensor:
     """What the classifier's last layer reads: float32 (N, 64) in [0, ∞), on the CPU.
 
     images: uint8 (N, 3, 32, 32). The classifier is in evaluation mode. 64 units after their ReLU,

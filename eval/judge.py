@@ -109,6 +109,6 @@ def make_judge(
     test.require_labels()
     check_writable(results / "records")
     git_commit()  # of the code as it is loaded, before hours pass
-    resolved, reason = choose_classifier_precision(precision, device)
+    resolved, reason = choose_classifier_precision(precision, device, chosen.classifier)
     say(f"precision {resolved}: {reason}")
     return Judge(chosen, train, test, results, device, resolved, seeds)

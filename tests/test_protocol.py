@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 from sklearn.metrics import accuracy_score, balanced_accuracy_score
+from torch.nn import functional as F
 
 from eval.classifier import FixedClassifier, predict, shuffled_batches, train_classifier
 from eval.protocol import (
@@ -23,12 +24,14 @@ from eval.protocol import (
     score,
     stream_batches,
 )
+from eval.records import read_records
 from eval.references import pca_gaussian, real_same_size
+from eval.resnet import ResNet20
 from synth.data import ImageSet
 from synth.generation import fresh_batch
 from synth.networks import build
 from synth.rendering import render
-from tests.conftest import tiny
+from tests.conftest import ROOT, tiny
 
 CPU = torch.device("cpu")
 
@@ -48,9 +51,55 @@ def test_protocols_are_frozen() -> None:
         "fixed-v1": "ae27a3aa2fe3",
         "stream-v1": "464f892e2d55",
         "quick-v1": "d0350720bbe3",
+        "fixed-resnet-v1": "4432a9729156",
     }
     stream = PROTOCOLS["stream-v1"]
     assert (stream.steps, stream.batch, stream.seeds, stream.data) == (1000, 1000, 3, "stream")
+
+
+def test_the_protocols_of_published_records_are_those_of_today() -> None:
+    records = read_records(ROOT / "results")
+    assert records
+    for record in records:
+        assert record.protocol == PROTOCOLS[record.protocol["name"]].to_json()
+
+
+def test_resnet_is_the_published_one() -> None:
+    """He et al. 2016, section 4.2: 6n + 2 layers with n = 3, 0.27 M parameters, widths 16, 32, 64,
+    and shortcuts without parameters."""
+    network = ResNet20()
+    layers = [m for m in network.modules() if isinstance(m, torch.nn.Conv2d | torch.nn.Linear)]
+    assert len(layers) == 20
+    assert sum(p.numel() for p in network.parameters()) == 269_722
+    widths = [m.out_channels for m in layers if isinstance(m, torch.nn.Conv2d)]
+    assert widths == [16] * 7 + [32] * 6 + [64] * 6
+
+
+@torch.no_grad()
+def test_a_residual_block_adds_first_and_rectifies_then() -> None:
+    """Against the paper's equation (1), y = ReLU(F(x) + x), with torch's own operations."""
+    blocks = ResNet20().eval().blocks
+    x = torch.randn(5, 16, 16, 16)
+    for block, shortcut in ((blocks[0], x), (blocks[3], F.pad(x[..., ::2, ::2], [0] * 5 + [16]))):
+        first, norm1, _, second, norm2 = block.residual
+        for norm in (norm1, norm2):
+            norm.running_mean.normal_()
+            norm.bias.normal_()
+        inner = F.conv2d(x, first.weight, stride=first.stride, padding=1)
+        inner = F.conv2d(norm1(inner).relu(), second.weight, padding=1)
+        expected = F.relu(norm2(inner) + shortcut)
+        assert (expected == 0).any() and (norm2(inner) < 0).any()
+        assert torch.allclose(block(x), expected, atol=1e-5)
+        assert block(x).shape == expected.shape
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_second_classifier_learns(precision: str) -> None:
+    images, labels = render("train", 256)
+    batches = shuffled_batches(images, labels, 64, 0, CPU)
+    network = train_classifier(batches, 60, 10, 0, CPU, precision, classifier="resnet20")
+    assert isinstance(network, ResNet20)
+    assert (predict(network, images).argmax(1) == labels).float().mean() > 0.9
 
 
 def test_ranges_agree_in_training_and_scoring(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,71 @@
+"""A second classifier to judge by: whether a ranking depends on the first one's architecture."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from synth.layers import Conv2d, Sequential
+
+WIDTHS = (16, 32, 64)
+BLOCKS = 3  # in each of the three stages: 6·3 + 2 = 20 layers
+
+
+class ResNet20(nn.Module):
+    """Images (B, 3, 32, 32) in [0, 1] → logits (B, classes).
+
+    ResNet-20 of He et al. 2016, arXiv:1512.03385, section 4.2, with its parameter-free shortcuts
+    (option A) and its initialisation; 269,722 parameters. Unlike the paper's, the first convolution
+    is followed by 2×2 max-pooling, as in the same paper's networks for larger images: the stages
+    work on maps of 16, 8 and 4 pixels a side rather than 32, 16 and 8, at a quarter of the cost.
+    """
+
+    def __init__(self, classes: int = 10) -> None:
+        super().__init__()
+        self.stem = Sequential(
+            Conv2d(3, WIDTHS[0], 3, padding=1, bias=False),
+            nn.BatchNorm2d(WIDTHS[0]),
+            nn.ReLU(inplace=True),
+            nn.MaxPool2d(2),
+        )
+        blocks = []
+        narrow = WIDTHS[0]
+        for wide in WIDTHS:
+            for _ in range(BLOCKS):
+                blocks.append(_Block(narrow, wide))
+                narrow = wide
+        self.blocks = nn.Sequential(*blocks)
+        self.head = nn.Sequential(
+            nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(WIDTHS[-1], classes)
+        )
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.stem(images.contiguous(memory_format=torch.channels_last))
+        logits: Tensor = self.head(self.blocks(x))
+        return logits
+
+
+class _Block(nn.Module):
+    """ReLU(x + residual(x)); where the maps get wider they get half as large, and the shortcut
+    takes every second pixel, with zeros for the channels that are new."""
+
+    def __init__(self, narrow: int, wide: int) -> None:
+        super().__init__()
+        self.stride, self.new = (1, 0) if narrow == wide else (2, wide - narrow)
+        self.residual = Sequential(
+            Conv2d(narrow, wide, 3, self.stride, padding=1, bias=False),
+            nn.BatchNorm2d(wide),
+            nn.ReLU(inplace=True),
+            Conv2d(wide, wide, 3, padding=1, bias=False),
+            nn.BatchNorm2d(wide),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        shortcut = x
+        if self.new:
+            shortcut = F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.new))
+        return F.relu(self.residual(x) + shortcut)

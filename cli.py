@@ -47,7 +47,7 @@ Results = Annotated[Path, typer.Option(help="Folder of records and of what is ma
 ClassifierSeeds = Annotated[
     int | None, typer.Option(help="How many classifiers; the protocol's number by default.")
 ]
-Protocol = Annotated[str, typer.Option(help="fixed-v1, stream-v1 or quick-v1.")]
+Protocol = Annotated[str, typer.Option(help="fixed-v1, fixed-resnet-v1, stream-v1 or quick-v1.")]
 Images = Annotated[
     str | None, typer.Option(help="Training length in real images shown, e.g. 300k or 2.5M.")
 ]
@@ -237,9 +237,32 @@ def evaluate(
 def leaderboard(results: Results = Path("results"), as_json: AsJson = False) -> None:
     """Rewrite the leaderboard and the report from the records, and print the tables."""
     import scoring
+    from eval.agreement import agreement_lines
 
     tables = scoring.publish(results)
     print_tables(tables, as_json)
+    for line in [] if as_json else agreement_lines(tables):
+        print(line)
+
+
+@app.command()
+def compare(
+    a: Annotated[str, typer.Argument(help="An entry of the leaderboard, or a record's id.")],
+    b: Annotated[str, typer.Argument(help="Another one.")],
+    protocol: Protocol = "fixed-v1",
+    real: Annotated[
+        str | None, typer.Option(help="The real data set, where records hold several.")
+    ] = None,
+    results: Results = Path("results"),
+    as_json: AsJson = False,
+) -> None:
+    """Say whether entry A beats entry B, from their records alone."""
+    from eval.comparison import compare_entries
+
+    compared = compare_entries(results, a, b, protocol, real)
+    if as_json:
+        return print_json(compared.to_json())
+    print(compared.to_text())
 
 
 @app.command()

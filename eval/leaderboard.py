@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 
+from eval.agreement import agreement_lines
 from eval.records import Record, read_records
 from synth.files import atomic_file, write_text
 
@@ -180,6 +181,7 @@ def write_leaderboard(results: Path) -> list[Table]:
     """Writes LEADERBOARD.md and leaderboard.csv from the records in `results`."""
     tables = build_tables(read_records(results))
     parts = [HEADER, *(f"## {t.title}\n\n{to_markdown(format_frame(t))}\n" for t in tables)]
+    parts += [f"{line}.\n" for line in agreement_lines(tables)]
     write_text(results / "LEADERBOARD.md", "\n".join(parts))
     frames = [table.to_frame().assign(real=table.real, protocol=table.protocol) for table in tables]
     with atomic_file(results / "leaderboard.csv") as temporary:

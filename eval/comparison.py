@@ -1,0 +1,138 @@
+"""Does one entry of the leaderboard beat another? From records alone: no test split is read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from eval.leaderboard import Table, build_tables
+from eval.records import Record, predictions_path, read_records
+from eval.statistics import Comparison, compare
+from synth.errors import SynthError, UsageError
+from synth.files import read_arrays
+
+
+@dataclass(frozen=True)
+class NamedComparison:
+    """A comparison, and what was compared."""
+
+    a: str
+    b: str
+    protocol: str
+    real: str
+    result: Comparison
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "a": self.a,
+            "b": self.b,
+            "protocol": self.protocol,
+            "real": self.real,
+            **asdict(self.result),
+            "covers": self.result.covers,
+        }
+
+    def to_text(self) -> str:
+        """For people: differences in percentage points."""
+        result = self.result
+        verdict = {"A": f"{self.a} is better", "B": f"{self.b} is better"}
+        seeds = " against ".join(
+            f"{len(side)} × {'/'.join(map(str, sorted(set(side))))}" for side in result.seeds
+        )
+        return (
+            f"{self.a} - {self.b}, {self.protocol} on {self.real}\n"
+            f"difference    {100 * result.difference:+.2f} points\n"
+            f"95 % interval {100 * result.low:+.2f} to {100 * result.high:+.2f}\n"
+            f"p             {result.p_value:.2g}\n"
+            f"verdict       {verdict.get(result.verdict, result.verdict)}\n"
+            f"covers        {result.covers}\n"
+            f"n             {seeds} (runs × classifier seeds), {result.images:,} test images"
+        )
+
+
+def compare_entries(
+    results: Path, a: str, b: str, protocol: str, real: str | None = None
+) -> NamedComparison:
+    """Compares two entries under one protocol on one real data set; see `statistics.compare`.
+
+    a, b: names as they stand in the leaderboard, whose generator runs all count, or record ids
+    (a beginning that no other id shares is enough), each of which is one run alone. Raises
+    `SynthError` where a record does not say which test images were right.
+    """
+    table = _find_table(build_tables(read_records(results)), protocol, real)
+    sides = [_find_entry(table, option, name) for option, name in (("A", a), ("B", b))]
+    result = compare(*(_runs(results, records) for _, records in sides))
+    return NamedComparison(sides[0][0], sides[1][0], table.protocol, table.real, result)
+
+
+def _find_table(tables: Sequence[Table], protocol: str, real: str | None) -> Table:
+    under = [table for table in tables if table.protocol == protocol]
+    if not under:
+        names = ", ".join(dict.fromkeys(table.protocol for table in tables))
+        raise UsageError(
+            f"--protocol {protocol}: there is no record of it; "
+            + (f"choose {names}" if names else "make one with: synth evaluate")
+        )
+    on = [table for table in under if real in (None, table.real)]
+    names = ", ".join(dict.fromkeys(table.real for table in under))
+    if not on:
+        raise UsageError(f"--real {real}: no record of {protocol} is on it; choose {names}")
+    if len(on) > 1 and real is None and len({table.real for table in on}) > 1:
+        raise UsageError(f"--real: the records of {protocol} are on {names}; choose one")
+    if len(on) > 1:
+        raise SynthError(
+            f"the records of {protocol} on {on[0].real} are of {len(on)} different splits or "
+            "versions under one name; keep them in folders of their own, see --results"
+        )
+    return on[0]
+
+
+def _find_entry(table: Table, option: str, name: str) -> tuple[str, list[Record]]:
+    """The entry's name for people, and its records: one per generator run."""
+    rows = [row for row in table.rows if row.entry == name]
+    if len(rows) == 1:
+        oldest_first = sorted(rows[0].records, key=lambda record: record.id)
+        newest = {r.entry.checkpoint or r.entry.sha256 or r.id: r for r in oldest_first}
+        return name, list(newest.values())  # several sets of one run are one run
+    records = [record for row in table.rows for record in row.records]
+    if rows:  # of one name and several sizes or lengths
+        ids = ", ".join(record.id for row in rows for record in row.records)
+        raise UsageError(f"{option} {name}: stands in {len(rows)} rows; name a record: {ids}")
+    found = [record for record in records if record.id.startswith(name)] if name else []
+    if len(found) == 1:
+        return f"{found[0].entry.name} ({found[0].id})", found
+    if found:
+        ids = ", ".join(record.id for record in found)
+        raise UsageError(f"{option} {name}: begins the ids {ids}; write more of one")
+    names = ", ".join(row.entry for row in table.rows)
+    raise UsageError(
+        f"{option} {name!r}: no entry or record of {table.protocol} on {table.real}; choose {names}"
+    )
+
+
+def _runs(results: Path, records: list[Record]) -> list[np.ndarray]:
+    """Bool (seeds, N) per generator run. An entry that no generator made has no runs: there, each
+    seed is one, as `compare` asks for it."""
+    runs = []
+    for record in records:
+        path = predictions_path(results, record)
+        correct = read_arrays(path).get("correct") if path.exists() else None
+        if correct is None:
+            raise SynthError(
+                f"{path}: does not say which test images were right (it is missing, or older than "
+                "that); evaluate the entry again"
+            )
+        if correct.dtype != np.bool_ or correct.shape != (
+            len(record.scores),
+            record.real.test_size,
+        ):
+            raise SynthError(
+                f"{path}: correct is {correct.dtype} {correct.shape}, and does not fit its record; "
+                "evaluate the entry again"
+            )
+        runs += [correct] if record.entry.kind == "synthetic" else list(correct[:, None])
+    return runs

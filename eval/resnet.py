@@ -16,9 +16,12 @@ class ResNet20(nn.Module):
     """Images (B, 3, 32, 32) in [0, 1] → logits (B, classes).
 
     ResNet-20 of He et al. 2016, arXiv:1512.03385, section 4.2, with its parameter-free shortcuts
-    (option A) and its initialisation; 269,722 parameters. Unlike the paper's, the first convolution
-    is followed by 2×2 max-pooling, as in the same paper's networks for larger images: the stages
-    work on maps of 16, 8 and 4 pixels a side rather than 32, 16 and 8, at a quarter of the cost.
+    (option A) and its initialisation; 269,722 parameters. Two things differ from the paper. The
+    first convolution is followed by 2×2 max-pooling, as in its networks for larger images: the
+    stages work on maps of 16, 8 and 4 pixels a side, not 32, 16 and 8, at a third of the time. And
+    max-pooling halves the maps between stages where the paper takes every second pixel: so small,
+    these would lose too much (on a part of SVHN's training split that was held out, 70 % are right
+    after 400 steps rather than 61 %).
     """
 
     def __init__(self, classes: int = 10) -> None:
@@ -50,14 +53,14 @@ class ResNet20(nn.Module):
 
 
 class _Block(nn.Module):
-    """ReLU(x + residual(x)); where the maps get wider they get half as large, and the shortcut
-    takes every second pixel, with zeros for the channels that are new."""
+    """ReLU(x + residual(x)); where there are new channels, x is max-pooled first, and the shortcut
+    holds zeros for them."""
 
     def __init__(self, narrow: int, wide: int) -> None:
         super().__init__()
-        self.stride, self.new = (1, 0) if narrow == wide else (2, wide - narrow)
+        self.new = wide - narrow
         self.residual = Sequential(
-            Conv2d(narrow, wide, 3, self.stride, padding=1, bias=False),
+            Conv2d(narrow, wide, 3, padding=1, bias=False),
             nn.BatchNorm2d(wide),
             nn.ReLU(inplace=True),
             Conv2d(wide, wide, 3, padding=1, bias=False),
@@ -65,7 +68,7 @@ class _Block(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        shortcut = x
         if self.new:
-            shortcut = F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.new))
+            x = F.max_pool2d(x, 2)
+        shortcut = F.pad(x, (0, 0, 0, 0, 0, self.new)) if self.new else x
         return F.relu(self.residual(x) + shortcut)

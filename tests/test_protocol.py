@@ -80,12 +80,14 @@ def test_a_residual_block_adds_first_and_rectifies_then() -> None:
     """Against the paper's equation (1), y = ReLU(F(x) + x), with torch's own operations."""
     blocks = ResNet20().eval().blocks
     x = torch.randn(5, 16, 16, 16)
-    for block, shortcut in ((blocks[0], x), (blocks[3], F.pad(x[..., ::2, ::2], [0] * 5 + [16]))):
+    halved = F.max_pool2d(x, 2)
+    padded = torch.cat([halved, torch.zeros_like(halved)], 1)
+    for block, into, shortcut in ((blocks[0], x, x), (blocks[3], halved, padded)):
         first, norm1, _, second, norm2 = block.residual
         for norm in (norm1, norm2):
             norm.running_mean.normal_()
             norm.bias.normal_()
-        inner = F.conv2d(x, first.weight, stride=first.stride, padding=1)
+        inner = F.conv2d(into, first.weight, padding=1)
         inner = F.conv2d(norm1(inner).relu(), second.weight, padding=1)
         expected = F.relu(norm2(inner) + shortcut)
         assert (expected == 0).any() and (norm2(inner) < 0).any()

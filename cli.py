@@ -37,6 +37,12 @@ DataRoot = Annotated[
 Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of everything random.")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 Precision = Annotated[str, typer.Option(help="auto (times both), fp32 or bf16.")]
+Deterministic = Annotated[
+    bool,
+    typer.Option(
+        "--deterministic", help="Repeatable on a GPU too, where it costs speed; a CPU always is."
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Dials = Annotated[
     list[str] | None,
@@ -89,6 +95,7 @@ def train(
     precision: Precision = "auto",
     resume: Annotated[bool, typer.Option(help="Go on with the newest unfinished run.")] = False,
     run: Annotated[Path | None, typer.Option(help="The run to --resume.")] = None,
+    deterministic: Deterministic = False,
     dry_run: Annotated[bool, typer.Option(help="Print the configuration and stop.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -101,11 +108,12 @@ def train(
     from synth.runs import Run, newest_run, open_run
 
     check_choice("--select", select, (None, "cas"))
-    place = prepare(device)
+    place = prepare(device, deterministic)
     if run is not None and not resume:
         raise UsageError("--run: goes with --resume")
     if resume:
-        check_alone(context, "--resume", ("out", "run", "data_root", "device", "as_json"))
+        beside = ("out", "run", "data_root", "device", "deterministic", "as_json")
+        check_alone(context, "--resume", beside)
         going = open_run(run) if run else newest_run(out, finished=False)
         real = load_training_images(going.config.source, data_root)
     else:
@@ -153,6 +161,7 @@ def generate(
     runs: Runs = Path("runs"),
     data_root: DataRoot = None,
     device: Device = "auto",
+    deterministic: Deterministic = False,
     as_json: AsJson = False,
 ) -> None:
     """Make a balanced labelled data set: a new folder in datasets/."""
@@ -163,7 +172,7 @@ def generate(
     pipeline.check_count(per_class)
     check_choice("--format", format, ("npz", "folder"))
     check_choice("--label-with", label_with, (None, "classifier", "random"))
-    place = prepare(device)
+    place = prepare(device, deterministic)
     source = open_run(run) if run else newest_run(runs, finished=True)
     folder = pipeline.generate_set(
         source,
@@ -202,6 +211,7 @@ def evaluate(
     results: Results = Path("results"),
     device: Device = "auto",
     precision: Precision = "auto",
+    deterministic: Deterministic = False,
     as_json: AsJson = False,
 ) -> None:
     """Score data sets on the real test split, and print the leaderboard."""
@@ -211,7 +221,7 @@ def evaluate(
     from eval.judge import make_judge
     from synth.synthetic import newest_synthetic, read_synthetic
 
-    place = prepare(device)
+    place = prepare(device, deterministic)
     sets = [read_synthetic(folder) for folder in folders or [newest_synthetic(datasets)]]
     places = scoring.Places(data_root, runs, datasets, results)
     sources = [dataset or synthetic.manifest.get("source", "svhn") for synthetic in sets]
@@ -263,6 +273,43 @@ def compare(
     if as_json:
         return print_json(compared.to_json())
     print(compared.to_text())
+
+
+@app.command()
+def verify(
+    record: Annotated[str, typer.Argument(help="A record's path, or its id.")],
+    start: Annotated[
+        str,
+        typer.Option("--from", help="How far back to go: evaluate, generate or train."),
+    ] = "evaluate",
+    dataset: Annotated[
+        str | None, typer.Option(help="The real data; by default what the record says.")
+    ] = None,
+    data_root: DataRoot = None,
+    datasets: Annotated[Path, typer.Option(help="Folder of data sets.")] = Path("datasets"),
+    runs: Runs = Path("runs"),
+    results: Results = Path("results"),
+    device: Annotated[str, typer.Option(help="auto (the record's), cpu or cuda.")] = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Do a record's evaluation again and compare: bit for bit where that can be had."""
+    from scoring import Places
+    from synth.acceleration import keep_freed_memory
+    from synth.errors import SynthError
+    from verification import find_record_file
+    from verification import verify as verify_record
+
+    check_choice("--from", start, ("evaluate", "generate", "train"))
+    keep_freed_memory()
+    places = Places(data_root, runs, datasets, results)
+    path = find_record_file(results, record)
+    found = verify_record(path, start, places, dataset, device)  # type: ignore[arg-type]
+    if as_json:
+        print_json(found.to_json())
+    else:
+        print(found.to_text())
+    if not found.holds:
+        raise SynthError(f"{path}: {found.verdict}")
 
 
 @app.command()
@@ -347,12 +394,14 @@ def options(
     DEBUG = debug
 
 
-def prepare(device: str) -> torch.device:
+def prepare(device: str, deterministic: bool = False) -> torch.device:
     """The device to work on, in a process that a command has to itself."""
     from synth.acceleration import keep_freed_memory
-    from synth.environment import pick_device
+    from synth.environment import make_deterministic, pick_device
 
     keep_freed_memory()
+    if deterministic:
+        make_deterministic()
     return pick_device(device)
 
 

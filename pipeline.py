@@ -10,7 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -28,8 +27,8 @@ from eval.protocol import (
 from synth.data import ImageSet, load_training_images
 from synth.environment import describe_environment
 from synth.errors import SynthError, UsageError
-from synth.files import portable, sha256
-from synth.generation import check_count, fresh_batch, generate, generate_labelled
+from synth.files import portable, read_json, sha256
+from synth.generation import check_count, fresh_batch, generate_as
 from synth.progress import progress_bar, say
 from synth.recipes import Recipe
 from synth.runs import Run, RunConfig, all_runs, load_generator
@@ -167,12 +166,7 @@ def generate_set(
     with progress_bar(
         f"generate from {run.folder.name}", per_class * len(classes), "images"
     ) as bar:
-        if labeller is not None:
-            made = generate_labelled(generator, labeller, classes, per_class, seed, bar)
-        else:
-            made = generate(generator, len(classes), per_class, seed, bar)
-    if label_with == "random":
-        made = made._replace(labels=np.repeat(np.arange(len(classes)), per_class))
+        made = generate_as(generator, classes, per_class, seed, label_with, labeller, bar)
     environment = describe_environment(device)
     origin = {
         **describe_origin(
@@ -182,6 +176,8 @@ def generate_set(
         "commit": environment["commit"],
         "command": environment["command"],
         "environment": environment,
+        "training_environment": read_json(run.folder / "environment.json"),
+        "config": read_json(run.folder / "config.json"),
     }
     slug = f"{config.slug}-{label_with}" if label_with else config.slug
     return write_synthetic(root, slug, made.images, made.labels, origin, form)
@@ -239,10 +235,11 @@ def train_labeller(
 
 
 def labeller_for(run: Run, data_root: Path | None, device: torch.device) -> Labeller:
-    """The labeller of `--label-with classifier`, trained on the images that the run was."""
+    """The labeller of `--label-with classifier`, trained on the images that the run was, and in the
+    run's precision, so that the set follows from what its manifest says."""
     real = load_training_images(run.config.source, data_root)
     check_same_images(run, real)
-    return train_labeller(real, find_protocol(LABELLER_PROTOCOL), device)
+    return train_labeller(real, find_protocol(LABELLER_PROTOCOL), device, run.config.precision)
 
 
 # Found or made

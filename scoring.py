@@ -71,6 +71,10 @@ def entry_of(
         trained_on=manifest.get("trained_on"),
         run=manifest.get("run"),
         checkpoint=manifest.get("checkpoint"),
+        labeller=manifest.get("labeller"),
+        config=manifest.get("config"),
+        training_environment=manifest.get("training_environment"),
+        generation_environment=manifest.get("environment"),
         chosen=chosen,
         run_length=manifest.get("run_length"),
     )
@@ -205,7 +209,7 @@ def ensure_evaluated(
             judge.device,
             label_with,
             lambda: pipeline.train_labeller(
-                judge.train, judge.protocol, judge.device, judge.precision
+                judge.train, judge.protocol, judge.device, run.config.precision
             ),
             labeller,
         )

@@ -39,6 +39,7 @@ class Judge:
     device: torch.device
     precision: str
     seeds: int
+    source: str  # what the real splits are asked for by, e.g. svhn
 
     @cached_property
     def real(self) -> RealSplits:
@@ -83,7 +84,15 @@ class Judge:
     ) -> Record:
         environment = describe_environment(self.device)
         record = make_record(
-            entry, self.protocol, self.real, result, environment, self.precision, seconds, error
+            entry,
+            self.protocol,
+            self.real,
+            result,
+            environment,
+            self.precision,
+            seconds,
+            error,
+            self.source,
         )
         write_record(self.results, record, result)
         return record
@@ -111,4 +120,4 @@ def make_judge(
     git_commit()  # of the code as it is loaded, before hours pass
     resolved, reason = choose_classifier_precision(precision, device, chosen.classifier)
     say(f"precision {resolved}: {reason}")
-    return Judge(chosen, train, test, results, device, resolved, seeds)
+    return Judge(chosen, train, test, results, device, resolved, seeds, source)

@@ -42,6 +42,10 @@ class Entry:
     checkpoint: str | None = None  # sha256 of the weights
     chosen: str | None = None  # best, last or a name, where the run selects its checkpoint
     run_length: int | None = None  # images that such a run showed in all
+    labeller: str | None = None  # the protocol that the labelling classifier was trained by
+    config: dict[str, Any] | None = None  # the run's config.json
+    training_environment: dict[str, Any] | None = None  # the run's environment.json
+    generation_environment: dict[str, Any] | None = None
 
     @property
     def length(self) -> int | None:
@@ -87,6 +91,7 @@ class Record:
     precision: str
     seconds: float
     error: str | None = None
+    source: str | None = None  # how the real data was asked for, e.g. svhn
     schema: int = SCHEMA
 
     @property
@@ -103,6 +108,7 @@ def make_record(
     precision: str,
     seconds: float,
     error: str | None = None,
+    source: str | None = None,
 ) -> Record:
     now = datetime.now(timezone.utc)
     return Record(
@@ -116,6 +122,7 @@ def make_record(
         precision=precision,
         seconds=round(seconds, 2),
         error=error,
+        source=source,
     )
 
 

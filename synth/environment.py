@@ -28,9 +28,27 @@ def describe_environment(device: torch.device) -> dict[str, Any]:
         "platform": f"{platform.system()} {platform.machine()}",
         "device": device_name(device),
         "threads": torch.get_num_threads(),
+        **({"deterministic": True} if is_deterministic() else {}),
         "commit": git_commit(),
         "command": command_line(),
     }
+
+
+def make_deterministic() -> None:
+    """Makes torch take the same order of operations every time, from now on in this process.
+
+    On a GPU this costs speed, and an operation that has no such form raises RuntimeError. On a CPU
+    nothing changes: with the same number of threads it repeats its bits anyhow.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # as cuBLAS asks for it
+    torch.backends.cudnn.benchmark = False  # would choose by timing
+    # Filling fresh memory would cost time, and matters to code that reads it unwritten alone.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    torch.use_deterministic_algorithms(True)
+
+
+def is_deterministic() -> bool:
+    return torch.are_deterministic_algorithms_enabled()
 
 
 def device_name(device: torch.device) -> str:

@@ -100,6 +100,27 @@ def generate_labelled(
     return Generated(images.reshape(-1, SIZE, SIZE, 3), labels, candidates)
 
 
+def generate_as(
+    generator: Generator,
+    classes: tuple[str, ...],
+    per_class: int,
+    seed: int,
+    label_with: str | None,
+    labeller: Labeller | None = None,
+    progress: Progress = lambda more: None,
+) -> Generated:
+    """The images of a synthetic set: with the generator's own labels, if any, or with those of
+    `label_with`: `random`, or `classifier`, which is the labeller."""
+    if label_with == "classifier":
+        if labeller is None:
+            raise ValueError("label_with classifier: needs a labeller")
+        return generate_labelled(generator, labeller, classes, per_class, seed, progress)
+    made = generate(generator, len(classes), per_class, seed, progress)
+    if label_with == "random":
+        made = made._replace(labels=np.repeat(np.arange(len(classes)), per_class))
+    return made
+
+
 def stream_images(generator: Generator, label: int, seed: int) -> Iterator[Tensor]:
     """Endless chunks, uint8 (CHUNK, 3, 32, 32) on the CPU, of one class's stream."""
     labels = torch.full((CHUNK,), label)

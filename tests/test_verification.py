@@ -1,0 +1,322 @@
+"""`synth verify`: an honest record holds bit for bit, and whatever is tampered with shows."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import pipeline
+import verification
+from eval.records import read_record, read_records
+from eval.statistics import interval
+from synth.files import read_arrays, read_json, write_json
+from tests.conftest import Ran
+from tests.test_cli import SCORE, TRAIN, one_line
+
+Synth = Callable[..., Ran]
+pytestmark = pytest.mark.usefixtures("tiny_names")
+
+
+@pytest.fixture
+def evaluated(synth: Synth, mats: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a tiny conditional run, its set, and records of it and of its references."""
+    monkeypatch.setenv("SYNTH_DATA", str(mats))
+    for command in (
+        ("train", "--recipe", "tiny", *TRAIN),
+        ("generate", "--per-class", "20"),
+        ("evaluate", *SCORE),
+    ):
+        ran = synth(*command)
+        assert ran.code == 0, ran.err
+    return mats.parent
+
+
+def record_of(folder: Path, kind: str = "synthetic") -> Path:
+    (found,) = (r for r in read_records(folder / "results") if r.entry.kind == kind)
+    return folder / "results" / "records" / f"{found.id}.json"
+
+
+def tamper(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    value = read_json(path)
+    change(value)
+    write_json(path, value)
+
+
+def files_below(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def checks(ran: Ran) -> dict[str, bool]:
+    return {check["what"]: check["met"] for check in json.loads(ran.out)["checks"]}
+
+
+@pytest.mark.parametrize("stage", ["evaluate", "generate", "train"])
+def test_a_synthetic_record_holds_bit_for_bit(synth: Synth, evaluated: Path, stage: str) -> None:
+    before = files_below(evaluated)
+    path = record_of(evaluated)
+    if stage == "train":  # all that is needed stands in the record
+        shutil.rmtree(evaluated / "runs")
+        shutil.rmtree(evaluated / "datasets")
+        before = files_below(evaluated)
+    ran = synth("verify", path.stem[:20], "--from", stage, "--json")
+    assert ran.code == 0, ran.err
+    told = json.loads(ran.out)
+    assert told["exact"] and told["holds"], told
+    assert told["differences"] == []
+    expected = {
+        "record agrees with its own predictions",
+        "same predictions",
+        "same figures",
+        "within",
+        "same data set",
+        *({"generate": ["same checkpoint"], "train": ["same checkpoint"]}.get(stage, [])),
+    }
+    assert checks(ran) == dict.fromkeys(expected, True)
+    assert files_below(evaluated) == before  # nothing was written, in results or elsewhere
+
+
+@pytest.mark.parametrize("kind", ["real", "real-same-size", "pca-gaussian"])
+def test_references_are_rebuilt_from_the_real_split(
+    synth: Synth, evaluated: Path, kind: str
+) -> None:
+    path = record_of(evaluated, kind)
+    ran = synth("verify", path)
+    assert ran.code == 0, ran.err
+    assert "verdict       holds, bit for bit" in ran.out
+    assert "same training set: yes" in ran.out
+    one_line(synth("verify", path, "--from", "train"), 2, "--from train", "has no generator")
+    tamper(path, lambda value: value["entry"].update(sha256="f" * 64))
+    one_line(synth("verify", path), 1, "does not hold: same training set")
+
+
+@pytest.mark.parametrize("label_with", ["random", "classifier"])
+def test_labelled_sets_are_made_again(
+    synth: Synth,
+    evaluated: Path,
+    label_with: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def any_labels(real: object, protocol: Any, device: object, precision: str) -> Any:
+        assert (protocol.name, precision) == ("tiny-v1", "fp32")  # the run's precision
+        return lambda images: torch.arange(len(images)) % 10
+
+    for module in (pipeline, verification):  # three steps teach a classifier one class at most
+        monkeypatch.setattr(module, "train_labeller", any_labels)
+    monkeypatch.setattr(pipeline, "LABELLER_PROTOCOL", "tiny-v1")
+    shutil.rmtree(evaluated / "results")
+    for command in (
+        ("train", "--recipe", "tiny-uncond", *TRAIN),
+        ("generate", "--per-class", "4", "--label-with", label_with),
+        ("evaluate", *SCORE, "--no-references"),
+    ):
+        assert synth(*command).code == 0
+    shutil.rmtree(evaluated / "datasets")
+    ran = synth("verify", record_of(evaluated), "--from", "generate")
+    assert ran.code == 0, ran.err
+    assert "same data set: yes" in ran.out
+
+
+@pytest.mark.parametrize("stage", ["generate", "train"])
+def test_a_stream_is_drawn_again(synth: Synth, evaluated: Path, stage: str) -> None:
+    shutil.rmtree(evaluated / "results")
+    stream = ("--protocol", "tiny-stream-v1", "--precision", "fp32", "--no-references")
+    assert synth("evaluate", *stream).code == 0
+    ran = synth("verify", record_of(evaluated), "--from", stage)
+    assert ran.code == 0, ran.err
+    assert "holds, bit for bit" in ran.out
+
+
+# A verification that must fail
+
+
+def test_tampered_images_do_not_pass(synth: Synth, evaluated: Path) -> None:
+    path, (folder,) = record_of(evaluated), (evaluated / "datasets").glob("0*")
+    arrays = read_arrays(folder / "images.npz")
+    arrays["images"][0, 0, 0, 0] ^= 1
+    np.savez(folder / "images.npz", **arrays)  # type: ignore[arg-type]
+    one_line(synth("verify", path), 1, folder.name, "do not match manifest.json")
+    shutil.rmtree(folder)
+    one_line(synth("verify", path), 1, folder.name, "no data set of the sha256", "--from generate")
+
+
+def test_a_tampered_accuracy_does_not_pass(synth: Synth, evaluated: Path) -> None:
+    path = record_of(evaluated)
+    tamper(path, lambda value: value["scores"][0].update(accuracy=0.9))
+    one_line(synth("verify", path), 1, "does not hold", "its own predictions", "same figures")
+
+
+def test_a_tampered_recall_does_not_pass(synth: Synth, evaluated: Path) -> None:
+    path = record_of(evaluated)
+    tamper(path, lambda value: value["scores"][1]["recalls"].__setitem__(3, 0.123))
+    one_line(synth("verify", path), 1, "does not hold: same figures")
+
+
+def test_tampered_predictions_do_not_pass(synth: Synth, evaluated: Path) -> None:
+    path = record_of(evaluated)
+    kept = evaluated / "results" / "predictions" / f"{path.stem}.npz"
+    arrays = read_arrays(kept)
+    wrong = np.flatnonzero(~arrays["correct"][0])[0]  # still as accurate as the record says
+    arrays["predictions"][0, wrong] = (arrays["predictions"][0, wrong] + 5) % 10
+    again = arrays["predictions"][0, wrong] == np.arange(80)[wrong] % 10
+    arrays["predictions"][0, wrong] += int(again)
+    np.savez_compressed(kept, **arrays)  # type: ignore[arg-type]
+    one_line(synth("verify", path), 1, "does not hold: same predictions")
+    kept.unlink()
+    one_line(synth("verify", path), 1, "is missing", "predictions cannot be compared")
+
+
+def test_a_generator_of_another_seed_does_not_pass(synth: Synth, evaluated: Path) -> None:
+    path = record_of(evaluated)
+    tamper(path, lambda value: value["entry"]["config"].update(seed=1))
+    ran = synth("verify", path, "--from", "train")
+    one_line(ran, 1, "does not hold: same checkpoint, same data set, same predictions")
+    tamper(path, lambda value: value["entry"].update(generation_seed=1))
+    one_line(synth("verify", path, "--from", "generate"), 1, "does not hold: same data set")
+
+
+# Elsewhere: within the interval
+
+
+@pytest.fixture
+def elsewhere(evaluated: Path) -> Path:
+    """The record of another machine."""
+    path = record_of(evaluated)
+    tamper(path, lambda value: value["environment"].update(torch="1.0"))
+    return path
+
+
+def test_elsewhere_the_mean_must_lie_in_the_interval(
+    synth: Synth, elsewhere: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran = synth("verify", elsewhere)
+    assert ran.code == 0, ran.err
+    assert f"differs       evaluate: torch 1.0, now {torch.__version__.split('+')[0]}" in ran.out
+    assert "verdict       holds, within its interval" in ran.out
+
+    record = read_record(elsewhere)
+    for accuracies, kind in (((0.70, 0.72), "a repetition's"), ((0.7,), "the binomial one")):
+        scores = [
+            replace(record.scores[0], seed=seed, accuracy=value)
+            for seed, value in enumerate(accuracies)
+        ]
+        first = replace(record, scores=scores)
+        _, met, detail = verification._within(first, first)
+        assert met
+        assert kind in detail
+    pair = replace(
+        record, scores=[replace(record.scores[0], accuracy=value) for value in (0.70, 0.72)]
+    )
+    found = interval([[0.70, 0.72]])
+    assert found.high is not None
+    edge = found.mean + 2**0.5 * (found.high - found.mean)
+    for shift, expected in ((-1e-3, True), (1e-3, False)):
+        scores = [replace(pair.scores[0], accuracy=edge + shift)] * 2
+        assert verification._within(pair, replace(pair, scores=scores))[1] is expected
+
+
+def test_elsewhere_a_mean_out_of_the_interval_fails(synth: Synth, elsewhere: Path) -> None:
+    """Accuracy and predictions tampered with alike: only the repetition can tell."""
+    kept = elsewhere.parent.parent / "predictions" / f"{elsewhere.stem}.npz"
+    truth = np.tile(np.arange(80) % 10, (2, 1)).astype(np.uint8)
+    np.savez_compressed(kept, predictions=truth, correct=truth == truth)
+
+    def all_right(value: dict[str, Any]) -> None:
+        for score in value["scores"]:
+            score["accuracy"] = 1.0
+
+    tamper(elsewhere, all_right)
+    ran = synth("verify", elsewhere)
+    one_line(ran, 1, "does not hold: within")
+    assert "same predictions: no, and need not" in ran.out
+
+
+# What cannot be verified is named
+
+
+def test_other_splits_and_unknown_records(synth: Synth, evaluated: Path, mats: Path) -> None:
+    path = record_of(evaluated)
+    one_line(synth("verify", "nonesuch"), 2, "nonesuch", "no such record")
+    one_line(synth("verify", path.stem[:4]), 2, "begins 4 ids")
+    one_line(synth("verify", path, "--from", "dust"), 2, "--from dust", "evaluate or generate")
+    shutil.copy(mats / "train_32x32.mat", mats / "test_32x32.mat")
+    one_line(synth("verify", path), 1, "--data-root", "test split", "small-svhn")
+
+
+def test_records_of_failures_and_of_older_versions(synth: Synth, evaluated: Path) -> None:
+    path = record_of(evaluated)
+    tamper(path, lambda value: value["entry"].update(config=None, training_environment=None))
+    one_line(synth("verify", path, "--from", "train"), 1, "--from generate")
+    shutil.rmtree(evaluated / "runs")
+    one_line(synth("verify", path, "--from", "generate"), 1, "no checkpoint", "--from train")
+    tamper(path, lambda value: value["protocol"].update(hash="0" * 12))
+    one_line(synth("verify", path), 1, "tiny-v1 is another protocol now")
+    tamper(path, lambda value: value.update(error="it broke"))
+    one_line(synth("verify", path), 1, "record of a failure")
+
+
+def test_the_number_of_threads_is_the_records(
+    synth: Synth, evaluated: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used: list[int] = []
+    evaluate = verification.Judge.evaluate
+
+    def look(*arguments: Any) -> Any:
+        used.append(torch.get_num_threads())
+        return evaluate(*arguments)
+
+    monkeypatch.setattr(verification.Judge, "evaluate", look)
+    path, threads = record_of(evaluated), torch.get_num_threads()
+    tamper(path, lambda value: value["environment"].update(threads=threads + 1))
+    synth("verify", path)
+    assert used == [threads + 1]
+    assert torch.get_num_threads() == threads
+
+
+# Determinism
+
+
+@pytest.fixture
+def undo_determinism() -> Iterator[None]:
+    fill = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
+    yield
+    torch.use_deterministic_algorithms(False)
+    torch.utils.deterministic.fill_uninitialized_memory = fill  # type: ignore[attr-defined]
+
+
+@pytest.mark.usefixtures("undo_determinism")
+def test_deterministic_is_recorded_and_changes_nothing_on_a_cpu(
+    synth: Synth, evaluated: Path
+) -> None:
+    plain = record_of(evaluated)
+    commands = (
+        ("train", "--recipe", "tiny", *TRAIN),
+        ("generate", "--per-class", "20"),
+        ("evaluate", *SCORE, "--no-references"),
+    )
+    for command in commands:
+        ran = synth(*command, "--deterministic")
+        assert ran.code == 0, ran.err
+        assert torch.are_deterministic_algorithms_enabled()
+        torch.use_deterministic_algorithms(False)
+    newest = max((evaluated / "results" / "records").iterdir())
+    before, after = read_record(plain), read_record(newest)
+    assert before.entry.checkpoint == after.entry.checkpoint
+    assert before.entry.sha256 == after.entry.sha256
+    assert before.accuracies == after.accuracies
+    environments = (
+        after.environment,
+        after.entry.training_environment or {},
+        after.entry.generation_environment or {},
+    )
+    assert all(environment["deterministic"] is True for environment in environments)
+    assert "deterministic" not in before.environment
+    assert "holds, bit for bit" in synth("verify", newest, "--from", "train").out
+    assert not torch.are_deterministic_algorithms_enabled()  # put back

@@ -16,6 +16,7 @@ import torch
 from hypothesis import settings
 
 import cli
+import pipeline
 from eval.protocol import PROTOCOLS, Protocol
 from synth.data import DIGITS, ImageSet
 from synth.recipes import RECIPES, DiscriminatorRecipe, GeneratorRecipe, Recipe
@@ -65,6 +66,8 @@ def tiny_names(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, data in (("tiny-v1", "disk"), ("tiny-stream-v1", "stream")):
         protocol = Protocol(name, data, steps=3, batch=32, seeds=2)  # type: ignore[arg-type]
         monkeypatch.setitem(PROTOCOLS, name, protocol)
+    selection = Protocol("tiny-select", "stream", steps=3, batch=32, seeds=1)
+    monkeypatch.setattr(pipeline, "SELECTION", selection)
 
 
 class Ran(NamedTuple):

@@ -34,6 +34,7 @@ Synth = Callable[..., Ran]
 pytestmark = pytest.mark.usefixtures("tiny_names")
 TRAIN = ("--dataset", "svhn", "--images", "64", "--precision", "fp32")
 RUN = "00001-small-svhn-tiny-cond-seed0"
+SELECT = ("--select", "cas")
 SCORE = ("--protocol", "tiny-v1", "--precision", "fp32")
 
 
@@ -250,6 +251,8 @@ def test_dry_run_writes_nothing(synth: Synth, mats: Path) -> None:
     config = json.loads(ran.out)
     assert config["images"] == 64
     assert config["recipe"]["name"] == "tiny"
+    ran = synth("train", "--recipe", "tiny", "--data-root", mats, *TRAIN, "--dry-run", *SELECT)
+    assert json.loads(ran.out) == {**config, "select": "tiny-select"}
     assert not (mats.parent / "runs").exists()
 
 
@@ -294,6 +297,9 @@ def one_line(ran: Ran, code: int, *parts: str) -> None:
         (["train", "--epochs", "0"], 2, "--epochs"),
         (["train", "--seed", str(2**63)], 2, "--seed"),
         (["train", "--tick", "10"], 2, "--tick 10"),
+        (["train", "--select", "fid"], 2, "--select fid: choose cas"),
+        (["train", "--recipe", "tiny-uncond", "--select", "cas"], 2, "is unconditional"),
+        (["train", "--resume", "--select", "cas"], 2, "--select"),
         (["train", "--resume", "--images", "5k"], 2, "--images"),
         (["benchmark", "--recipes", "tiny", "--per-class", "0"], 2, "--per-class 0"),
         (["generate", "--per-class", "1000000000000"], 2, "--per-class"),

@@ -64,6 +64,26 @@ def synthetic(name: str = "cdcgan", digest: str = "1", labels: str = "conditiona
 CEILING = Entry("real", "real", 4434, "r")
 
 
+def test_seeds_of_a_selecting_recipe_are_one_row_wherever_their_best_is() -> None:
+    best, last = (
+        replace(synthetic(f"cdcgan, {chosen} checkpoint"), chosen=chosen, run_length=1_000_000)
+        for chosen in ("best", "last")
+    )
+    records = [
+        record(replace(best, sha256="1", checkpoint="1", images_shown=640_000), 0.7),
+        record(replace(best, sha256="2", checkpoint="2", images_shown=960_000), 0.8),
+        record(replace(best, sha256="3", checkpoint="3", run_length=300_000), 0.6),
+        record(replace(last, sha256="4", checkpoint="4"), 0.5),
+    ]
+    (table,) = build_tables(records)
+    rows = [(row.entry, row.images_shown, row.seeds, row.accuracy) for row in table.rows]
+    assert rows == [
+        ("cdcgan, best checkpoint", 1_000_000, "2 × 1", pytest.approx(0.75)),
+        ("cdcgan, best checkpoint", 300_000, "1 × 1", 0.6),
+        ("cdcgan, last checkpoint", 1_000_000, "1 × 1", 0.5),
+    ]
+
+
 def test_record_survives_the_disk(tmp_path: Path) -> None:
     made = record(synthetic(), 0.7, 0.72)
     path = write_record(tmp_path, made, scored(0.7, 0.72))

@@ -54,6 +54,17 @@ ClassifierSeeds = Annotated[
     int | None, typer.Option(help="How many classifiers; the protocol's number by default.")
 ]
 Protocol = Annotated[str, typer.Option(help="fixed-v1, fixed-resnet-v1, stream-v1 or quick-v1.")]
+Metrics = Annotated[
+    str,
+    typer.Option(
+        help="all, or names with commas: cas, gan-test, augmentation, fidelity, memorisation, "
+        "diversity. The accuracy (cas) is always there; augmentation trains twice as much again."
+    ),
+]
+DEFAULT_METRICS = "cas,gan-test,fidelity,memorisation,diversity"
+FeatureSpace = Annotated[
+    str, typer.Option(help="classifier; inception measures fidelity in that space too.")
+]
 Images = Annotated[
     str | None, typer.Option(help="Training length in real images shown, e.g. 300k or 2.5M.")
 ]
@@ -199,6 +210,12 @@ def evaluate(
     ] = None,
     protocol: Protocol = "fixed-v1",
     classifier_seeds: ClassifierSeeds = None,
+    metrics: Metrics = DEFAULT_METRICS,
+    feature_space: FeatureSpace = "classifier",
+    closest_pairs: Annotated[
+        Path | None,
+        typer.Option(help="PNG to draw the pairs nearest to training images in: real images."),
+    ] = None,
     dataset: Annotated[
         str | None, typer.Option(help="The real data to score on; by default what it imitates.")
     ] = None,
@@ -219,20 +236,36 @@ def evaluate(
 
     import scoring
     from eval.judge import make_judge
+    from eval.metrics import parse_groups
+    from synth.errors import UsageError
     from synth.synthetic import newest_synthetic, read_synthetic
 
+    groups = parse_groups(metrics)
+    check_choice("--feature-space", feature_space, ("classifier", "inception"))
     place = prepare(device, deterministic)
     sets = [read_synthetic(folder) for folder in folders or [newest_synthetic(datasets)]]
     places = scoring.Places(data_root, runs, datasets, results)
+    if closest_pairs is not None and ("memorisation" not in groups or len(sets) > 1):
+        raise UsageError("--closest-pairs: goes with one data set, and with --metrics memorisation")
     sources = [dataset or synthetic.manifest.get("source", "svhn") for synthetic in sets]
     judges = {
-        source: make_judge(protocol, source, data_root, results, place, precision, classifier_seeds)
+        source: make_judge(
+            protocol,
+            source,
+            data_root,
+            results,
+            place,
+            precision,
+            classifier_seeds,
+            groups,
+            feature_space,
+        )
         for source in dict.fromkeys(sources)
     }
     records = []
     for synthetic, source in zip(sets, sources, strict=True):
         judge = judges[source]
-        records.append(scoring.evaluate_set(judge, synthetic, runs))
+        records.append(scoring.evaluate_set(judge, synthetic, runs, closest_pairs))
         if references:
             per_class = len(synthetic.images) // len(judge.test.classes)
             scoring.ensure_references(judge, per_class, places)
@@ -324,6 +357,8 @@ def benchmark(
     per_class: Annotated[int, typer.Option(help="Images of each class in a data set.")] = 5000,
     protocol: Protocol = "fixed-v1",
     classifier_seeds: ClassifierSeeds = None,
+    metrics: Metrics = DEFAULT_METRICS,
+    feature_space: FeatureSpace = "classifier",
     runs: Runs = Path("runs"),
     datasets: Annotated[Path, typer.Option(help="Folder of data sets.")] = Path("datasets"),
     results: Results = Path("results"),
@@ -333,9 +368,12 @@ def benchmark(
 ) -> None:
     """Train, generate and evaluate several recipes and seeds; skips what is there already."""
     import scoring
+    from eval.metrics import parse_groups
     from synth.progress import say
 
     check_choice("--select", select, (None, "cas"))
+    groups = parse_groups(metrics)
+    check_choice("--feature-space", feature_space, ("classifier", "inception"))
     tables = scoring.benchmark(
         [resolve_recipe(name.strip(), None, dials) for name in recipes.split(",")],
         seeds,
@@ -348,6 +386,8 @@ def benchmark(
         scoring.Places(data_root, runs, datasets, results),
         prepare(device),
         select is not None,
+        groups,
+        feature_space,
     )
     print_tables(tables, as_json)
     say(f"report: {results / 'report.html'}")
@@ -480,14 +520,15 @@ def print_json(value: Any) -> None:
 
 
 def print_tables(tables: list[Table], as_json: bool = False) -> None:
-    from eval.leaderboard import format_frame
+    from eval.leaderboard import frames_for_people
 
     if as_json:
         frames = [t.to_frame().assign(real=t.real, protocol=t.protocol) for t in tables]
         rows = [json.loads(frame.to_json(orient="records")) for frame in frames]
         return print_json([row for part in rows for row in part])
     for table in tables:
-        print(f"{table.title}\n\n{format_frame(table).to_string(index=False)}\n")
+        texts = [frame.to_string(index=False) for frame in frames_for_people(table)]
+        print("\n\n".join([table.title, *texts]), end="\n\n")
 
 
 def main() -> None:

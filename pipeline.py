@@ -13,17 +13,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from eval.classifier import choose_classifier_precision, predict, train_classifier
+from eval.classifier import choose_classifier_precision, predict
 from eval.judge import Judge
 from eval.protocol import (
     SELECTION,
     MakeBatches,
     Protocol,
-    disk_batches,
     find_protocol,
     score,
     stream_batches,
 )
+from eval.real_classifier import real_classifier
 from synth.data import ImageSet, load_training_images
 from synth.environment import describe_environment
 from synth.errors import SynthError, UsageError
@@ -221,16 +221,7 @@ def train_labeller(
 ) -> Labeller:
     """The fixed classifier, trained on the real training split by the protocol with seed 0."""
     precision, _ = choose_classifier_precision(precision, device)
-    with progress_bar("train the labeller on real images", protocol.steps, "steps") as advance:
-        classifier = train_classifier(
-            disk_batches(protocol, real, device)(0),
-            protocol.steps,
-            len(real.classes),
-            0,
-            device,
-            precision,
-            advance,
-        )
+    classifier = real_classifier(real, protocol, device, precision)
     return lambda images: predict(classifier, images).argmax(1)
 
 

@@ -16,9 +16,12 @@ import torch
 import pipeline
 from eval.judge import Judge, make_judge
 from eval.leaderboard import Table, write_leaderboard
+from eval.memorisation import Memorisation
+from eval.metrics import TENTH
 from eval.protocol import MakeBatches, Protocol, disk_batches, find_protocol
+from eval.real_classifier import real_protocol
 from eval.records import Entry, Record
-from eval.references import pca_gaussian, real_same_size
+from eval.references import copier, first_of_each_class, pca_gaussian, real_same_size
 from eval.report import keep_figures, write_report
 from pipeline import describe_origin, find_or_train, generate_set, sample_batches
 from synth.data import ImageSet
@@ -32,6 +35,7 @@ from synth.synthetic import SyntheticSet, read_synthetic
 from synth.training import check_trainable
 from synth.visuals import save_grid
 
+PAIRS, PAIRS_IN_A_ROW = 40, 10
 SUFFIXES = {"conditional": "", "classifier": " + pseudo-labels", "random": " + random labels"}
 
 
@@ -88,8 +92,13 @@ def synthetic_entry(synthetic: SyntheticSet, protocol: Protocol) -> Entry:
     return entry_of(manifest, images.name, len(images), digest, folder)
 
 
-def evaluate_set(judge: Judge, synthetic: SyntheticSet, runs: Path) -> Record:
-    """Scores a synthetic set on disk, or under a streaming protocol the run it came from."""
+def evaluate_set(
+    judge: Judge, synthetic: SyntheticSet, runs: Path, closest_pairs: Path | None = None
+) -> Record:
+    """Scores a synthetic set on disk, or under a streaming protocol the run it came from.
+
+    closest_pairs: a PNG to write of the images nearest to training images; it shows real images.
+    """
     images, folder = synthetic.images, synthetic.folder
     if images.labels is None:
         raise SynthError(
@@ -108,12 +117,31 @@ def evaluate_set(judge: Judge, synthetic: SyntheticSet, runs: Path) -> Record:
     else:
         batches = _stream_of_run(judge, synthetic, runs)
     entry = synthetic_entry(synthetic, judge.protocol)
-    record = judge.evaluate(entry, batches)
+
+    def show(found: Memorisation) -> None:
+        if closest_pairs is not None:
+            save_closest_pairs(found, images, judge.train, closest_pairs)
+
+    record = judge.evaluate(entry, batches, images, show)
     figures = {"samples": folder / "preview.png"}
     if entry.run is not None:
         figures["losses"] = _find_run(entry.run, runs) / "losses.png"
     keep_figures(judge.results, record, figures)
     return record
+
+
+def save_closest_pairs(
+    found: Memorisation, images: ImageSet, training: ImageSet, path: Path
+) -> None:
+    """Draws each synthetic image above the training image that it is nearest to, the nearest
+    pair first."""
+    pairs = torch.from_numpy(found.closest_pairs(PAIRS))
+    rows = [
+        torch.cat([images.images[part[:, 0]], training.images[part[:, 1]]])
+        for part in pairs.split(PAIRS_IN_A_ROW)
+    ]
+    save_grid(torch.cat(rows), path, columns=min(PAIRS_IN_A_ROW, len(pairs)))
+    say(f"{path}: the closest pairs; it shows real images")
 
 
 def _find_run(recorded: str, runs: Path) -> Path:
@@ -139,7 +167,8 @@ def _stream_of_run(judge: Judge, synthetic: SyntheticSet, runs: Path) -> MakeBat
 
 
 def ensure_references(judge: Judge, per_class: int, places: Places) -> None:
-    """Evaluates the ceilings and floors that have no record yet for sets of this size.
+    """Evaluates the ceilings and floors that have no record yet for sets of this size, or none
+    with the figures that are asked for.
 
     A streaming protocol has one, the real training split: the others are sets of a size.
     """
@@ -157,12 +186,18 @@ def ensure_references(judge: Judge, per_class: int, places: Places) -> None:
                 Entry("pca-gaussian", "PCA + Gaussian per class", count, None),
                 lambda: pca_gaussian(real, per_class),
             ),
+            (Entry("copier", "copier", count, None), lambda: copier(real, per_class)),
         ]
+    if judge.protocol.data == "disk" and "augmentation" in judge.groups:
+        tenth = first_of_each_class(real, TENTH)
+        entry = Entry("real-tenth", "real, a tenth", len(tenth), tenth.fingerprint)
+        sources.append((entry, lambda: tenth))
     for entry, make in sources:
         if judge.known(entry) is None:
             images = make()
             entry = replace(entry, sha256=images.fingerprint)
-            record = judge.evaluate(entry, disk_batches(judge.protocol, images, judge.device))
+            batches = disk_batches(judge.protocol, images, judge.device)
+            record = judge.evaluate(entry, batches, images)
             if entry.kind == "pca-gaussian":  # real images are not ours to show
                 _keep_samples(judge.results, record, images)
     if judge.protocol.data == "disk":
@@ -192,7 +227,8 @@ def ensure_evaluated(
     judge: Judge, run: Run, per_class: int, places: Places, label_with: str | None = None
 ) -> None:
     """Generates and evaluates what this run gives, unless set or record are there already."""
-    labeller = judge.protocol.name if label_with == "classifier" else None
+    protocol = real_protocol(judge.protocol)
+    labeller = protocol.name if label_with == "classifier" else None
     origin = describe_origin(run, 0, label_with, labeller)
     root = places.references if label_with else places.datasets
     count = per_class * len(run.config.classes)
@@ -257,6 +293,8 @@ def benchmark(
     places: Places,
     device: torch.device,
     select: bool = False,
+    groups: tuple[str, ...] = (),
+    feature_space: str = "classifier",
 ) -> list[Table]:
     """Trains, generates and evaluates every recipe and seed, skipping what is there already.
 
@@ -273,7 +311,15 @@ def benchmark(
             "make; leave it out of --recipes"
         )
     judge = make_judge(
-        protocol, source, places.data_root, places.results, device, precision, classifier_seeds
+        protocol,
+        source,
+        places.data_root,
+        places.results,
+        device,
+        precision,
+        classifier_seeds,
+        groups,
+        feature_space,
     )
     for recipe in recipes:
         check_trainable(recipe, judge.train, select and recipe.conditional)

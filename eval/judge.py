@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -10,7 +11,11 @@ from pathlib import Path
 import torch
 
 from eval.classifier import choose_classifier_precision
-from eval.protocol import MakeBatches, Protocol, Score, find_protocol, score
+from eval.inception import load_inception
+from eval.memorisation import Memorisation
+from eval.metrics import Extractor, Metrics, RealSide, calibrate, measure
+from eval.protocol import MakeBatches, Protocol, Score, disk_batches, find_protocol, score
+from eval.real_classifier import real_classifier, real_protocol
 from eval.records import (
     Entry,
     RealSplits,
@@ -40,47 +45,90 @@ class Judge:
     precision: str
     seeds: int
     source: str  # what the real splits are asked for by, e.g. svhn
+    groups: tuple[str, ...] = ()  # of figures besides the accuracy; see eval.metrics.GROUPS
+    inception: Extractor | None = None
 
     @cached_property
     def real(self) -> RealSplits:
         return RealSplits.of(self.train, self.test)
 
+    @cached_property
+    def real_side(self) -> RealSide:
+        chosen = real_protocol(self.protocol)
+        classifier = real_classifier(self.train, chosen, self.device, self.precision)
+        return RealSide(self.train, self.test, classifier, self.inception)
+
     def known(self, entry: Entry) -> Record | None:
-        """The record of this entry under this protocol on these splits, if there is one."""
-        return find_record(read_records(self.results), entry, self.protocol, self.real, self.seeds)
+        """The record of this entry under this protocol on these splits, if there is one that holds
+        all figures that are asked for."""
+        records = read_records(self.results)
+        return find_record(records, entry, self.protocol, self.real, self.seeds, self.groups)
 
     def known_failure(self, entry: Entry) -> Record | None:
         """The record that says that this entry could not be made, if there is one."""
         return find_failure(read_records(self.results), entry, self.protocol, self.real)
 
-    def evaluate(self, entry: Entry, batches: MakeBatches) -> Record:
-        """Scores one entry and writes its record; a failure is a record too."""
+    def evaluate(
+        self,
+        entry: Entry,
+        batches: MakeBatches,
+        images: ImageSet | None = None,
+        show: Callable[[Memorisation], None] = lambda found: None,
+    ) -> Record:
+        """Scores one entry and writes its record; a failure is a record too.
+
+        images: the set that the batches come from, to measure its other figures; without it there
+        are none. `show` is told of the near copies in pixels.
+        """
         start = time.perf_counter()
-        steps = self.protocol.steps * self.seeds
         try:
-            with progress_bar(f"evaluate {entry.name}", steps, "steps") as advance:
-                result = score(
-                    self.protocol,
-                    batches,
-                    self.test,
-                    self.device,
-                    self.precision,
-                    self.seeds,
-                    advance,
-                )
+            result = self._score(f"evaluate {entry.name}", batches)
+            metrics = None if images is None else self._measure(entry, images, show)
         except Exception as error:
             self.record_failure(entry, f"{type(error).__name__}: {error}")
             raise
-        record = self._write(entry, result, time.perf_counter() - start)
+        record = self._write(entry, result, time.perf_counter() - start, metrics=metrics)
         accuracies = ", ".join(f"{100 * value:.2f}" for value in record.accuracies)
         say(f"{entry.name}: accuracy {accuracies} % ({record.seconds:.0f} s)")
         return record
+
+    def _score(self, title: str, batches: MakeBatches) -> Score:
+        with progress_bar(title, self.protocol.steps * self.seeds, "steps") as advance:
+            return score(
+                self.protocol,
+                batches,
+                self.test,
+                self.device,
+                self.precision,
+                self.seeds,
+                advance,
+            )
+
+    def _measure(
+        self, entry: Entry, images: ImageSet, show: Callable[[Memorisation], None]
+    ) -> Metrics | None:
+        groups = entry.groups(self.groups)
+        if not groups:
+            return None
+        if entry.kind == "real":
+            return calibrate(self.real_side)
+
+        def accuracies(union: ImageSet) -> list[float]:
+            batches = disk_batches(self.protocol, union, self.device)
+            return [s.accuracy for s in self._score(f"augment with {entry.name}", batches).seeds]
+
+        return measure(images, self.real_side, groups, accuracies, show)
 
     def record_failure(self, entry: Entry, error: str) -> None:
         self._write(entry, None, 0.0, error)
 
     def _write(
-        self, entry: Entry, result: Score | None, seconds: float, error: str | None = None
+        self,
+        entry: Entry,
+        result: Score | None,
+        seconds: float,
+        error: str | None = None,
+        metrics: Metrics | None = None,
     ) -> Record:
         environment = describe_environment(self.device)
         record = make_record(
@@ -93,6 +141,7 @@ class Judge:
             seconds,
             error,
             self.source,
+            metrics,
         )
         write_record(self.results, record, result)
         return record
@@ -106,12 +155,22 @@ def make_judge(
     device: torch.device,
     precision: str = "auto",
     seeds: int | None = None,
+    groups: tuple[str, ...] = (),
+    feature_space: str = "classifier",
 ) -> Judge:
-    """Loads both real splits; this is where the test split is read."""
+    """Loads both real splits; this is where the test split is read.
+
+    groups: of figures besides the accuracy. Under a stream there are none: they are of a set on
+    disk, and stand in the table of `fixed-v1`. feature_space: `inception` measures fidelity in
+    that space too, and raises `SynthError` where its weights are not there.
+    """
     chosen = find_protocol(protocol)
     seeds = chosen.seeds if seeds is None else seeds
     if seeds < 1:
         raise UsageError(f"--classifier-seeds {seeds}: must be 1 or more")
+    if chosen.data == "stream":
+        groups = ()
+    inception = load_inception(device) if groups and feature_space == "inception" else None
     train = load_training_images(source, data_root)
     test = load_test_images(source, data_root)
     train.require_labels()
@@ -120,4 +179,4 @@ def make_judge(
     git_commit()  # of the code as it is loaded, before hours pass
     resolved, reason = choose_classifier_precision(precision, device, chosen.classifier)
     say(f"precision {resolved}: {reason}")
-    return Judge(chosen, train, test, results, device, resolved, seeds, source)
+    return Judge(chosen, train, test, results, device, resolved, seeds, source, groups, inception)

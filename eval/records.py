@@ -6,6 +6,7 @@ empty). Paths are relative to where the command ran.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -13,13 +14,21 @@ from typing import Any, Literal
 
 import numpy as np
 
+from eval.metrics import GROUPS, Metrics
 from eval.protocol import Protocol, Score, SeedScore
 from synth.data import ImageSet
 from synth.errors import SynthError
 from synth.files import atomic_file, read_json, slug, write_json
 
 SCHEMA = 1
-Kind = Literal["synthetic", "real", "real-same-size", "pca-gaussian"]
+Kind = Literal["synthetic", "real", "real-same-size", "real-tenth", "pca-gaussian", "copier"]
+# Groups of figures, besides the accuracy, that mean something: real images are real by definition.
+NO_GROUPS: frozenset[str] = frozenset()
+GROUPS_OF: dict[str, frozenset[str]] = {
+    "real": frozenset({"fidelity"}),  # the distances between its parts
+    "real-same-size": NO_GROUPS,
+    "real-tenth": NO_GROUPS,
+}
 
 
 @dataclass(frozen=True)
@@ -51,6 +60,11 @@ class Entry:
     def length(self) -> int | None:
         """Images shown by runs that are one row: which checkpoint is the best differs by seed."""
         return self.run_length if self.chosen == "best" else self.images_shown
+
+    def groups(self, asked: Sequence[str]) -> list[str]:
+        """Those of the groups of figures that mean something for it, besides its accuracy."""
+        fitting = GROUPS_OF.get(self.kind, frozenset(GROUPS) - {"cas"})
+        return [group for group in asked if group in fitting]
 
     @property
     def identity(self) -> tuple[Any, ...]:
@@ -92,6 +106,7 @@ class Record:
     seconds: float
     error: str | None = None
     source: str | None = None  # how the real data was asked for, e.g. svhn
+    metrics: Metrics | None = None  # None where the accuracy alone was asked for
     schema: int = SCHEMA
 
     @property
@@ -109,6 +124,7 @@ def make_record(
     seconds: float,
     error: str | None = None,
     source: str | None = None,
+    metrics: Metrics | None = None,
 ) -> Record:
     now = datetime.now(timezone.utc)
     return Record(
@@ -123,6 +139,7 @@ def make_record(
         seconds=round(seconds, 2),
         error=error,
         source=source,
+        metrics=metrics,
     )
 
 
@@ -153,9 +170,10 @@ def read_record(path: Path) -> Record:
                 "entry": Entry(**value["entry"]),
                 "real": RealSplits(**value["real"]),
                 "scores": [SeedScore(**score) for score in value["scores"]],
+                "metrics": Metrics.from_json(value.get("metrics")),
             }
         )
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise SynthError(
             f"{path}: is no record of this version ({error}); mend or remove it"
         ) from error
@@ -167,9 +185,16 @@ def read_records(results: Path) -> list[Record]:
 
 
 def find_record(
-    records: list[Record], entry: Entry, protocol: Protocol, real: RealSplits, seeds: int
+    records: list[Record],
+    entry: Entry,
+    protocol: Protocol,
+    real: RealSplits,
+    seeds: int,
+    groups: Sequence[str] = (),
 ) -> Record | None:
-    """The newest good record of the same content under the same protocol, splits and seeds."""
+    """The newest good record of the same content under the same protocol, splits and seeds, that
+    holds the figures of `groups` (see `Entry.groups`)."""
+    wanted = set(entry.groups(groups))
     for record in reversed(records):
         if (
             record.error is None
@@ -177,6 +202,7 @@ def find_record(
             and record.protocol["hash"] == protocol.hash
             and record.real == real
             and len(record.scores) >= seeds
+            and wanted <= set(record.metrics.seconds if record.metrics else ())
         ):
             return record
     return None

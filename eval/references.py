@@ -6,6 +6,8 @@ ordinary synthetic sets, which `scoring.py` has made.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from sklearn.decomposition import PCA
@@ -32,6 +34,52 @@ def real_same_size(real: ImageSet, per_class: int, seed: int = 0) -> ImageSet:
     return ImageSet(
         real.images[order], torch.from_numpy(labels)[order], real.classes, real.name, "train"
     )
+
+
+def copier(real: ImageSet, per_class: int, seed: int = 0) -> ImageSet:
+    """Real training images drawn with replacement, `per_class` of each class.
+
+    What a generator would return that had learned its training images by heart: its score is high,
+    and `eval.memorisation` must catch it.
+    """
+    labels = real.require_labels().numpy()
+    random = np.random.default_rng([seed, *b"copier"])
+    picks = [
+        random.choice(np.flatnonzero(labels == label), per_class)
+        for label in range(len(real.classes))
+    ]
+    order = torch.from_numpy(np.concatenate(picks))
+    return ImageSet(
+        real.images[order], real.require_labels()[order], real.classes, real.name, "train"
+    )
+
+
+def first_of_each_class(real: ImageSet, share: float) -> ImageSet:
+    """The first `share` of each class, one image at least, in the order of the split."""
+    chosen = _first(real.require_labels(), share)
+    return ImageSet(
+        real.images[chosen], real.require_labels()[chosen], real.classes, real.name, "train"
+    )
+
+
+def halves(real: ImageSet) -> Tensor:
+    """Which images are in the first half of the split: bool (N,).
+
+    Contiguous, since neighbouring digits of SVHN come from one house: at most the house at the
+    cut has digits in both. Where the split is sorted by class, the first half of each class.
+    """
+    labels = real.require_labels()
+    if (labels.diff() >= 0).all():
+        return _first(labels, 0.5)
+    return torch.arange(len(real)) < len(real) // 2
+
+
+def _first(labels: Tensor, share: float) -> Tensor:
+    chosen = torch.zeros(len(labels), dtype=torch.bool)
+    for label in labels.unique():
+        members = (labels == label).nonzero().flatten()
+        chosen[members[: math.ceil(len(members) * share)]] = True
+    return chosen
 
 
 def pca_gaussian(real: ImageSet, per_class: int, seed: int = 0) -> ImageSet:

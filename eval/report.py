@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from eval.leaderboard import Row, Table, format_frame
+from eval.leaderboard import Row, Table, format_interval, frames_for_people
 from eval.records import Record
 from synth.files import atomic_file, write_text
 
@@ -42,7 +42,7 @@ def write_report(results: Path, tables: list[Table]) -> Path:
     body = ["<h1>synth: what a generator is worth</h1>"]
     for table in tables:
         body.append(f"<h2>{html.escape(table.title)}</h2>")
-        body.append(format_frame(table).to_html(index=False, border=0))
+        body += [frame.to_html(index=False, border=0) for frame in frames_for_people(table)]
         body += [_section(results, row) for row in table.rows]
     page = (
         "<!doctype html><html lang='en'><meta charset='utf-8'><title>synth report</title>"
@@ -65,9 +65,10 @@ def _section(results: Path, row: Row) -> str:
         if (path := results / "figures" / f"{record.id}-{name}.png").exists()
     ]
     figures.append(_confusion(record))
-    spread = "" if row.spread is None else f" ± {100 * row.spread:.2f}"
+    flag = f", <strong>{html.escape(row.flag)}</strong>" if row.flag else ""
     return (
-        f"<h3>{html.escape(row.entry)}: {100 * row.accuracy:.2f}{spread} %</h3>"
+        f"<h3>{html.escape(row.entry)}: {100 * row.accuracy:.2f} % "
+        f"({format_interval(row.interval)}){flag}</h3>"
         f"<p><code>{html.escape(record.environment.get('command', ''))}</code> "
         f"({html.escape(str(record.environment.get('device')))}, record {html.escape(record.id)})"
         f"</p><div class='figures'>{''.join(figures)}</div>"

@@ -84,6 +84,7 @@ def synth(
     monkeypatch.chdir(tmp_path)
     for name in [name for name in os.environ if name.startswith("SYNTH_")]:
         monkeypatch.delenv(name)
+    monkeypatch.setattr("eval.real_classifier.cache_folder", lambda: tmp_path / "cache")
 
     def run(*arguments: object) -> Ran:
         monkeypatch.setattr(sys, "argv", ["synth", *map(str, arguments)])

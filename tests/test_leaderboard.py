@@ -24,6 +24,7 @@ from eval.records import (
     write_record,
 )
 from eval.report import write_report
+from eval.statistics import interval
 from synth.data import ImageSet
 from synth.errors import SynthError
 
@@ -111,7 +112,10 @@ def test_rows_are_ranked_and_read_against_real() -> None:
     assert frame["entry"].tolist() == ["real", "cdcgan", "dcgan + pseudo-labels", "worse"]
     assert frame["rank"].fillna(0).tolist() == [0, 1, 0, 2]
     assert frame["ratio_to_real"].tolist() == pytest.approx([1.0, 0.9, 0.7625, 0.625])
-    assert frame["spread"][1] == pytest.approx(np.std([0.70, 0.74], ddof=1))
+    known = interval([[0.70, 0.74]])
+    assert (frame["interval_low"][1], frame["interval_high"][1]) == (known.low, known.high)
+    assert "classifier seeds alone" in frame["interval_covers"][1]
+    assert format_frame(table).iloc[1]["95 % interval"] == "46.59 to 97.41 *"
     assert format_frame(table).iloc[1]["accuracy %"] == "72.00"
 
 
@@ -122,6 +126,8 @@ def test_generator_seeds_of_one_recipe_share_a_row() -> None:
     (row,) = table.rows
     assert row.accuracy == pytest.approx(0.65)
     assert row.seeds == "2 × 2"
+    assert row.interval == interval([[0.7, 0.7], [0.6, 0.6]])
+    assert "*" not in format_frame(table).iloc[0]["95 % interval"]
 
 
 def test_a_part_never_passes_for_the_whole(drawn: ImageSet) -> None:
@@ -180,7 +186,8 @@ def test_published_files_follow_from_the_records(tmp_path: Path) -> None:
     text = (tmp_path / "LEADERBOARD.md").read_text()
     assert "## svhn-part, fixed-v1 (4,434 real training images, 8,000 test images)" in text
     assert (
-        "| 1 | cdcgan | 71.00 | 1.41 | 70.00 | 0.877 | 50,000 | 1,000,000 | 1 × 2 | fp32 |" in text
+        "| 1 | cdcgan | 71.00 | 58.29 to 83.71 * | 70.00 | 10.00 | 0.877 | – | 50,000 | "
+        "1,000,000 | 1 × 2 | fp32 |" in text
     )
     assert pd.read_csv(tmp_path / "leaderboard.csv")["accuracy"].tolist() == [0.81, 0.71]
     page = write_report(tmp_path, tables).read_text()

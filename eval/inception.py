@@ -1,0 +1,59 @@
+"""Inception's feature space: torch-fidelity's port of the network that FID was defined with."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from eval.metrics import Extractor
+from synth.errors import SynthError
+from synth.files import sha256
+
+WEIGHTS = "weights-inception-2015-12-05-6726825d.pth"
+SHA256 = "6726825d"  # how the file's hash begins
+BATCH = 100
+
+
+def weights_path() -> Path:
+    """Where torch-fidelity keeps them: the cache folder of torch.hub."""
+    return Path(torch.hub.get_dir()) / "checkpoints" / WEIGHTS
+
+
+def load_inception(device: torch.device) -> Extractor:
+    """Images uint8 (N, 3, 32, 32) → features float32 (N, 2048), on the CPU; nothing is downloaded.
+
+    The network of Szegedy et al. 2016 (arXiv:1512.00567) with the weights of 2015-12-05, and the
+    resizing of TensorFlow 1, as in Heusel et al. 2017 (arXiv:1706.08500). Raises `SynthError`
+    where torch-fidelity or its weights are missing or are not the published ones.
+    """
+    option = "--feature-space inception"
+    try:
+        from torch_fidelity.feature_extractor_inceptionv3 import (
+            URL_INCEPTION_V3,
+            FeatureExtractorInceptionV3,
+        )
+    except ImportError as error:
+        raise SynthError(
+            f"{option}: needs torch-fidelity; install it with: pip install 'synth[inception]'"
+        ) from error
+    path = weights_path()
+    if not path.exists():
+        raise SynthError(f"{option}: {path} is not there; download {URL_INCEPTION_V3} to it")
+    if not sha256(path).startswith(SHA256):
+        raise SynthError(f"{option}: {path} is damaged; download {URL_INCEPTION_V3} again")
+    try:
+        # torch-fidelity unpickles whatever the file holds: first see that it is tensors alone.
+        torch.load(path, map_location="cpu", weights_only=True)
+        network = FeatureExtractorInceptionV3("inception", ["2048"], str(path)).to(device)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise SynthError(f"{option}: {path} holds no weights of Inception") from error
+
+    def extract(images: Tensor) -> Tensor:
+        with torch.inference_mode():
+            parts = [network(part.to(device))[0].cpu() for part in images.split(BATCH)]
+        return torch.cat(parts)
+
+    return extract

@@ -1,0 +1,103 @@
+"""The fixed classifier trained on the real training split: labeller, feature space, GAN-test.
+
+Always the same network for the same images, so its weights are kept in the cache folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+
+import eval.classifier
+from eval.classifier import FixedClassifier, train_classifier
+from eval.protocol import PROTOCOLS, Protocol, disk_batches
+from synth.data import ImageSet, cache_folder
+from synth.environment import device_name
+from synth.errors import SynthError
+from synth.files import atomic_file
+from synth.progress import progress_bar, say
+
+SEED = 0
+
+
+def real_protocol(protocol: Protocol) -> Protocol:
+    """What the classifier behind a protocol's figures is trained by: the protocol itself, where
+    that trains the fixed classifier on a set; else `fixed-v1`, so that figures under a stream or
+    another network are in the same space."""
+    own = protocol.data == "disk" and protocol.classifier == "fixed"
+    return protocol if own else PROTOCOLS["fixed-v1"]
+
+
+def real_classifier(
+    real: ImageSet, protocol: Protocol, device: torch.device, precision: str
+) -> FixedClassifier:
+    """The fixed classifier, trained on all of `real` by the protocol with seed 0.
+
+    It is read from the cache when it was trained before, by this code on this kind of machine. A
+    cache that is damaged or cannot be written costs the time to train again.
+    """
+    path = cache_folder() / "classifiers" / f"{_key(real, protocol, device, precision)}.safetensors"
+    known = _read(path, len(real.classes))
+    if known is not None:
+        return known.to(device)
+    with progress_bar("train on the real training split", protocol.steps, "steps") as advance:
+        classifier = train_classifier(
+            disk_batches(protocol, real, device)(SEED),
+            protocol.steps,
+            len(real.classes),
+            SEED,
+            device,
+            precision,
+            advance,
+        )
+    assert isinstance(classifier, FixedClassifier)
+    weights = {name: value.cpu().contiguous() for name, value in classifier.state_dict().items()}
+    try:
+        with atomic_file(path) as temporary:
+            safetensors.torch.save_file(weights, temporary)
+    except SynthError as error:
+        say(f"not kept for the next time: {error}")
+    return classifier
+
+
+def _key(real: ImageSet, protocol: Protocol, device: torch.device, precision: str) -> str:
+    """Of everything that the weights follow from, to the last bit."""
+    value = {
+        "protocol": protocol.hash,
+        "images": real.fingerprint,
+        "seed": SEED,
+        "precision": precision,
+        "torch": torch.__version__,
+        "device": device_name(device),
+        "threads": torch.get_num_threads(),
+        "source": _source_hash(),
+    }
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def _source_hash() -> str:
+    """Of the code that trains: the classifier, and the layers, kernels and steps that it uses."""
+    here = Path(eval.classifier.__file__)
+    synth = here.parent.parent / "synth"
+    names = ("acceleration", "kernels", "layers", "native", "tiles")
+    used = [path for name in names for path in synth.glob(f"{name}.*")]
+    digest = hashlib.sha256(here.read_bytes())
+    for path in sorted(used):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _read(path: Path, classes: int) -> FixedClassifier | None:
+    if not path.exists():
+        return None
+    classifier = FixedClassifier(classes)
+    try:
+        classifier.load_state_dict(safetensors.torch.load_file(path))
+    except (SafetensorError, RuntimeError, OSError):
+        return None  # damaged: trained again
+    return classifier.to(memory_format=torch.channels_last).eval().requires_grad_(False)

@@ -1,0 +1,474 @@
+"""Figures of a set besides its accuracy: schema, switching, copiers, calibration, Inception."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import eval.inception
+import eval.real_classifier
+from eval.classifier import FixedClassifier, predict, train_classifier
+from eval.fidelity import features, fid, kid, statistics
+from eval.inception import load_inception
+from eval.leaderboard import build_tables, format_calibration, format_figures, format_frame
+from eval.metrics import (
+    DEFAULT,
+    GROUPS,
+    Augmentation,
+    Calibration,
+    Diversity,
+    Fidelity,
+    Metrics,
+    NearCopies,
+    RealSide,
+    measure,
+    parse_groups,
+)
+from eval.protocol import PROTOCOLS, Protocol, disk_batches, score
+from eval.real_classifier import real_classifier, real_protocol
+from eval.records import Record, read_records
+from eval.references import copier, first_of_each_class, halves
+from synth.data import ImageSet, load_test_images, load_training_images
+from synth.errors import SynthError, UsageError
+from synth.rendering import render
+from tests.conftest import ROOT, Ran
+
+Synth = Callable[..., Ran]
+CPU = torch.device("cpu")
+SCORE = ("--protocol", "tiny-v1", "--precision", "fp32")
+FULL = Metrics(
+    {"fidelity": 1.0},
+    gan_test=0.9,
+    augmentation=Augmentation([0.7, 0.8], [0.5, 0.6]),
+    fidelity={"classifier": Fidelity(1.0, 2.0, 0.1, 0.3, 0.4, 0.5, 0.6)},
+    memorisation={"pixels": NearCopies(0.5, 0.001, 0.0, 0.9, True)},
+    diversity=Diversity(8.0, 16.0, [8.0, 8.0], [15.0, 17.0]),
+    calibration={"classifier": Calibration(1.0, 2.0, 0.1, 3.0, 4.0, 0.2)},
+)
+
+
+def test_the_schema_survives_json() -> None:
+    assert Metrics.from_json(json.loads(json.dumps(asdict(FULL)))) == FULL
+    assert Metrics.from_json(asdict(Metrics({}))) == Metrics({})
+    assert Metrics.from_json(None) is None
+    with pytest.raises(TypeError, match="surprise"):
+        Metrics.from_json({"seconds": {}, "surprise": 1})
+
+
+def test_newer_figures_replace_older_ones_and_leave_the_rest() -> None:
+    newer = Metrics({"gan-test": 2.0}, gan_test=0.1, fidelity={"inception": Fidelity(fid=16.7)})
+    both = FULL.updated(newer)
+    assert both.gan_test == 0.1
+    assert both.diversity == FULL.diversity
+    assert both.fidelity is not None
+    assert set(both.fidelity) == {"classifier", "inception"}
+    assert both.seconds == {"fidelity": 1.0, "gan-test": 2.0}
+    assert FULL.updated(None) == FULL
+
+
+def test_groups_are_parsed_and_the_accuracy_is_always_there() -> None:
+    assert parse_groups("all") == GROUPS
+    assert parse_groups("diversity, gan-test") == ("cas", "gan-test", "diversity")
+    assert parse_groups(",".join(DEFAULT)) == DEFAULT
+    with pytest.raises(UsageError, match=r"--metrics fidelty: unknown; did you mean fidelity\?"):
+        parse_groups("cas,fidelty")
+    with pytest.raises(UsageError, match="gan-test"):
+        parse_groups("fid,,")
+
+
+def test_the_default_of_the_command_line_is_the_default() -> None:
+    from cli import DEFAULT_METRICS
+
+    assert parse_groups(DEFAULT_METRICS) == DEFAULT
+
+
+@pytest.fixture(scope="module")
+def side() -> RealSide:
+    images, labels = render("train", 400)
+    train = ImageSet(images, labels, tuple("0123456789"), "drawn", "train")
+    pixels, targets = render("test", 200)
+    test = ImageSet(pixels, targets, train.classes, "drawn", "test")
+    protocol = Protocol("short", "disk", steps=60, batch=64, seeds=1)
+    classifier = train_classifier(disk_batches(protocol, train, CPU)(0), 60, 10, 0, CPU)
+    return RealSide(train, test, classifier)
+
+
+FIELDS = {
+    "gan-test": "gan_test",
+    "augmentation": "augmentation",
+    "fidelity": "fidelity",
+    "memorisation": "memorisation",
+    "diversity": "diversity",
+}
+
+
+@pytest.mark.parametrize("group", FIELDS)
+def test_a_group_gives_its_own_figures_alone(side: RealSide, group: str) -> None:
+    made = measure(side.train, side, ("cas", group), lambda union: [0.5, float(len(union))])
+    held = {name for name, value in vars(made).items() if value is not None} - {"seconds"}
+    assert held == {FIELDS[group]}
+    assert set(made.seconds) == {"features", group}
+
+
+def test_figures_of_the_training_images_themselves(side: RealSide) -> None:
+    """Closed cases: nothing is between a set and itself, and nothing is new in it."""
+    made = measure(side.train, side, GROUPS, lambda union: [float(len(union))])
+    guesses = predict(side.classifier, side.train.images).argmax(1)
+    assert made.gan_test == float((guesses == side.train.require_labels()).double().mean())
+    assert made.fidelity is not None
+    own = made.fidelity["classifier"]
+    assert own.fid == pytest.approx(0, abs=1e-6)
+    assert (own.precision, own.recall, own.coverage) == (1, 1, 1)
+    assert made.flags == ["pixels", "features"]
+    assert made.diversity is not None
+    assert made.diversity.per_class == made.diversity.real_per_class
+    assert made.diversity.mean == pytest.approx(np.mean(made.diversity.per_class))
+    tenth = first_of_each_class(side.train, 0.1)
+    assert made.augmentation == Augmentation([800.0], [400.0 + len(tenth)])
+
+
+def test_too_few_images_go_without_figures(
+    side: RealSide, capsys: pytest.CaptureFixture[str]
+) -> None:
+    few = ImageSet(side.train.images[:2], torch.tensor([0, 1]), ("a", "b"), "few", "train")
+    made = measure(few, replace(side, train=few), ("fidelity", "diversity"), lambda union: [])
+    assert made.fidelity is None
+    assert made.diversity is None
+    assert set(made.seconds) == {"features", "fidelity", "diversity"}  # measured, in vain
+    assert "no figures of fidelity: " in capsys.readouterr().err
+
+
+# References and the parts of the real split
+
+
+def test_the_copier_returns_training_images(side: RealSide) -> None:
+    made = copier(side.train, 30)
+    real = {
+        (int(label), image.numpy().tobytes())
+        for image, label in zip(side.train.images, side.train.require_labels(), strict=True)
+    }
+    labels = made.require_labels()
+    assert torch.bincount(labels).tolist() == [30] * 10
+    for image, label in zip(made.images, labels, strict=True):
+        assert (int(label), image.numpy().tobytes()) in real
+    assert copier(side.train, 30).fingerprint == made.fingerprint
+    assert len({image.numpy().tobytes() for image in made.images}) < 300  # with replacement
+
+
+def test_halves_are_contiguous_but_for_sorted_classes(side: RealSide) -> None:
+    assert halves(side.train).tolist() == [True] * 200 + [False] * 200
+    labels = torch.tensor([0] * 4 + [1] * 5)
+    sorted_ = ImageSet(side.train.images[:9], labels, ("a", "b"), "sorted", "train")
+    assert halves(sorted_).int().tolist() == [1, 1, 0, 0, 1, 1, 1, 0, 0]
+
+
+def test_a_tenth_has_every_class(side: RealSide) -> None:
+    tenth = first_of_each_class(side.train, 0.1)
+    counts = torch.bincount(side.train.require_labels())
+    assert torch.bincount(tenth.require_labels()).tolist() == (counts / 10).ceil().tolist()
+    first = (side.train.labels == 3).nonzero()[0, 0]
+    assert (tenth.images[tenth.labels == 3][0] == side.train.images[first]).all()
+
+
+# The classifier trained on real images
+
+
+def test_the_real_classifier_is_trained_once(
+    drawn: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(eval.real_classifier, "cache_folder", lambda: tmp_path)
+    protocol = Protocol("short", "disk", steps=3, batch=32, seeds=1)
+    trained: list[int] = []
+
+    def counting(*arguments: object) -> FixedClassifier:
+        trained.append(1)
+        return train_classifier(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(eval.real_classifier, "train_classifier", counting)
+
+    def probabilities(images: ImageSet = drawn, precision: str = "fp32") -> torch.Tensor:
+        return predict(real_classifier(images, protocol, CPU, precision), drawn.images)
+
+    first = probabilities()
+    assert (probabilities() == first).all()
+    assert len(trained) == 1
+    (kept,) = (tmp_path / "classifiers").iterdir()
+    kept.write_bytes(kept.read_bytes()[:100])  # damaged: trained again
+    assert (probabilities() == first).all()
+    assert len(trained) == 2
+    probabilities(replace(drawn, images=255 - drawn.images))
+    probabilities(precision="bf16")
+    assert len(trained) == 4
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(eval.real_classifier, "cache_folder", lambda: tmp_path / "file")
+    assert (probabilities() == first).all()  # a cache that can't be written costs time alone
+
+
+def test_figures_of_other_protocols_are_in_the_space_of_fixed_v1() -> None:
+    assert real_protocol(PROTOCOLS["quick-v1"]).name == "quick-v1"
+    assert real_protocol(PROTOCOLS["stream-v1"]).name == "fixed-v1"
+    assert real_protocol(replace(PROTOCOLS["quick-v1"], classifier="another")).name == "fixed-v1"
+
+
+# Through the command line
+
+
+def write_set(folder: Path, images: torch.Tensor, labels: torch.Tensor) -> Path:
+    folder.mkdir()
+    np.savez(folder / "images.npz", images=images.permute(0, 2, 3, 1), labels=labels)
+    return folder
+
+
+def by_name(results: Path) -> dict[str, Record]:
+    return {record.entry.name: record for record in read_records(results)}
+
+
+@pytest.fixture
+def sets(mats: Path) -> tuple[Path, Path]:
+    """300 images as honest as can be, and 300 of which half are training images."""
+    images, _ = render("train", 460)
+    labels = torch.arange(300) % 10
+    real = load_training_images("svhn", mats)
+    half = torch.cat([real.images[:150], images[310:]])
+    return (
+        write_set(mats.parent / "honest", images[160:], labels),
+        write_set(mats.parent / "half", half, labels),
+    )
+
+
+@pytest.mark.usefixtures("tiny_names")
+def test_copies_are_flagged_in_the_leaderboard(
+    synth: Synth, mats: Path, sets: tuple[Path, Path]
+) -> None:
+    ran = synth("evaluate", *sets, "--dataset", "svhn", "--data-root", mats, *SCORE)
+    assert ran.code == 0, ran.err
+    found = by_name(mats.parent / "results")
+    copies = {
+        name: record.metrics and record.metrics.memorisation for name, record in found.items()
+    }
+    for space in ("pixels", "features"):
+        for name, share in (("honest", 0), ("half", 0.5), ("copier", 1)):
+            figures = copies[name]
+            assert figures is not None
+            assert figures[space].flagged == (share > 0), (name, space)
+            assert figures[space].share == pytest.approx(share, abs=0.05)
+    (table,) = build_tables(list(found.values()))
+    flags = {row.entry: row.flag for row in table.rows}
+    assert flags.pop("copier") == flags.pop("half") == "near copies (pixels, features)"
+    assert set(flags.values()) == {None}
+    text = (mats.parent / "results" / "LEADERBOARD.md").read_text()
+    assert text.count("near copies (pixels, features)") == 4  # in both tables
+    assert "near copies (pixels, features)" in (mats.parent / "results/report.html").read_text()
+    assert "copier" not in [row.entry for row in table.rows if not row.is_reference]
+
+    assert found["real, same size"].metrics is None  # real by definition
+    real = found["real"].metrics
+    assert real is not None
+    assert real == Metrics(real.seconds, calibration=real.calibration)
+    again = synth("evaluate", sets[0], "--dataset", "svhn", "--data-root", mats, *SCORE)
+    assert again.code == 0
+    assert len(read_records(mats.parent / "results")) == len(found) + 1  # references are reused
+
+
+@pytest.mark.usefixtures("tiny_names")
+def test_calibration_is_that_of_direct_calls(
+    synth: Synth, mats: Path, sets: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ("evaluate", sets[0], "--dataset", "svhn", "--data-root", mats, *SCORE)
+    assert synth(*command).code == 0
+    train, test = load_training_images("svhn", mats), load_test_images("svhn", mats)
+    classifier = real_classifier(train, PROTOCOLS["tiny-v1"], CPU, "fp32")
+    a, b = (features(classifier, images.images) for images in (train, test))
+    metrics = by_name(mats.parent / "results")["real"].metrics
+    assert metrics is not None
+    assert metrics.calibration is not None
+    found = metrics.calibration["classifier"]
+    assert found.fid_halves == fid(statistics(a[:80]), statistics(a[80:]))
+    assert found.fid_test == fid(statistics(a), statistics(b))
+    assert (found.kid_halves, found.kid_halves_std) == kid(a[:80], a[80:], subset_size=80)
+    assert (found.kid_test, found.kid_test_std) == kid(a, b, subset_size=80)
+    (table,) = build_tables(read_records(mats.parent / "results"))
+    shown = format_calibration(table)
+    assert shown is not None
+    assert shown["FID"].tolist() == [f"{found.fid_halves:.2f}", f"{found.fid_test:.2f}"]
+
+
+@pytest.mark.usefixtures("tiny_names")
+def test_metrics_are_switched(synth: Synth, mats: Path, sets: tuple[Path, Path]) -> None:
+    command = ("evaluate", sets[0], "--dataset", "svhn", "--data-root", mats, *SCORE)
+    assert synth(*command, "--metrics", "cas").code == 0
+    results = mats.parent / "results"
+    assert all(record.metrics is None for record in read_records(results))
+    assert not (mats.parent / "cache").exists()  # nothing trained on real images for it
+    (table,) = build_tables(read_records(results))
+    assert format_figures(table) is None
+    before = len(read_records(results))
+    assert synth(*command, "--metrics", "gan-test").code == 0
+    added = read_records(results)[before:]
+    # the set again, and the references that lacked the figure
+    assert [record.entry.kind for record in added] == ["synthetic", "pca-gaussian", "copier"]
+    for record in added:
+        assert record.metrics is not None
+        assert record.metrics.gan_test is not None
+        assert record.metrics.fidelity is None
+    assert synth(*command, "--metrics", "cas").code == 0
+    (table,) = build_tables(read_records(results))
+    shown = format_figures(table)
+    assert shown is not None  # a newer record without figures hides none
+    assert list(shown.columns) == ["entry", "flag", "GAN-test %"]
+
+
+@pytest.mark.usefixtures("tiny_names")
+def test_augmentation_is_the_score_on_the_union(
+    synth: Synth, mats: Path, sets: tuple[Path, Path]
+) -> None:
+    command = ("evaluate", sets[0], "--dataset", "svhn", "--data-root", mats, *SCORE)
+    ran = synth(*command, "--metrics", "augmentation")
+    assert ran.code == 0, ran.err
+    train, test = load_training_images("svhn", mats), load_test_images("svhn", mats)
+    added = render("train", 460)[0][160:], torch.arange(300) % 10
+    found = by_name(mats.parent / "results")
+    metrics = found["honest"].metrics
+    assert metrics is not None
+    assert metrics.augmentation is not None
+    for real, kept in (
+        (train, metrics.augmentation.all),
+        (first_of_each_class(train, 0.1), metrics.augmentation.tenth),
+    ):
+        union = replace(
+            real,
+            images=torch.cat([real.images, added[0]]),
+            labels=torch.cat([real.require_labels(), added[1]]),
+        )
+        batches = disk_batches(PROTOCOLS["tiny-v1"], union, CPU)
+        expected = score(PROTOCOLS["tiny-v1"], batches, test, CPU, "fp32")
+        assert kept == [seed.accuracy for seed in expected.seeds]
+    assert found["real, a tenth"].entry.count == 20  # two of each class of sixteen
+    (table,) = build_tables(list(found.values()))
+    frame = table.to_frame().set_index("entry")
+    gain = np.mean(metrics.augmentation.tenth) - frame.loc["real, a tenth", "accuracy"]
+    assert frame.loc["honest", "augmented_tenth_gain"] == pytest.approx(gain)
+    assert len(read_records(mats.parent / "results")) == 6
+    assert synth(*command, "--metrics", "augmentation").code == 0
+    assert len(read_records(mats.parent / "results")) == 7
+
+
+@pytest.mark.usefixtures("tiny_names")
+def test_closest_pairs_are_drawn_on_request(
+    synth: Synth, mats: Path, sets: tuple[Path, Path]
+) -> None:
+    command = ("evaluate", "--dataset", "svhn", "--data-root", mats, *SCORE, "--no-references")
+    assert synth(*command, sets[1], "--metrics", "memorisation").code == 0
+    assert not list(mats.parent.rglob("*pairs*.png"))
+    path = mats.parent / "pairs.png"
+    assert synth(*command, sets[1], "--closest-pairs", path).code == 0
+    grid = np.asarray(Image.open(path))
+    assert grid.shape == (8 * 33 + 1, 10 * 33 + 1, 3)
+    tiles = [[grid[y : y + 32, x : x + 32] for x in range(1, 331, 33)] for y in range(1, 265, 33)]
+    assert all((tiles[0][i] == tiles[1][i]).all() for i in range(10))  # copies, each above its own
+    for more in ((sets[0], sets[1]), (sets[0], "--metrics", "cas")):
+        refused = synth(*command, *more, "--closest-pairs", path)
+        assert refused.code == 2
+        assert "--closest-pairs: goes with one data set" in refused.err
+
+
+@pytest.mark.usefixtures("tiny_names")
+def test_bad_options(synth: Synth, mats: Path, sets: tuple[Path, Path]) -> None:
+    for command in (("evaluate", sets[0]), ("benchmark", "--recipes", "tiny")):
+        ran = synth(*command, "--data-root", mats, "--metrics", "memorization")
+        assert (ran.code, ran.err.count("error: ")) == (2, 1)
+        assert "--metrics memorization: unknown; did you mean memorisation?" in ran.err
+        ran = synth(*command, "--data-root", mats, "--feature-space", "clip")
+        assert (ran.code, ran.err.count("error: ")) == (2, 1)
+        assert "--feature-space clip: choose classifier or inception" in ran.err
+    assert not (mats.parent / "results").exists()
+
+
+def test_records_of_before_still_load_and_print() -> None:
+    records = read_records(ROOT / "results")
+    assert records
+    shown = [format_frame(table) for table in build_tables(records)]
+    assert "cdcgan" in {entry for frame in shown for entry in frame["entry"]}
+
+
+# Inception
+
+
+@pytest.fixture
+def weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Weights as torch-fidelity keeps them, but random."""
+    pytest.importorskip("torch_fidelity")
+    from torch_fidelity import feature_extractor_inceptionv3 as module
+
+    network = module.FeatureExtractorInceptionV3
+    path = tmp_path / "hub" / "checkpoints" / eval.inception.WEIGHTS
+    path.parent.mkdir(parents=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "load_state_dict_from_url", lambda *_, **__: {})
+        patch.setattr(network, "load_state_dict", lambda *_: None)
+        torch.manual_seed(0)
+        torch.save(network("random", ["2048"]).state_dict(), path)
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    digest = eval.inception.sha256(path)
+    monkeypatch.setattr(eval.inception, "SHA256", digest[:8])
+    return path
+
+
+def test_inception_features_are_those_of_torch_fidelity(weights: Path, drawn: ImageSet) -> None:
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+    network = FeatureExtractorInceptionV3("other", ["2048"], str(weights))
+    found = load_inception(CPU)(drawn.images[:3])
+    assert found.shape == (3, 2048)
+    assert found.std() > 0
+    torch.testing.assert_close(found, network(drawn.images[:3])[0])
+
+
+class Malice:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return exec, ("raise SystemExit('unpickled')",)
+
+
+def test_inception_without_its_parts_is_one_line(
+    weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.save({"weight": Malice()}, weights)
+    monkeypatch.setattr(eval.inception, "SHA256", eval.inception.sha256(weights)[:8])
+    with pytest.raises(SynthError, match="holds no weights of Inception"):
+        load_inception(CPU)
+    weights.write_bytes(pickle.dumps({}))
+    with pytest.raises(SynthError, match="is damaged; download https://"):
+        load_inception(CPU)
+    weights.unlink()
+    with pytest.raises(SynthError, match="is not there; download https://"):
+        load_inception(CPU)
+    monkeypatch.setitem(sys.modules, "torch_fidelity.feature_extractor_inceptionv3", None)
+    with pytest.raises(SynthError, match=r"pip install 'synth\[inception\]'"):
+        load_inception(CPU)
+
+
+@pytest.mark.usefixtures("tiny_names")
+def test_both_spaces_stand_in_the_table(
+    synth: Synth, mats: Path, sets: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ("evaluate", sets[0], "--dataset", "svhn", "--data-root", mats, *SCORE)
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(mats.parent / "nowhere"))
+    ran = synth(*command, "--feature-space", "inception")
+    assert (ran.code, ran.err.count("error: ")) == (1, 1)
+    assert not (mats.parent / "results").exists()
+    monkeypatch.setattr("eval.judge.load_inception", lambda _: lambda x: x.float()[:, :, 0].mean(1))
+    assert synth(*command, "--feature-space", "inception").code == 0
+    (table,) = build_tables(read_records(mats.parent / "results"))
+    shown = format_figures(table)
+    assert shown is not None
+    assert {"FID", "Inception FID"} <= set(shown.columns)
+    assert set(table.calibration) == {"classifier", "inception"}

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from threadpoolctl import threadpool_info
 
 from synth.errors import UsageError
 from synth.files import portable
@@ -28,6 +29,7 @@ def describe_environment(device: torch.device) -> dict[str, Any]:
         "platform": f"{platform.system()} {platform.machine()}",
         "device": device_name(device),
         "threads": torch.get_num_threads(),
+        "blas_threads": blas_threads(),
         **({"deterministic": True} if is_deterministic() else {}),
         "commit": git_commit(),
         "command": command_line(),
@@ -45,6 +47,13 @@ def make_deterministic() -> None:
     # Filling fresh memory would cost time, and matters to code that reads it unwritten alone.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.use_deterministic_algorithms(True)
+
+
+def blas_threads() -> int | None:
+    """Of numpy's and scipy's linear algebra, whose rounding depends on them; None if none is seen.
+    torch's own threads are counted apart."""
+    counts = [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"]
+    return max(counts, default=None)
 
 
 def is_deterministic() -> bool:

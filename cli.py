@@ -12,7 +12,7 @@ import typer
 if TYPE_CHECKING:
     import torch
 
-    from eval.leaderboard import Table
+    from eval.tables import Table
     from synth.recipes import Recipe
 
 app = typer.Typer(

@@ -15,7 +15,7 @@ import torch
 
 import pipeline
 from eval.judge import Judge, make_judge
-from eval.leaderboard import Table, write_leaderboard
+from eval.leaderboard import write_leaderboard
 from eval.memorisation import Memorisation
 from eval.metrics import TENTH
 from eval.protocol import MakeBatches, Protocol, disk_batches, find_protocol
@@ -23,6 +23,7 @@ from eval.real_classifier import real_protocol
 from eval.records import Entry, Record
 from eval.references import copier, first_of_each_class, pca_gaussian, real_same_size
 from eval.report import keep_figures, write_report
+from eval.tables import Table
 from pipeline import describe_origin, find_or_train, generate_set, sample_batches
 from synth.data import ImageSet
 from synth.errors import SynthError, UsageError

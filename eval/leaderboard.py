@@ -1,22 +1,19 @@
-"""Records → tables. One table per protocol and real data set; they are never mixed."""
+"""Tables for people: LEADERBOARD.md, the csv, and what the commands print."""
 
 from __future__ import annotations
 
-from collections import defaultdict
-from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import mean
 from typing import Any
 
 import pandas as pd
 
 from eval.agreement import agreement_lines
-from eval.metrics import Calibration, Metrics
-from eval.records import Record, read_records
-from eval.statistics import Interval, interval
+from eval.records import read_records
+from eval.statistics import Interval
+from eval.tables import Table, build_tables
 from synth.files import atomic_file, write_text
 
-SCORES = {
+TITLES = {
     "rank": "rank",
     "entry": "entry",
     "accuracy": "accuracy %",
@@ -34,7 +31,7 @@ SCORES = {
 }
 # Figures of the set, in a table of their own; how each is shown. Those of Inception's space, which
 # few have weights for, stand there where a record holds them.
-FIGURES = {
+FORMS = {
     "fid": ("FID", "{:.2f}"),
     "kid": ("KID", "{:.3g}"),
     "kid_std": ("± of KID", "{:.2g}"),
@@ -44,6 +41,7 @@ FIGURES = {
     "coverage": ("coverage", "{:.3f}"),
     "inception_fid": ("Inception FID", "{:.2f}"),
     "inception_kid": ("Inception KID", "{:.4f}"),
+    "inception_kid_std": ("± of Inception KID", "{:.4f}"),
     "inception_precision": ("Inception precision", "{:.3f}"),
     "inception_recall": ("Inception recall", "{:.3f}"),
     "inception_density": ("Inception density", "{:.3f}"),
@@ -59,190 +57,6 @@ FIGURES = {
     "augmented_tenth_gain": ("gain on it", "{:+.2f}"),
 }
 ONE_RUN = "*"  # beside an interval that covers classifier seeds alone
-
-
-@dataclass(frozen=True)
-class Row:
-    """One entry: all records of one recipe, length and size, over its generator seeds."""
-
-    entry: str
-    interval: Interval  # over generator runs and classifier seeds
-    balanced_accuracy: float
-    calibration_error: float
-    ratio_to_real: float | None
-    training_images: int
-    images_shown: int | None
-    seeds: str  # generator runs × classifier seeds
-    arithmetic: str  # precision of the classifiers' training
-    date: str
-    commit: str | None
-    figures: dict[str, float]  # those of FIGURES that were measured; means over generator runs
-    flag: str | None  # why this entry is not what it seems
-    records: tuple[Record, ...]
-
-    @property
-    def accuracy(self) -> float:
-        """Mean over generator runs of the mean over classifier seeds."""
-        return self.interval.mean
-
-    @property
-    def is_reference(self) -> bool:
-        """References have no rank: what they are worth is known beforehand."""
-        entry = self.records[0].entry
-        return entry.kind != "synthetic" or entry.labels != "conditional"
-
-
-@dataclass(frozen=True)
-class Table:
-    """The rows of one protocol on one pair of real splits, best first."""
-
-    protocol: str
-    protocol_hash: str
-    real: str
-    train_size: int
-    test_size: int
-    rows: tuple[Row, ...]
-
-    @property
-    def title(self) -> str:
-        return (
-            f"{self.real}, {self.protocol} "
-            f"({self.train_size:,} real training images, {self.test_size:,} test images)"
-        )
-
-    @property
-    def calibration(self) -> dict[str, Calibration]:
-        """By feature space: distances between real images, from the record of *real*."""
-        for row in self.rows:
-            metrics = row.records[-1].metrics
-            if metrics is not None and metrics.calibration is not None:
-                return metrics.calibration
-        return {}
-
-    def to_frame(self) -> pd.DataFrame:
-        """Numbers as they are; accuracies and shares as fractions, gains of them too."""
-        ranks = iter(range(1, len(self.rows) + 1))
-        frame: pd.DataFrame = pd.DataFrame(
-            [
-                {
-                    "rank": None if row.is_reference else next(ranks),
-                    "entry": row.entry,
-                    "accuracy": row.accuracy,
-                    "interval_low": row.interval.low,
-                    "interval_high": row.interval.high,
-                    "interval_covers": row.interval.covers,
-                    **{key: getattr(row, key) for key in PLAIN},
-                    **{key: row.figures.get(key) for key in FIGURES},
-                }
-                for row in self.rows
-            ]
-        ).astype({"rank": "Int64", "images_shown": "Int64", **dict.fromkeys(FIGURES, float)})
-        return frame
-
-
-def build_tables(records: list[Record]) -> list[Table]:
-    """Groups good records into tables, and generator seeds into rows.
-
-    Of several records of the same content, the one with most classifier seeds counts, then the
-    newest.
-    """
-    groups: dict[tuple[Any, ...], list[Record]] = defaultdict(list)
-    for record in records:
-        if record.error is None:
-            groups[record.protocol["name"], record.protocol["hash"], record.real].append(record)
-    tables = [
-        Table(name, digest, real.name, real.train_size, real.test_size, tuple(_rows(group)))
-        for (name, digest, real), group in groups.items()
-    ]
-    return sorted(tables, key=lambda table: (table.real, table.protocol))
-
-
-def _rows(records: list[Record]) -> list[Row]:
-    newest: dict[tuple[Any, ...], Record] = {}
-    for record in records:  # oldest first; more classifier seeds go before newer
-        known = newest.get(record.entry.identity)
-        best = record if known is None or len(record.scores) >= len(known.scores) else known
-        if known is not None and known.metrics is not None:  # figures of the same content
-            best = replace(best, metrics=known.metrics.updated(record.metrics))
-        elif record.metrics is not None:
-            best = replace(best, metrics=record.metrics)
-        newest[record.entry.identity] = best
-    entries: dict[tuple[Any, ...], list[Record]] = defaultdict(list)
-    for record in newest.values():
-        entry = record.entry
-        own_data = entry.trained_on in (None, record.real.train_fingerprint)
-        name = entry.name if own_data else f"{entry.name} (trained on other data)"
-        entries[name, entry.count, entry.length].append(record)
-    reals: dict[str, float] = {
-        record.entry.kind: mean(record.accuracies)
-        for record in newest.values()
-        if record.entry.kind in ("real", "real-tenth")
-    }
-    rows = [_row(name, group, reals) for (name, _, _), group in entries.items()]
-    return sorted(rows, key=lambda row: -row.accuracy)
-
-
-def _row(name: str, records: list[Record], reals: dict[str, float]) -> Row:
-    newest = max(records, key=lambda record: record.date)
-    counts = sorted({len(record.scores) for record in records})
-    per_set = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
-    runs: dict[str | None, list[float]] = defaultdict(list)  # two sets of one run are one run
-    for record in records:
-        runs[record.entry.checkpoint or record.entry.sha256] += record.accuracies
-    found = interval(list(runs.values()))
-    spaces = {space for r in records if r.metrics for space in r.metrics.flags}
-    scores = [record.scores for record in records]
-    return Row(
-        entry=name,
-        interval=found,
-        balanced_accuracy=mean(mean(s.balanced_accuracy for s in seeds) for seeds in scores),
-        calibration_error=mean(mean(s.calibration_error for s in seeds) for seeds in scores),
-        ratio_to_real=found.mean / reals["real"] if reals.get("real") else None,
-        training_images=newest.entry.count,
-        images_shown=newest.entry.length,
-        seeds=f"{len(runs)} × {per_set}",
-        arithmetic="/".join(sorted({record.precision for record in records})),
-        date=newest.date[:10],
-        commit=newest.environment.get("commit"),
-        figures=_mean_figures(records, reals),
-        flag=f"near copies ({', '.join(sorted(spaces, reverse=True))})" if spaces else None,
-        records=tuple(records),
-    )
-
-
-def _mean_figures(records: list[Record], reals: dict[str, float]) -> dict[str, float]:
-    """The figures of FIGURES, each the mean over the records that hold it."""
-    found: dict[str, list[float]] = defaultdict(list)
-    for record in records:
-        for key, value in _figures(record.metrics, reals).items():
-            if value is not None:
-                found[key].append(value)
-    return {key: mean(values) for key, values in found.items()}
-
-
-def _figures(metrics: Metrics | None, reals: dict[str, float]) -> dict[str, float | None]:
-    if metrics is None:
-        return {}
-    figures: dict[str, float | None] = {"gan_test": metrics.gan_test}
-    for space, fidelity in (metrics.fidelity or {}).items():
-        prefix = "" if space == "classifier" else f"{space}_"
-        figures |= {prefix + key: value for key, value in vars(fidelity).items()}
-    figures.pop("inception_kid_std", None)
-    for space, copies in (metrics.memorisation or {}).items():
-        figures[f"near_copies_{space}"] = copies.share
-    if metrics.diversity is not None:
-        figures |= {"diversity": metrics.diversity.mean, "real_diversity": metrics.diversity.real}
-    if metrics.augmentation is not None:
-        for key, values, kind in (
-            ("augmented", metrics.augmentation.all, "real"),
-            ("augmented_tenth", metrics.augmentation.tenth, "real-tenth"),
-        ):
-            figures[key] = mean(values)
-            figures[f"{key}_gain"] = mean(values) - reals[kind] if kind in reals else None
-    return figures
-
-
-PLAIN = [key for key in SCORES if key not in ("rank", "entry", "accuracy", "interval")]
 
 
 def format_frame(table: Table) -> pd.DataFrame:
@@ -262,7 +76,7 @@ def format_frame(table: Table) -> pd.DataFrame:
     for column, form in forms.items():
         frame[column] = frame[column].map(_shown(form)).astype(str)
     frame["interval"] = [format_interval(row.interval) for row in table.rows]
-    named: pd.DataFrame = frame[list(SCORES)].rename(columns=SCORES)
+    named: pd.DataFrame = frame[list(TITLES)].rename(columns=TITLES)
     return named
 
 
@@ -275,17 +89,16 @@ def format_interval(interval: Interval) -> str:
 
 
 def format_figures(table: Table) -> pd.DataFrame | None:
-    """The other figures as text, without columns and rows that hold none; None without any."""
+    """The other figures as text, without columns that hold none; None without any."""
     frame = table.to_frame()
-    held = frame[list(FIGURES)].dropna(axis=1, how="all").dropna(axis=0, how="all")
+    held = frame[list(FORMS)].dropna(axis=1, how="all")
     if held.empty:
         return None
     shown: pd.DataFrame = pd.DataFrame(
         {"entry": frame["entry"], "flag": frame["flag"].map(_shown("{}"))}
     )
-    shown = shown.reindex(held.index)
     for key in held.columns:
-        title, form = FIGURES[key]
+        title, form = FORMS[key]
         scale = 100 if key.endswith("_gain") else 1  # in points
         shown[title] = (held[key] * scale).map(_shown(form)).astype(str)
     return shown

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from eval.leaderboard import Row, Table, format_interval, frames_for_people
+from eval.leaderboard import format_interval, frames_for_people
 from eval.records import Record
+from eval.tables import Row, Table
 from synth.files import atomic_file, write_text
 
 STYLE = """

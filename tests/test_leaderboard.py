@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eval.leaderboard import build_tables, format_frame, write_leaderboard
+from eval.leaderboard import format_figures, format_frame, write_leaderboard
+from eval.metrics import Diversity, Fidelity, Metrics, NearCopies
 from eval.protocol import PROTOCOLS, Score, SeedScore
 from eval.records import (
     Entry,
@@ -25,6 +26,7 @@ from eval.records import (
 )
 from eval.report import write_report
 from eval.statistics import interval
+from eval.tables import build_tables
 from synth.data import ImageSet
 from synth.errors import SynthError
 
@@ -195,6 +197,63 @@ def test_published_files_follow_from_the_records(tmp_path: Path) -> None:
     assert "http" not in page.replace("http-equiv", "")
     write_leaderboard(tmp_path)
     assert (tmp_path / "LEADERBOARD.md").read_text() == text
+
+
+def measured(fid: float, **more: object) -> Metrics:
+    return Metrics({}, fidelity={"classifier": Fidelity(fid=fid, kid=0.5)}, **more)  # type: ignore[arg-type]
+
+
+def test_figures_are_means_over_runs_and_absent_ones_are_dashes(tmp_path: Path) -> None:
+    copies = {"features": NearCopies(0.4, 0.001, 0.0, 0.9, True)}
+    made = [
+        replace(record(synthetic(digest="1"), 0.7), metrics=measured(10.0, gan_test=0.8)),
+        replace(record(synthetic(digest="2"), 0.6), metrics=measured(14.0)),
+        replace(record(synthetic("thief", "3"), 0.9), metrics=Metrics({}, memorisation=copies)),
+        record(CEILING, 0.8),
+    ]
+    (table,) = build_tables(made)
+    frame = table.to_frame().set_index("entry")
+    assert frame.loc["cdcgan", "fid"] == 12.0
+    assert frame.loc["cdcgan", "gan_test"] == 0.8  # of the run that has one
+    assert frame.loc["cdcgan", "interval_low"] == interval([[0.7], [0.6]]).low
+    assert frame["flag"].dropna().to_dict() == {"thief": "near copies (features)"}
+    shown = format_figures(table)
+    assert shown is not None
+    rows = {row[0]: row[1:] for row in shown.values.tolist()}
+    assert list(shown.columns[2:]) == ["FID", "KID", "GAN-test %", "near copies, features %"]
+    assert rows["real"] == ["–"] * 5
+    assert rows["cdcgan"] == ["–", "12.00", "0.5", "80.00", "–"]
+    assert rows["thief"] == ["near copies (features)", "–", "–", "–", "40.00"]
+    for one in made:
+        write_record(tmp_path, one, None)
+    tables = write_leaderboard(tmp_path)
+    assert read_records(tmp_path) == made
+    csv = pd.read_csv(tmp_path / "leaderboard.csv").set_index("entry")
+    assert csv.loc["cdcgan", "fid"] == 12.0
+    assert csv.loc["thief", "flag"] == "near copies (features)"
+    page = write_report(tmp_path, tables).read_text()
+    assert "<strong>near copies (features)</strong>" in page
+
+
+def test_a_score_of_many_seeds_keeps_the_figures_of_another_record() -> None:
+    diversity = Metrics({}, diversity=Diversity(2.0, 4.0, [2.0], [4.0]))
+    records = [
+        replace(record(synthetic(), 0.7, 0.7, 0.7), metrics=measured(10.0)),
+        replace(record(synthetic(), 0.1), metrics=diversity),
+        record(synthetic(), 0.2),
+    ]
+    (row,) = build_tables(records)[0].rows
+    assert row.accuracy == pytest.approx(0.7)
+    assert row.figures == {"fid": 10.0, "kid": 0.5, "diversity": 2.0, "real_diversity": 4.0}
+
+
+def test_known_results_need_the_figures_that_are_asked_for() -> None:
+    measured = replace(record(synthetic(), 0.7), metrics=Metrics({"diversity": 1.0}))
+    records = [record(CEILING, 0.8), measured]
+    assert find_record(records, synthetic(), FIXED, REAL, 1, ("cas", "diversity")) is measured
+    assert find_record(records, synthetic(), FIXED, REAL, 1, ("cas", "fidelity")) is None
+    assert find_record(records, CEILING, FIXED, REAL, 1, ("cas", "diversity")) is records[0]
+    assert find_record(records, CEILING, FIXED, REAL, 1, ("fidelity",)) is None  # calibration
 
 
 def test_records_are_plain_json(tmp_path: Path) -> None:

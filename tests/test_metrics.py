@@ -19,7 +19,7 @@ import eval.real_classifier
 from eval.classifier import FixedClassifier, predict, train_classifier
 from eval.fidelity import features, fid, kid, statistics
 from eval.inception import load_inception
-from eval.leaderboard import build_tables, format_calibration, format_figures, format_frame
+from eval.leaderboard import format_calibration, format_figures, format_frame
 from eval.metrics import (
     DEFAULT,
     GROUPS,
@@ -37,6 +37,7 @@ from eval.protocol import PROTOCOLS, Protocol, disk_batches, score
 from eval.real_classifier import real_classifier, real_protocol
 from eval.records import Record, read_records
 from eval.references import copier, first_of_each_class, halves
+from eval.tables import build_tables
 from synth.data import ImageSet, load_test_images, load_training_images
 from synth.errors import SynthError, UsageError
 from synth.rendering import render

@@ -240,8 +240,7 @@ def evaluate(
     from synth.errors import UsageError
     from synth.synthetic import newest_synthetic, read_synthetic
 
-    groups = parse_groups(metrics)
-    check_choice("--feature-space", feature_space, ("classifier", "inception"))
+    groups = parse_groups(metrics, feature_space)
     place = prepare(device, deterministic)
     sets = [read_synthetic(folder) for folder in folders or [newest_synthetic(datasets)]]
     places = scoring.Places(data_root, runs, datasets, results)
@@ -258,7 +257,6 @@ def evaluate(
             precision,
             classifier_seeds,
             groups,
-            feature_space,
         )
         for source in dict.fromkeys(sources)
     }
@@ -372,8 +370,7 @@ def benchmark(
     from synth.progress import say
 
     check_choice("--select", select, (None, "cas"))
-    groups = parse_groups(metrics)
-    check_choice("--feature-space", feature_space, ("classifier", "inception"))
+    groups = parse_groups(metrics, feature_space)
     tables = scoring.benchmark(
         [resolve_recipe(name.strip(), None, dials) for name in recipes.split(",")],
         seeds,
@@ -387,7 +384,6 @@ def benchmark(
         prepare(device),
         select is not None,
         groups,
-        feature_space,
     )
     print_tables(tables, as_json)
     say(f"report: {results / 'report.html'}")

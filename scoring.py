@@ -295,7 +295,6 @@ def benchmark(
     device: torch.device,
     select: bool = False,
     groups: tuple[str, ...] = (),
-    feature_space: str = "classifier",
 ) -> list[Table]:
     """Trains, generates and evaluates every recipe and seed, skipping what is there already.
 
@@ -320,7 +319,6 @@ def benchmark(
         precision,
         classifier_seeds,
         groups,
-        feature_space,
     )
     for recipe in recipes:
         check_trainable(recipe, judge.train, select and recipe.conditional)

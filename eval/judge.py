@@ -13,7 +13,7 @@ import torch
 from eval.classifier import choose_classifier_precision
 from eval.inception import load_inception
 from eval.memorisation import Memorisation
-from eval.metrics import Extractor, Metrics, RealSide, calibrate, measure
+from eval.metrics import INCEPTION, Extractor, Metrics, RealSide, calibrate, measure
 from eval.protocol import MakeBatches, Protocol, Score, disk_batches, find_protocol, score
 from eval.real_classifier import real_classifier, real_protocol
 from eval.records import (
@@ -156,13 +156,12 @@ def make_judge(
     precision: str = "auto",
     seeds: int | None = None,
     groups: tuple[str, ...] = (),
-    feature_space: str = "classifier",
 ) -> Judge:
     """Loads both real splits; this is where the test split is read.
 
-    groups: of figures besides the accuracy. Under a stream there are none: they are of a set on
-    disk, and stand in the table of `fixed-v1`. feature_space: `inception` measures fidelity in
-    that space too, and raises `SynthError` where its weights are not there.
+    groups: of figures besides the accuracy (see `eval.metrics.parse_groups`). Under a stream there
+    are none: they are of a set on disk, and stand in the table of `fixed-v1`. Raises `SynthError`
+    where Inception is asked for and its weights are not there.
     """
     chosen = find_protocol(protocol)
     seeds = chosen.seeds if seeds is None else seeds
@@ -170,7 +169,7 @@ def make_judge(
         raise UsageError(f"--classifier-seeds {seeds}: must be 1 or more")
     if chosen.data == "stream":
         groups = ()
-    inception = load_inception(device) if groups and feature_space == "inception" else None
+    inception = load_inception(device) if INCEPTION in groups else None
     train = load_training_images(source, data_root)
     test = load_test_images(source, data_root)
     train.require_labels()

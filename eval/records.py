@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from eval.metrics import GROUPS, Metrics
+from eval.metrics import GROUPS, INCEPTION, Metrics
 from eval.protocol import Protocol, Score, SeedScore
 from synth.data import ImageSet
 from synth.errors import SynthError
@@ -25,7 +25,7 @@ Kind = Literal["synthetic", "real", "real-same-size", "real-tenth", "pca-gaussia
 # Groups of figures, besides the accuracy, that mean something: real images are real by definition.
 NO_GROUPS: frozenset[str] = frozenset()
 GROUPS_OF: dict[str, frozenset[str]] = {
-    "real": frozenset({"fidelity"}),  # the distances between its parts
+    "real": frozenset({"fidelity", INCEPTION}),  # the distances between its parts
     "real-same-size": NO_GROUPS,
     "real-tenth": NO_GROUPS,
 }
@@ -63,7 +63,7 @@ class Entry:
 
     def groups(self, asked: Sequence[str]) -> list[str]:
         """Those of the groups of figures that mean something for it, besides its accuracy."""
-        fitting = GROUPS_OF.get(self.kind, frozenset(GROUPS) - {"cas"})
+        fitting = GROUPS_OF.get(self.kind, {*GROUPS, INCEPTION} - {"cas"})
         return [group for group in asked if group in fitting]
 
     @property

@@ -84,6 +84,9 @@ def test_groups_are_parsed_and_the_accuracy_is_always_there() -> None:
         parse_groups("cas,fidelty")
     with pytest.raises(UsageError, match="gan-test"):
         parse_groups("fid,,")
+    assert parse_groups("fidelity", "inception") == ("cas", "fidelity", "inception")
+    with pytest.raises(UsageError, match="--feature-space inception: goes with --metrics fidelity"):
+        parse_groups("cas", "inception")
 
 
 def test_the_default_of_the_command_line_is_the_default() -> None:
@@ -467,7 +470,14 @@ def test_both_spaces_stand_in_the_table(
     assert (ran.code, ran.err.count("error: ")) == (1, 1)
     assert not (mats.parent / "results").exists()
     monkeypatch.setattr("eval.judge.load_inception", lambda _: lambda x: x.float()[:, :, 0].mean(1))
+    assert synth(*command).code == 0
+    count = len(read_records(mats.parent / "results"))
     assert synth(*command, "--feature-space", "inception").code == 0
+    added = read_records(mats.parent / "results")[count:]  # whose fidelity is in one space alone
+    assert [r.entry.kind for r in added] == ["synthetic", "real", "pca-gaussian", "copier"]
+    assert added[0].metrics is not None
+    assert added[0].metrics.fidelity is not None
+    assert set(added[0].metrics.fidelity) == {"classifier", "inception"}
     (table,) = build_tables(read_records(mats.parent / "results"))
     shown = format_figures(table)
     assert shown is not None

@@ -154,16 +154,17 @@ def verify(
 
 def _compare_scores(found: Verification, again: Record, recorded: Path, judge: Judge) -> None:
     record = found.record
-    if not recorded.exists():
+    old = read_arrays(recorded) if recorded.exists() else {}
+    if "predictions" not in old:
         raise SynthError(f"{recorded}: is missing, and so the predictions cannot be compared")
-    old = read_arrays(recorded)
     new = read_arrays(predictions_path(judge.results, again))
     truth = judge.test.require_labels().numpy()
     shape = (len(record.scores), record.real.test_size)
-    own = (
-        old["predictions"].shape == shape
-        and [float(np.mean(row == truth)) for row in old["predictions"]] == record.accuracies
-    )
+    own = False
+    if old["predictions"].shape == shape:
+        right = old["predictions"] == truth
+        means = [float(row.mean()) for row in right]
+        own = means == record.accuracies and np.array_equal(old.get("correct", right), right)
     found.add("record agrees with its own predictions", own, "accuracy of each seed", always=True)
     same = all(np.array_equal(old[name], new[name]) for name in old)
     found.add("same predictions", same, f"{shape[0]} × {shape[1]:,}")

@@ -184,6 +184,15 @@ def test_tampered_predictions_do_not_pass(synth: Synth, evaluated: Path) -> None
     one_line(synth("verify", path), 1, "is missing", "predictions cannot be compared")
 
 
+def test_tampered_answers_do_not_pass(synth: Synth, elsewhere: Path) -> None:
+    """`compare` believes these, and they follow from the predictions: on any machine."""
+    kept = elsewhere.parent.parent / "predictions" / f"{elsewhere.stem}.npz"
+    arrays = read_arrays(kept)
+    arrays["correct"] = ~arrays["correct"]
+    np.savez_compressed(kept, **arrays)  # type: ignore[arg-type]
+    one_line(synth("verify", elsewhere), 1, "does not hold: record agrees with its own predictions")
+
+
 def test_a_generator_of_another_seed_does_not_pass(synth: Synth, evaluated: Path) -> None:
     path = record_of(evaluated)
     tamper(path, lambda value: value["entry"]["config"].update(seed=1))

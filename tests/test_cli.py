@@ -85,7 +85,7 @@ def test_the_three_commands(
         assert record.entry.name in evaluated.out
 
     again = json.loads(synth("evaluate", *SCORE, "--json").out)
-    assert len(read_records(trained / "results")) == 7  # references are reused, the entry is not
+    assert len(read_records(trained / "results")) == 8  # references are reused, the entry is not
     (first,) = (record for record in records if record.entry.name == "tiny")
     assert again[0]["entry"] == asdict(first.entry)  # a reference is never the newest set
     assert [score["confusion"] for score in again[0]["scores"]] == [
@@ -205,7 +205,7 @@ def test_benchmark_skips_what_is_there(synth: Synth, trained: Path, mats: Path) 
     second = synth(*command, "--json")
     assert {p for p in trained.rglob("*") if p.suffix in (".safetensors", ".npz", ".json")} == kept
     rows = json.loads(second.out)
-    assert len(rows) == 6
+    assert len(rows) == 7
     assert {row["entry"] for row in rows} >= {"real", "tiny", "tiny-uncond + pseudo-labels"}
     assert len(list((trained / "runs").iterdir())) == 2  # both were found
     assert "report.html" in first.err

@@ -16,6 +16,7 @@ from PIL import Image
 
 import eval.inception
 import eval.real_classifier
+import scoring
 from eval.classifier import FixedClassifier, predict, train_classifier
 from eval.fidelity import features, fid, kid, statistics
 from eval.inception import load_inception
@@ -226,6 +227,20 @@ def test_figures_of_other_protocols_are_in_the_space_of_fixed_v1() -> None:
 # Through the command line
 
 
+@pytest.fixture
+def tiny_world(tiny_names: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tiny protocols, and noise in place of the reference whose PCA takes seconds."""
+
+    def noise(real: ImageSet, per_class: int) -> ImageSet:
+        random = torch.Generator().manual_seed(0)
+        shape = (10 * per_class, *real.images.shape[1:])
+        images = torch.randint(256, shape, generator=random, dtype=torch.uint8)
+        labels = torch.arange(len(images)) % 10
+        return ImageSet(images, labels, real.classes, real.name, "train")
+
+    monkeypatch.setattr(scoring, "pca_gaussian", noise)
+
+
 def write_set(folder: Path, images: torch.Tensor, labels: torch.Tensor) -> Path:
     folder.mkdir()
     np.savez(folder / "images.npz", images=images.permute(0, 2, 3, 1), labels=labels)
@@ -249,7 +264,7 @@ def sets(mats: Path) -> tuple[Path, Path]:
     )
 
 
-@pytest.mark.usefixtures("tiny_names")
+@pytest.mark.usefixtures("tiny_world")
 def test_copies_are_flagged_in_the_leaderboard(
     synth: Synth, mats: Path, sets: tuple[Path, Path]
 ) -> None:
@@ -283,7 +298,7 @@ def test_copies_are_flagged_in_the_leaderboard(
     assert len(read_records(mats.parent / "results")) == len(found) + 1  # references are reused
 
 
-@pytest.mark.usefixtures("tiny_names")
+@pytest.mark.usefixtures("tiny_world")
 def test_calibration_is_that_of_direct_calls(
     synth: Synth, mats: Path, sets: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -306,7 +321,7 @@ def test_calibration_is_that_of_direct_calls(
     assert shown["FID"].tolist() == [f"{found.fid_halves:.2f}", f"{found.fid_test:.2f}"]
 
 
-@pytest.mark.usefixtures("tiny_names")
+@pytest.mark.usefixtures("tiny_world")
 def test_metrics_are_switched(synth: Synth, mats: Path, sets: tuple[Path, Path]) -> None:
     command = ("evaluate", sets[0], "--dataset", "svhn", "--data-root", mats, *SCORE)
     assert synth(*command, "--metrics", "cas").code == 0
@@ -331,7 +346,7 @@ def test_metrics_are_switched(synth: Synth, mats: Path, sets: tuple[Path, Path])
     assert list(shown.columns) == ["entry", "flag", "GAN-test %"]
 
 
-@pytest.mark.usefixtures("tiny_names")
+@pytest.mark.usefixtures("tiny_world")
 def test_augmentation_is_the_score_on_the_union(
     synth: Synth, mats: Path, sets: tuple[Path, Path]
 ) -> None:
@@ -366,7 +381,7 @@ def test_augmentation_is_the_score_on_the_union(
     assert len(read_records(mats.parent / "results")) == 7
 
 
-@pytest.mark.usefixtures("tiny_names")
+@pytest.mark.usefixtures("tiny_world")
 def test_closest_pairs_are_drawn_on_request(
     synth: Synth, mats: Path, sets: tuple[Path, Path]
 ) -> None:
@@ -385,7 +400,7 @@ def test_closest_pairs_are_drawn_on_request(
         assert "--closest-pairs: goes with one data set" in refused.err
 
 
-@pytest.mark.usefixtures("tiny_names")
+@pytest.mark.usefixtures("tiny_world")
 def test_bad_options(synth: Synth, mats: Path, sets: tuple[Path, Path]) -> None:
     for command in (("evaluate", sets[0]), ("benchmark", "--recipes", "tiny")):
         ran = synth(*command, "--data-root", mats, "--metrics", "memorization")
@@ -460,7 +475,7 @@ def test_inception_without_its_parts_is_one_line(
         load_inception(CPU)
 
 
-@pytest.mark.usefixtures("tiny_names")
+@pytest.mark.usefixtures("tiny_world")
 def test_both_spaces_stand_in_the_table(
     synth: Synth, mats: Path, sets: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

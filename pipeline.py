@@ -163,24 +163,26 @@ def generate_set(
         raise UsageError(f"--label-with {label_with}: {run.folder} is conditional")
     generator = load_generator(run.find_checkpoint(checkpoint), device)
     labeller = make_labeller() if make_labeller and label_with == "classifier" else None
+    environment = describe_environment(device)
+    slug = f"{config.slug}-{label_with}" if label_with else config.slug
     with progress_bar(
         f"generate from {run.folder.name}", per_class * len(classes), "images"
     ) as bar:
         made = generate_as(generator, classes, per_class, seed, label_with, labeller, bar)
-    environment = describe_environment(device)
-    origin = {
-        **describe_origin(
-            run, seed, label_with, labeller_protocol if labeller else None, checkpoint
-        ),
-        "candidates": made.candidates,
-        "commit": environment["commit"],
-        "command": environment["command"],
-        "environment": environment,
-        "training_environment": read_json(run.folder / "environment.json"),
-        "config": read_json(run.folder / "config.json"),
-    }
-    slug = f"{config.slug}-{label_with}" if label_with else config.slug
-    return write_synthetic(root, slug, made.images, made.labels, origin, form)
+        origin = {
+            **describe_origin(
+                run, seed, label_with, labeller_protocol if labeller else None, checkpoint
+            ),
+            "candidates": made.candidates,
+            "commit": environment["commit"],
+            "command": environment["command"],
+            "environment": environment,
+            "training_environment": read_json(run.folder / "environment.json"),
+            "config": read_json(run.folder / "config.json"),
+        }
+        return write_synthetic(
+            root, slug, made.make_chunks(), made.count, made.labels, origin, form
+        )
 
 
 def describe_origin(

@@ -8,7 +8,8 @@ many images are asked for.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -30,13 +31,19 @@ class ShortClass(SynthError):
     """An unconditional generator hardly makes a class."""
 
 
-class Generated(NamedTuple):
-    """images uint8 (N, 32, 32, 3), class by class; labels int64 (N,), or None where unlabelled;
-    candidates: how many images were made to get these."""
+@dataclass(frozen=True)
+class Generated:
+    """What a generator makes: `count` images, class by class, made as they are asked for."""
 
-    images: np.ndarray
-    labels: np.ndarray | None
-    candidates: int
+    make_chunks: Callable[[], Iterator[np.ndarray]]  # uint8 (n, 32, 32, 3), the same every time
+    count: int
+    labels: np.ndarray | None  # int64 (count,), or None where unlabelled
+    candidates: int  # how many images are made to get these
+
+    @cached_property
+    def images(self) -> np.ndarray:
+        """All of them at once: uint8 (count, 32, 32, 3)."""
+        return np.concatenate(list(self.make_chunks()))
 
 
 def generate(
@@ -48,17 +55,18 @@ def generate(
 ) -> Generated:
     """`per_class` images of each class. An unconditional generator's are unlabelled."""
     check_count(per_class)
-    images = np.empty((classes * per_class, SIZE, SIZE, 3), np.uint8)
-    for label in range(classes):
-        start = label * per_class
-        chunks = stream_images(generator, label, seed)
-        for at in range(0, per_class, CHUNK):
-            count = min(CHUNK, per_class - at)
-            images[start + at : start + at + count] = _channels_last(next(chunks)[:count])
-            progress(count)
+
+    def make_chunks() -> Iterator[np.ndarray]:
+        for label in range(classes):
+            chunks = stream_images(generator, label, seed)
+            for at in range(0, per_class, CHUNK):
+                count = min(CHUNK, per_class - at)
+                yield _channels_last(next(chunks)[:count])
+                progress(count)
+
     conditional = generator.label_embedding is not None
     labels = np.repeat(np.arange(classes, dtype=np.int64), per_class) if conditional else None
-    return Generated(images, labels, len(images))
+    return Generated(make_chunks, classes * per_class, labels, classes * per_class)
 
 
 def generate_labelled(
@@ -70,7 +78,7 @@ def generate_labelled(
     progress: Progress = lambda more: None,
 ) -> Generated:
     """`per_class` images of each class from an unconditional generator: the first that `labeller`
-    puts there, in the order they are made.
+    puts there, in the order they are made. All of them are held in memory, 3 KB each.
 
     Raises `ShortClass` when a class stays short after `TRIES` candidates per image wanted.
     """
@@ -97,7 +105,7 @@ def generate_labelled(
                 "for fewer with --per-class"
             )
     labels = np.repeat(np.arange(len(classes), dtype=np.int64), per_class)
-    return Generated(images.reshape(-1, SIZE, SIZE, 3), labels, candidates)
+    return Generated(lambda: iter(images), len(labels), labels, candidates)
 
 
 def generate_as(
@@ -117,7 +125,7 @@ def generate_as(
         return generate_labelled(generator, labeller, classes, per_class, seed, progress)
     made = generate(generator, len(classes), per_class, seed, progress)
     if label_with == "random":
-        made = made._replace(labels=np.repeat(np.arange(len(classes)), per_class))
+        made = replace(made, labels=np.repeat(np.arange(len(classes)), per_class))
     return made
 
 

@@ -8,9 +8,13 @@ preview.png      ten images of each class
 
 from __future__ import annotations
 
+import hashlib
 import os
+import zipfile
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -83,36 +87,52 @@ class SyntheticSet:
 def write_synthetic(
     root: Path,
     slug: str,
-    images: np.ndarray,
+    chunks: Iterable[np.ndarray],
+    count: int,
     labels: np.ndarray | None,
     origin: dict[str, Any],
     form: Format = "npz",
 ) -> Path:
     """Writes `root/00003-slug`; `origin` (recipe, seed, classes, …) becomes part of the manifest.
 
-    images: uint8 (N, 32, 32, 3); labels: int64 (N,) or None. Returns the folder.
+    chunks: uint8 (n, 32, 32, 3), `count` images in all, class by class; a chunk is forgotten once
+    it is written. labels: int64 (count,) or None. Returns the folder.
     """
     classes = origin["classes"]
     counts = np.bincount(labels, minlength=len(classes)).tolist() if labels is not None else None
+    chosen = np.linspace(0, count, len(classes), endpoint=False).astype(int)
+    shown = (chosen[:, None] + np.arange(min(PREVIEW, count // len(classes)))).ravel()
+    digest, preview = hashlib.sha256(), []
+
+    def watched() -> Iterator[np.ndarray]:
+        at = 0
+        for chunk in chunks:
+            digest.update(np.ascontiguousarray(chunk).data)
+            preview.append(chunk[shown[(shown >= at) & (shown < at + len(chunk))] - at])
+            at += len(chunk)
+            yield chunk
+        if at != count:
+            raise ValueError(f"{at} images where {count} were announced")
 
     def fill(folder: Path) -> None:
         if form == "npz":
-            arrays = {"images": images} if labels is None else {"images": images, "labels": labels}
-            np.savez(folder / "images.npz", **arrays)  # type: ignore[arg-type]
+            _write_npz(folder / "images.npz", watched(), count, labels)
         else:
-            _write_pngs(folder / "train", images, labels, classes)
+            _write_pngs(folder / "train", watched(), count, labels, classes)
+        if labels is not None:
+            digest.update(labels.data)
         manifest = {
             "schema": SCHEMA,
             "format": form,
-            "count": len(images),
+            "count": count,
             "per_class": counts,
-            "sha256": content_hash(images, labels),
+            "sha256": digest.hexdigest(),
             **origin,
         }
         card = CARD.format(
             title=slug,
-            count=len(images),
-            per_class=len(images) // len(classes),
+            count=count,
+            per_class=count // len(classes),
             classes=len(classes),
             recipe=origin["recipe"],
             seed=origin["seed"],
@@ -120,10 +140,8 @@ def write_synthetic(
             labels=LABELS[origin["labels"]],
         )
         write_text(folder / "README.md", card)
-        chosen = np.linspace(0, len(images), len(classes), endpoint=False).astype(int)
-        shown = (chosen[:, None] + np.arange(min(PREVIEW, len(images) // len(classes)))).ravel()
-        preview = torch.from_numpy(images[shown]).permute(0, 3, 1, 2)
-        save_grid(preview, folder / "preview.png", columns=len(shown) // len(classes))
+        pixels = torch.from_numpy(np.concatenate(preview)).permute(0, 3, 1, 2)
+        save_grid(pixels, folder / "preview.png", columns=len(shown) // len(classes))
         write_json(folder / "manifest.json", manifest)
 
     return write_numbered_folder(root, slug, fill)
@@ -131,7 +149,6 @@ def write_synthetic(
 
 def content_hash(images: np.ndarray, labels: np.ndarray | None) -> str:
     """sha256 of the images' bytes, then the labels': the same for every form on disk."""
-
     return sha256_arrays(images) if labels is None else sha256_arrays(images, labels)
 
 
@@ -202,17 +219,38 @@ def _read_npz(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
     return images, None if labels is None else labels.astype(np.int64)
 
 
+def _write_npz(
+    path: Path, chunks: Iterable[np.ndarray], count: int, labels: np.ndarray | None
+) -> None:
+    """What numpy's `savez` writes, without all images in memory."""
+    header = {"descr": "|u1", "fortran_order": False, "shape": (count, SIZE, SIZE, 3)}
+    with zipfile.ZipFile(path, "w") as archive:
+        with archive.open("images.npy", "w", force_zip64=True) as file:
+            np.lib.format.write_array_header_1_0(file, header)
+            for chunk in chunks:
+                file.write(np.ascontiguousarray(chunk).data)
+        if labels is not None:
+            with archive.open("labels.npy", "w") as file:
+                np.lib.format.write_array(file, labels, allow_pickle=False)
+
+
 def _write_pngs(
-    folder: Path, images: np.ndarray, labels: np.ndarray | None, classes: list[str]
+    folder: Path,
+    chunks: Iterable[np.ndarray],
+    count: int,
+    labels: np.ndarray | None,
+    classes: list[str],
 ) -> None:
     """`folder/<class>/000123.png`, numbered within the class; without labels, in one folder."""
-    names = ["" if labels is None else classes[label] for label in _labels_or_zeros(images, labels)]
+    names = [""] * count if labels is None else [classes[label] for label in labels]
     for name in set(names):
         (folder / name).mkdir(parents=True, exist_ok=True)
-    numbers = {name: iter(range(len(images))) for name in set(names)}
-    paths = [folder / name / f"{next(numbers[name]):06d}.png" for name in names]
+    numbers = {name: iter(range(count)) for name in set(names)}
+    paths = (folder / name / f"{next(numbers[name]):06d}.png" for name in names)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        list(pool.map(lambda path, pixels: Image.fromarray(pixels).save(path), paths, images))
+        for chunk in chunks:
+            mine = list(islice(paths, len(chunk)))
+            list(pool.map(lambda path, pixels: Image.fromarray(pixels).save(path), mine, chunk))
 
 
 def _read_pngs(folder: Path, classes: list[str]) -> tuple[np.ndarray, np.ndarray | None]:
@@ -226,7 +264,3 @@ def _read_pngs(folder: Path, classes: list[str]) -> tuple[np.ndarray, np.ndarray
         raise SynthError(f"{folder}: holds no images; generate the set again")
     images = read_images(paths).permute(0, 2, 3, 1).numpy()
     return images, np.array([label for _, label in labelled], np.int64) if labelled else None
-
-
-def _labels_or_zeros(images: np.ndarray, labels: np.ndarray | None) -> np.ndarray:
-    return np.zeros(len(images), np.int64) if labels is None else labels

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import weakref
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -140,7 +142,8 @@ def test_sets_survive_the_disk(
     made = generate(generator, 10, 12, seed=0)
     labels = made.labels if labelled else None
     origin = {**ORIGIN, "labels": "conditional" if labelled else "none"}
-    folder = write_synthetic(tmp_path / "sets", "tiny", made.images, labels, origin, form)
+    chunks = made.make_chunks()
+    folder = write_synthetic(tmp_path / "sets", "tiny", chunks, 120, labels, origin, form)
     assert folder == tmp_path / "sets" / "00000-tiny"
     read = read_synthetic(folder)
     assert np.array_equal(read.images.images.permute(0, 2, 3, 1).numpy(), made.images)
@@ -156,9 +159,29 @@ def test_sets_survive_the_disk(
     assert (folder / "README.md").read_text().startswith("---\nlicense: other\n")
 
 
+@pytest.mark.parametrize("form", ["npz", "folder"])
+def test_writing_forgets_what_is_written(form: Any, tmp_path: Path) -> None:
+    alive: list[weakref.ref[np.ndarray]] = []
+
+    def chunks() -> Iterator[np.ndarray]:
+        for shade in range(30):
+            assert sum(reference() is not None for reference in alive) <= 1  # the last one
+            chunk = np.full((10, 32, 32, 3), shade, np.uint8)
+            alive.append(weakref.ref(chunk))
+            yield chunk
+            del chunk
+
+    labels = np.repeat(np.arange(10), 30)
+    folder = write_synthetic(tmp_path, "grey", chunks(), 300, labels, ORIGIN, form)
+    images = read_synthetic(folder).images.images
+    assert images[:, 0, 0, 0].tolist() == np.repeat(np.arange(30), 10).tolist()
+    with pytest.raises(ValueError, match="300 images where 301"):
+        write_synthetic(tmp_path, "grey", chunks(), 301, None, {**ORIGIN, "labels": "none"}, form)
+
+
 def test_npz_holds_plain_arrays(generator: Generator, tmp_path: Path) -> None:
     made = generate(generator, 10, 3, seed=0)
-    folder = write_synthetic(tmp_path, "tiny", made.images, made.labels, ORIGIN)
+    folder = write_synthetic(tmp_path, "tiny", [made.images], made.count, made.labels, ORIGIN)
     with np.load(folder / "images.npz", allow_pickle=False) as arrays:
         assert arrays["images"].shape == (30, 32, 32, 3)
         assert arrays["images"].dtype == np.uint8
@@ -175,7 +198,7 @@ def test_failed_writing_leaves_nothing(
 
     monkeypatch.setattr("synth.synthetic.save_grid", full)
     with pytest.raises(SynthError, match=r"No space left on device.*--out"):
-        write_synthetic(tmp_path, "tiny", made.images, made.labels, ORIGIN)
+        write_synthetic(tmp_path, "tiny", [made.images], made.count, made.labels, ORIGIN)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -196,7 +219,7 @@ def test_damaged_sets_are_refused(
     damage: str, message: str, generator: Generator, tmp_path: Path
 ) -> None:
     made = generate(generator, 10, 3, seed=0)
-    folder = write_synthetic(tmp_path, "tiny", made.images, made.labels, ORIGIN)
+    folder = write_synthetic(tmp_path, "tiny", [made.images], made.count, made.labels, ORIGIN)
     npz, manifest = folder / "images.npz", folder / "manifest.json"
     if damage == "swap":
         np.savez(npz, images=255 - made.images, labels=made.labels)

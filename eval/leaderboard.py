@@ -34,7 +34,7 @@ TITLES = {
 FORMS = {
     "fid": ("FID", "{:.2f}"),
     "kid": ("KID", "{:.3g}"),
-    "kid_std": ("± of KID", "{:.2g}"),
+    "kid_std": ("± of KID", "{:.3g}"),
     "precision": ("precision", "{:.3f}"),
     "recall": ("recall", "{:.3f}"),
     "density": ("density", "{:.3f}"),
@@ -112,7 +112,7 @@ def format_calibration(table: Table) -> pd.DataFrame | None:
             "feature space": space,
             "FID": f"{getattr(found, f'fid_{part}'):.2f}",
             "KID": f"{getattr(found, f'kid_{part}'):.3g}",
-            "± of KID": f"{getattr(found, f'kid_{part}_std'):.2g}",
+            "± of KID": f"{getattr(found, f'kid_{part}_std'):.3g}",
         }
         for space, found in table.calibration.items()
         for part, title in (
@@ -171,9 +171,10 @@ one, come from a classifier that saw every real label, and the copier returns tr
 The second table has figures of the sets themselves, means over generator runs. **FID** to
 **coverage**: against the real training split, in the features of the fixed classifier trained on
 that split; they depend on the number of images. **GAN-test**: that classifier's accuracy on the
-set. **near copies**: share of images nearer to a training image than 99.9 % of the test split are,
-so 0.1 % is what no memorisation gives. **diversity**: modes within a class, beside the real
-training split's. **with real**, **with a tenth**: accuracy when trained on the set and on the real
-training split, or a tenth of it; **gain**: in points, over those real images alone. The third table
-has the same distances between real images.
+set (none for pseudo-labels, which are its own). **near copies**: share of images that stand out as
+near to one training image, relative to its neighbours, as only 0.1 % of the test split do: 0.1 % is
+what no memorisation gives. **diversity**: modes within a class, beside the real training split's.
+**with real**, **with a tenth**: accuracy when trained on the set and on the real training split, or
+a tenth of it; **gain**: in points, over those real images alone. The third table has the same
+distances between real images.
 """

@@ -62,9 +62,13 @@ class Entry:
         return self.run_length if self.chosen == "best" else self.images_shown
 
     def groups(self, asked: Sequence[str]) -> list[str]:
-        """Those of the groups of figures that mean something for it, besides its accuracy."""
+        """Those of the groups of figures that mean something for it, besides its accuracy.
+
+        The classifier that gave pseudo-labels is the one that GAN-test would check them by.
+        """
         fitting = GROUPS_OF.get(self.kind, {*GROUPS, INCEPTION} - {"cas"})
-        return [group for group in asked if group in fitting]
+        pseudo = self.labels == "classifier"
+        return [name for name in asked if name in fitting and not (pseudo and name == "gan-test")]
 
     @property
     def identity(self) -> tuple[Any, ...]:

@@ -256,6 +256,14 @@ def test_known_results_need_the_figures_that_are_asked_for() -> None:
     assert find_record(records, CEILING, FIXED, REAL, 1, ("fidelity",)) is None  # calibration
 
 
+def test_groups_that_mean_nothing_are_left_out() -> None:
+    asked = ("cas", "gan-test", "fidelity", "memorisation")
+    assert synthetic().groups(asked) == ["gan-test", "fidelity", "memorisation"]
+    assert CEILING.groups(asked) == ["fidelity"]
+    assert replace(CEILING, kind="real-same-size").groups(asked) == []
+    assert synthetic(labels="classifier").groups(asked) == ["fidelity", "memorisation"]
+
+
 def test_records_are_plain_json(tmp_path: Path) -> None:
     path = write_record(tmp_path, record(synthetic(), 0.7), None)
     value = json.loads(path.read_text())

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 import pipeline
+import scoring
 from eval.classifier import shuffled_batches, train_classifier
 from eval.protocol import PROTOCOLS, Score, measure
 from eval.records import Entry, RealSplits, make_record, write_record
@@ -112,7 +113,7 @@ def records(count: int) -> float:
             )
             write_record(results, replace(record, id=f"{i:05d}"), None)
         start = time.perf_counter()
-        pipeline.publish(results)
+        scoring.publish(results)
         return time.perf_counter() - start
 
 

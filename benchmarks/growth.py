@@ -106,7 +106,10 @@ def records(count: int) -> float:
         for i in range(count):
             odds = torch.from_numpy(random.random((1_000, 10))).float().softmax(1)
             seed = measure(0, odds, truth, 1.0)
-            score = Score([seed], odds.argmax(1).to(torch.uint8).numpy()[None])
+            guesses = odds.argmax(1)
+            score = Score(
+                [seed], guesses[None].to(torch.uint8).numpy(), (guesses == truth)[None].numpy()
+            )
             entry = Entry("synthetic", f"entry {i % 100}", 1_000, str(i), training_seed=i // 100)
             record = make_record(
                 entry, PROTOCOLS["quick-v1"], real, score, environment, "fp32", 1.0, None

@@ -150,7 +150,7 @@ def train_fabric(images: Tensor, labels: Tensor) -> Iterator[None]:
     net_g, optimizer_g = fabric.setup(net_g, optimizer_g)
     net_d, optimizer_d = fabric.setup(net_d, optimizer_d)
     data = _floats(images, labels, -1.0)
-    loader = fabric.setup_dataloaders(
+    loader: Any = fabric.setup_dataloaders(
         DataLoader(data, batch_size=BATCH, shuffle=True, drop_last=True)
     )
     criterion = nn.BCEWithLogitsLoss()

@@ -149,14 +149,17 @@ def main() -> None:
 def draw(figures: dict[str, list[dict[str, float]]], path: Path) -> None:
     matplotlib.use("agg")
     from matplotlib import pyplot
+    from matplotlib.ticker import EngFormatter
 
-    grid, panels = pyplot.subplots(2, len(figures), figsize=(3 * len(figures), 5), sharex="col")
+    grid, panels = pyplot.subplots(2, len(figures), figsize=(2.6 * len(figures), 4.4), sharex="col")
     for column, (name, points) in zip(panels.T, figures.items(), strict=True):
         sizes = [point["size"] for point in points]
         for panel, key, unit in zip(column, ("seconds", "mib"), ("s", "MiB"), strict=True):
-            panel.loglog(sizes, [point[key] for point in points], "o-")
-            panel.set_ylabel(unit)
-            panel.set_ylim(bottom=min(point[key] for point in points) / 3)
+            values = [point[key] for point in points]
+            panel.plot(sizes, values, "o-")
+            panel.set(xlim=(0, 1.08 * sizes[-1]), ylim=(0, 1.2 * max(values)), ylabel=unit)
+            panel.locator_params(nbins=3)
+            panel.xaxis.set_major_formatter(EngFormatter(sep=""))
         column[0].set_title(name.replace("_", " "))
     grid.tight_layout()
     grid.savefig(path, dpi=80)

@@ -28,6 +28,7 @@ GROUPS_OF: dict[str, frozenset[str]] = {
     "real": frozenset({"fidelity", INCEPTION}),  # the distances between its parts
     "real-same-size": NO_GROUPS,
     "real-tenth": NO_GROUPS,
+    "copier": frozenset({*GROUPS, INCEPTION} - {"cas", "augmentation"}),
 }
 
 
@@ -64,11 +65,12 @@ class Entry:
     def groups(self, asked: Sequence[str]) -> list[str]:
         """Those of the groups of figures that mean something for it, besides its accuracy.
 
-        The classifier that gave pseudo-labels is the one that GAN-test would check them by.
+        The classifier that gave pseudo-labels is the one that GAN-test would check them by; random
+        labels, and real images again, add nothing to real ones.
         """
         fitting = GROUPS_OF.get(self.kind, {*GROUPS, INCEPTION} - {"cas"})
-        pseudo = self.labels == "classifier"
-        return [name for name in asked if name in fitting and not (pseudo and name == "gan-test")]
+        senseless = {"classifier": "gan-test", "random": "augmentation"}.get(self.labels or "")
+        return [name for name in asked if name in fitting and name != senseless]
 
     @property
     def identity(self) -> tuple[Any, ...]:

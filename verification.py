@@ -25,7 +25,7 @@ from synth.errors import SynthError, UsageError
 from synth.files import read_arrays
 
 Stage = Literal["evaluate", "generate", "train"]
-SAME = ("python", *PACKAGES, "platform", "device", "deterministic")  # what bits depend on
+SAME = ("python", *PACKAGES, "platform", "device", "kernels", "deterministic")  # bits depend on
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ import eval.classifier
 from eval.classifier import FixedClassifier, train_classifier
 from eval.protocol import PROTOCOLS, Protocol, disk_batches
 from synth.data import ImageSet, cache_folder
-from synth.environment import device_name
+from synth.environment import describe_environment
 from synth.errors import SynthError
 from synth.files import atomic_file
 from synth.progress import progress_bar, say
@@ -67,14 +67,13 @@ def real_classifier(
 
 def _key(real: ImageSet, protocol: Protocol, device: torch.device, precision: str) -> str:
     """Of everything that the weights follow from, to the last bit."""
+    environment = describe_environment(device)
     value = {
         "protocol": protocol.hash,
         "images": real.fingerprint,
         "seed": SEED,
         "precision": precision,
-        "torch": torch.__version__,
-        "device": device_name(device),
-        "threads": torch.get_num_threads(),
+        **{key: environment[key] for key in ("torch", "device", "threads", "kernels")},
         "source": _source_hash(),
     }
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

@@ -17,6 +17,7 @@ from threadpoolctl import threadpool_info
 
 from synth.errors import UsageError
 from synth.files import portable
+from synth.native import native
 
 PACKAGES = ("torch", "torchvision", "numpy", "scipy", "scikit-learn", "pandas")
 
@@ -30,6 +31,7 @@ def describe_environment(device: torch.device) -> dict[str, Any]:
         "device": device_name(device),
         "threads": torch.get_num_threads(),
         "blas_threads": blas_threads(),
+        "kernels": native() is not None,
         **({"deterministic": True} if is_deterministic() else {}),
         "commit": git_commit(),
         "command": command_line(),

@@ -11,8 +11,9 @@ demo: $(INSTALLED)
 	    --per-class 1000 --protocol quick-v1 \
 	    --runs demo/runs --datasets demo/datasets --results demo/results
 
+# A worker for each core, with a thread each: two pools of threads on the same cores fight.
 test: $(INSTALLED)
-	$(BIN)/pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n auto
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -21,7 +21,7 @@ from synth.generation import fresh_batch
 from synth.recipes import GeneratorRecipe
 from synth.rendering import render
 
-STEPS, BATCH, SEEDS = 120, 64, 4
+STEPS, BATCH, SEEDS = 80, 64, 4
 
 
 class Drawer(nn.Module):

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 import scipy.linalg
 import torch
+from sklearn.neighbors import NearestNeighbors
 from torch import Tensor
 
 from eval.classifier import Classifier, predict
@@ -179,7 +180,7 @@ def manifolds(real: Features, synthetic: Features, neighbours: int = 5) -> Manif
     real: (N, D), synthetic: (M, D), both longer than `neighbours`, else ValueError. Memory grows
     with N + M, not with their product.
     """
-    real, synthetic = _float64(real), _float64(synthetic)
+    real, synthetic = _float64(real).cpu(), _float64(synthetic).cpu()
     if min(len(real), len(synthetic)) <= neighbours:
         raise ValueError(f"{neighbours} neighbours need {neighbours + 1} rows or more of each set")
     centre = real.mean(0)  # distances stay, rounding shrinks
@@ -188,8 +189,8 @@ def manifolds(real: Features, synthetic: Features, neighbours: int = 5) -> Manif
     real_balls = _squared_radii(real, neighbours) - rounding
     synthetic_balls = _squared_radii(synthetic, neighbours) - rounding
 
-    balls = torch.zeros(len(synthetic), device=real.device)
-    recalled = torch.zeros(len(real), dtype=torch.bool, device=real.device)
+    balls = torch.zeros(len(synthetic))
+    recalled = torch.zeros(len(real), dtype=torch.bool)
     covered = recalled.clone()
     for start in range(0, len(synthetic), BLOCK):
         block = slice(start, start + BLOCK)
@@ -208,12 +209,9 @@ def manifolds(real: Features, synthetic: Features, neighbours: int = 5) -> Manif
 
 def _squared_radii(rows: Tensor, neighbours: int) -> Tensor:
     """Squared distance of each row to its k-th nearest other row: (N,)."""
-    return torch.cat(
-        [
-            torch.cdist(block, rows).topk(neighbours + 1, largest=False).values[:, -1].square()
-            for block in rows.split(BLOCK)  # a row is its own nearest: hence one more
-        ]
-    )
+    search = NearestNeighbors(n_neighbors=neighbours, algorithm="brute").fit(rows.numpy())
+    distances, _ = search.kneighbors()
+    return torch.from_numpy(distances[:, -1]).square()
 
 
 def _float64(rows: Features) -> Tensor:

@@ -179,6 +179,7 @@ def generate_set(
             "environment": environment,
             "training_environment": read_json(run.folder / "environment.json"),
             "config": read_json(run.folder / "config.json"),
+            "training_log": run.read_log(),
         }
         return write_synthetic(
             root, slug, made.make_chunks(), made.count, made.labels, origin, form

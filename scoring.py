@@ -80,6 +80,7 @@ def entry_of(
         config=manifest.get("config"),
         training_environment=manifest.get("training_environment"),
         generation_environment=manifest.get("environment"),
+        training_log=manifest.get("training_log"),
         chosen=chosen,
         run_length=manifest.get("run_length"),
     )

@@ -123,9 +123,42 @@ def format_calibration(table: Table) -> pd.DataFrame | None:
     return pd.DataFrame(rows) if rows else None
 
 
+def format_training(table: Table) -> pd.DataFrame | None:
+    """How the generators' training went, as text; None where no record has its log."""
+    rows = []
+    for row in table.rows:
+        logs = [log for record in row.records if (log := record.entry.training_log)]
+        figures = [training_figures(log) for log in logs]
+        if figures:
+            means = pd.DataFrame(figures).mean()
+            rows.append({"entry": row.entry, **means.map(_shown("{:.3f}"))})
+    return pd.DataFrame(rows).fillna("–") if rows else None
+
+
+def training_figures(log: list[dict[str, Any]]) -> dict[str, float]:
+    """Of the second half of a run's ticks: means, and standard deviations (±) from tick to tick,
+    of the held-out loss from one measurement to the next."""
+    ticks = pd.DataFrame(log[len(log) // 2 :])
+    columns = {"D loss": ticks["d_loss"], "G loss": ticks["g_loss"]}
+    columns |= {"D(real)": ticks["d_real"], "D(fake)": ticks["d_fake"]}
+    if "heldout_d_losses" in ticks:
+        columns["held-out D loss"] = ticks["heldout_d_losses"].explode().astype(float)
+    figures: dict[str, float] = {}
+    for title, values in columns.items():
+        figures[title] = values.mean()
+        if "loss" in title:
+            figures[f"± of {title}"] = values.std()
+    return figures
+
+
 def frames_for_people(table: Table) -> list[pd.DataFrame]:
-    """What stands under a table's title: scores, figures of the sets, calibration."""
-    frames = [format_frame(table), format_figures(table), format_calibration(table)]
+    """What stands under a table's title: scores, figures of the sets, training, calibration."""
+    frames = [
+        format_frame(table),
+        format_figures(table),
+        format_training(table),
+        format_calibration(table),
+    ]
     return [frame for frame in frames if frame is not None]
 
 
@@ -175,6 +208,8 @@ set (none for pseudo-labels, which are its own). **near copies**: share of image
 near to one training image, relative to its neighbours, as only 0.1 % of the test split do: 0.1 % is
 what no memorisation gives. **diversity**: modes within a class, beside the real training split's.
 **with real**, **with a tenth**: accuracy when trained on the set and on the real training split, or
-a tenth of it; **gain**: in points, over those real images alone. The third table has the same
-distances between real images.
+a tenth of it; **gain**: in points, over those real images alone. The third table has the networks'
+losses and the discriminator's mean outputs over the second half of training, and **±**, how much
+they change from tick to tick; a recipe's loss is the mean or the sum of its halves. The last table
+has the distances of the second between real images.
 """

@@ -56,6 +56,7 @@ class Entry:
     config: dict[str, Any] | None = None  # the run's config.json
     training_environment: dict[str, Any] | None = None  # the run's environment.json
     generation_environment: dict[str, Any] | None = None
+    training_log: list[dict[str, Any]] | None = None  # the run's log.jsonl, a line per tick
 
     @property
     def length(self) -> int | None:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
@@ -25,11 +26,15 @@ def draw_losses(log: Sequence[dict[str, Any]], path: Path) -> None:
     """Losses of both networks and D's mean output on real and on fake images, by images shown.
 
     D(real) and D(fake) near 1 and 0 mean a discriminator that wins; both near 0.5, a generator
-    that the discriminator cannot tell from the data.
+    that the discriminator cannot tell from the data. Where a recipe measures it, also the
+    discriminator's loss on held-out images, several times a tick.
     """
     shown = [line["images"] / 1000 for line in log]
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     losses, outputs = figure.subplots(2, 1, sharex=True)
+    at, heldout = _heldout_losses(log)
+    if heldout:
+        losses.plot(at, heldout, lw=0.7, color="0.6", label="discriminator, held-out images")
     for axes, keys, label in (
         (losses, {"d_loss": "discriminator", "g_loss": "generator"}, "loss"),
         (outputs, {"d_real": "D(real)", "d_fake": "D(fake)"}, "mean output"),
@@ -42,6 +47,19 @@ def draw_losses(log: Sequence[dict[str, Any]], path: Path) -> None:
     outputs.set_ylim(0, 1)
     outputs.set_xlabel("real images shown (thousands)")
     save_figure(figure, path)
+
+
+def _heldout_losses(log: Sequence[dict[str, Any]]) -> tuple[list[float], list[float]]:
+    """Where (thousands of images) and what; those of a tick lie evenly between it and the last."""
+    at: list[float] = []
+    losses: list[float] = []
+    before = 0
+    for line in log:
+        found = line.get("heldout_d_losses", [])
+        at += np.linspace(line["images"], before, len(found), endpoint=False)[::-1].tolist()
+        losses += found
+        before = line["images"]
+    return [images / 1000 for images in at], losses
 
 
 def save_figure(figure: Figure, path: Path) -> None:

@@ -28,6 +28,7 @@ from synth.data import load_training_images
 from synth.environment import command_line
 from synth.errors import UsageError
 from synth.files import read_json
+from synth.runs import open_run
 from tests.conftest import ROOT, Ran, write_mat
 
 Synth = Callable[..., Ran]
@@ -87,6 +88,7 @@ def test_the_three_commands(
     again = json.loads(synth("evaluate", *SCORE, "--json").out)
     assert len(read_records(trained / "results")) == 8  # references are reused, the entry is not
     (first,) = (record for record in records if record.entry.name == "tiny")
+    assert first.entry.training_log == open_run(trained / "runs" / RUN).read_log()
     assert again[0]["entry"] == asdict(first.entry)  # a reference is never the newest set
     assert [score["confusion"] for score in again[0]["scores"]] == [
         score.confusion for score in first.scores

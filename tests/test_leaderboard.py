@@ -12,7 +12,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eval.leaderboard import format_figures, format_frame, write_leaderboard
+from eval.leaderboard import (
+    format_figures,
+    format_frame,
+    format_training,
+    training_figures,
+    write_leaderboard,
+)
 from eval.metrics import Diversity, Fidelity, Metrics, NearCopies
 from eval.protocol import PROTOCOLS, Score, SeedScore
 from eval.records import (
@@ -270,3 +276,49 @@ def test_records_are_plain_json(tmp_path: Path) -> None:
     assert value["schema"] == 1
     assert value["protocol"]["name"] == "fixed-v1"
     assert value["scores"][0]["accuracy"] == 0.7
+
+
+TICK = {"d_real": 0.7, "d_fake": 0.3}
+
+
+def test_training_is_summed_up_over_its_second_half() -> None:
+    log = [
+        {"images": 1, "d_loss": 99.0, "g_loss": 99.0, **TICK, "heldout_d_losses": [99.0]},
+        {"images": 2, "d_loss": 99.0, "g_loss": 99.0, **TICK, "heldout_d_losses": [99.0]},
+        {"images": 3, "d_loss": 1.0, "g_loss": 2.0, **TICK, "heldout_d_losses": [1.0, 2.0]},
+        {"images": 4, "d_loss": 3.0, "g_loss": 2.0, **TICK, "heldout_d_losses": [3.0]},
+    ]
+    assert training_figures(log) == pytest.approx(
+        {
+            "D loss": 2,
+            "± of D loss": 2**0.5,  # of 1 and 3
+            "G loss": 2,
+            "± of G loss": 0,
+            "D(real)": 0.7,
+            "D(fake)": 0.3,
+            "held-out D loss": 2,
+            "± of held-out D loss": 1,  # of 1, 2 and 3
+        }
+    )
+
+
+def test_training_stands_in_the_tables_where_a_record_has_its_log(tmp_path: Path) -> None:
+    one, two, none = (synthetic(name, digest=name) for name in ("one", "two", "none"))
+    tick = {"images": 1, "d_loss": 0.5, "g_loss": 1.25, **TICK}
+    records = [
+        record(none, 0.7),
+        record(replace(one, training_log=[tick]), 0.8),
+        record(replace(two, training_log=[{**tick, "heldout_d_losses": [4.0]}]), 0.9),
+    ]
+    shown = format_training(build_tables(records)[0])
+    assert shown is not None
+    assert list(shown["entry"]) == ["two", "one"]  # as in the table, the best first
+    assert list(shown["G loss"]) == ["1.250", "1.250"]
+    assert list(shown["± of G loss"]) == ["–", "–"]  # one tick has no spread
+    assert list(shown["held-out D loss"]) == ["4.000", "–"]
+    for each in records:
+        write_record(tmp_path, each, scored(*each.accuracies))
+    assert read_records(tmp_path) == records
+    write_leaderboard(tmp_path)
+    assert "held-out D loss" in (tmp_path / "LEADERBOARD.md").read_text(encoding="utf-8")
+    assert format_training(build_tables(records[:1])[0]) is None

@@ -7,11 +7,14 @@ from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 from torch import nn
 
 from synth import generation
@@ -21,8 +24,9 @@ from synth.errors import UsageError
 from synth.generation import generate
 from synth.networks import build, measure_networks
 from synth.recipes import RECIPES, Recipe, check_recipe, find_recipe
-from synth.runs import load_generator
+from synth.runs import load_generator, newest_run
 from synth.training import train
+from synth.visuals import _heldout_losses
 from tests.conftest import Ran
 from tests.test_training import CPU, make_run
 
@@ -260,3 +264,46 @@ def test_recipe_from_a_file(tmp_path: Path, synth: Callable[..., Ran]) -> None:
     path.write_text("not TOML")
     assert "is no TOML" in synth("recipes", path).err
     assert "cannot be read" in synth("recipes", tmp_path / "none.toml").err
+
+
+def test_celeba_recipe_trains_on_a_folder_of_photographs(
+    synth: Callable[..., Ran], tmp_path: Path
+) -> None:
+    """As CelebA is published: JPEG files in one folder, 178×218 pixels, no labels."""
+    faces = tmp_path / "img_align_celeba"
+    faces.mkdir()
+    random = np.random.default_rng(0)
+    for number in range(1, 131):
+        coarse = random.integers(0, 256, (6, 5, 3), np.uint8)
+        size = (178, 218) if number % 10 else (250, 250)
+        Image.fromarray(coarse).resize(size).save(faces / f"{number:06d}.jpg")
+    (faces.parent / "list_attr_celeba.txt").touch()
+    ran = synth(
+        *("train", "--recipe", "sssingh-celeba", "--dataset", "folder", "--data-root", faces),
+        *("--images", "2k", "--tick", "1k", "--precision", "bf16"),
+    )
+    assert ran.code == 0, ran.err
+    run = newest_run(tmp_path / "runs", finished=True)
+    assert (run.config.dataset, run.config.training_size) == ("img-align-celeba", 130)
+    first, second = (Image.open(path) for path in sorted((run.folder / "samples").iterdir()))
+    assert first.size == second.size == (10 * 33 + 1, 10 * 33 + 1)
+    assert np.asarray(first).tobytes() != np.asarray(second).tobytes()
+    assert [line["images"] for line in run.read_log()] == [1024, 2048]
+    assert synth("generate", "--per-class", "7").code == 0
+    images = np.load(next((tmp_path / "datasets").glob("*/images.npz")))["images"]
+    assert images.shape == (7, 32, 32, 3)
+
+
+@given(st.lists(st.tuples(st.integers(1, 5_000), st.integers(0, 6)), min_size=1, max_size=6))
+def test_heldout_losses_are_drawn_between_their_ticks(ticks: list[tuple[int, int]]) -> None:
+    log: list[dict[str, Any]] = []
+    shown = 0
+    for length, count in ticks:
+        shown += length * 1000
+        log.append({"images": shown, "heldout_d_losses": [float(shown)] * count})
+    at, losses = _heldout_losses(log)
+    assert len(at) == len(losses) == sum(count for _, count in ticks)
+    assert all(a < b for a, b in pairwise(at))
+    for where, tick in zip(at, losses, strict=True):
+        before = max([line["images"] for line in log if line["images"] < tick], default=0)
+        assert before / 1000 < where <= tick / 1000

@@ -203,14 +203,7 @@ def ensure_references(judge: Judge, per_class: int, places: Places) -> None:
             if entry.kind == "pca-gaussian":  # real images are not ours to show
                 _keep_samples(judge.results, record, images)
     if judge.protocol.data == "disk":
-        for run in reversed(all_runs(places.runs)):
-            if (
-                not run.config.recipe.conditional
-                and run.config.fingerprint == real.fingerprint
-                and run.finished()
-            ):
-                ensure_baseline(judge, run, per_class, places)
-                break
+        _ensure_baseline(judge, per_class, places)
 
 
 def _keep_samples(results: Path, record: Record, images: ImageSet) -> None:
@@ -218,17 +211,27 @@ def _keep_samples(results: Path, record: Record, images: ImageSet) -> None:
     save_grid(images.images[torch.cat(first)], results / "figures" / f"{record.id}-samples.png", 10)
 
 
-def ensure_baseline(judge: Judge, run: Run, per_class: int, places: Places) -> None:
-    """An unconditional run with pseudo-labels, and with random labels. One that collapsed, and
-    so cannot fill a class, is a result: it is recorded, and does not stop the rest."""
-    for label_with in ("classifier", "random"):
-        ensure_evaluated(judge, run, per_class, places, label_with)
+def _ensure_baseline(judge: Judge, per_class: int, places: Places) -> None:
+    """The newest unconditional run with pseudo-labels, and one of them, which does not matter, with
+    random labels: chance."""
+    for run in reversed(all_runs(places.runs)):
+        config = run.config
+        own_data = config.fingerprint == judge.train.fingerprint
+        if own_data and not config.recipe.conditional and run.finished():
+            ensure_evaluated(judge, run, per_class, places, "classifier")
+            if not judge.knows_chance(per_class * len(config.classes)):
+                ensure_evaluated(judge, run, per_class, places, "random")
+            return
 
 
 def ensure_evaluated(
     judge: Judge, run: Run, per_class: int, places: Places, label_with: str | None = None
 ) -> None:
-    """Generates and evaluates what this run gives, unless set or record are there already."""
+    """Generates and evaluates what this run gives, unless set or record are there already.
+
+    A run that collapsed, and so cannot fill a class, is a result: it is recorded, and does not stop
+    the rest.
+    """
     protocol = real_protocol(judge.protocol)
     labeller = protocol.name if label_with == "classifier" else None
     origin = describe_origin(run, 0, label_with, labeller)
@@ -329,10 +332,8 @@ def benchmark(
                 run = find_or_train(
                     recipe, source, judge, length, seed, precision, places.runs, select
                 )
-                if recipe.conditional:
-                    ensure_evaluated(judge, run, per_class, places)
-                else:
-                    ensure_baseline(judge, run, per_class, places)
+                label_with = None if recipe.conditional else "classifier"
+                ensure_evaluated(judge, run, per_class, places, label_with)
                 publish(places.results)
                 advance(1)
         ensure_references(judge, per_class, places)

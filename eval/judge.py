@@ -64,6 +64,12 @@ class Judge:
         records = read_records(self.results)
         return find_record(records, entry, self.protocol, self.real, self.seeds, self.groups)
 
+    def knows_chance(self, count: int) -> bool:
+        """Is there such a record of random labels on any set of this size?"""
+        entries = [record.entry for record in read_records(self.results)]
+        chance = [e for e in entries if e.labels == "random" and e.count == count]
+        return any(self.known(entry) is not None for entry in chance)
+
     def known_failure(self, entry: Entry) -> Record | None:
         """The record that says that this entry could not be made, if there is one."""
         return find_failure(read_records(self.results), entry, self.protocol, self.real)

@@ -28,8 +28,9 @@ from synth.data import load_training_images
 from synth.environment import command_line
 from synth.errors import UsageError
 from synth.files import read_json
+from synth.recipes import RECIPES
 from synth.runs import open_run
-from tests.conftest import ROOT, Ran, write_mat
+from tests.conftest import ROOT, Ran, tiny, write_mat
 
 Synth = Callable[..., Ran]
 pytestmark = pytest.mark.usefixtures("tiny_names")
@@ -188,11 +189,14 @@ def test_resume_refuses_other_images(synth: Synth, trained: Path, mats: Path) ->
 
 
 @pytest.mark.usefixtures("any_labels")
-def test_benchmark_skips_what_is_there(synth: Synth, trained: Path, mats: Path) -> None:
+def test_benchmark_skips_what_is_there(
+    synth: Synth, trained: Path, mats: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(RECIPES, "tiny-other", tiny("tiny-other", False))
     command = (
         "benchmark",
         "--recipes",
-        "tiny,tiny-uncond",
+        "tiny,tiny-uncond,tiny-other",
         "--images",
         "64",
         "--per-class",
@@ -207,9 +211,11 @@ def test_benchmark_skips_what_is_there(synth: Synth, trained: Path, mats: Path) 
     second = synth(*command, "--json")
     assert {p for p in trained.rglob("*") if p.suffix in (".safetensors", ".npz", ".json")} == kept
     rows = json.loads(second.out)
-    assert len(rows) == 7
-    assert {row["entry"] for row in rows} >= {"real", "tiny", "tiny-uncond + pseudo-labels"}
-    assert len(list((trained / "runs").iterdir())) == 2  # both were found
+    assert len(rows) == 8
+    names = {row["entry"] for row in rows}
+    assert names >= {"real", "tiny", "tiny-uncond + pseudo-labels", "tiny-other + pseudo-labels"}
+    assert len([name for name in names if name.endswith("random labels")]) == 1  # chance is chance
+    assert len(list((trained / "runs").iterdir())) == 3  # two were found
     assert "report.html" in first.err
 
 

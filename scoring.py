@@ -250,7 +250,7 @@ def ensure_evaluated(
             judge.device,
             label_with,
             lambda: pipeline.train_labeller(
-                judge.train, judge.protocol, judge.device, run.config.precision
+                judge.train, protocol, judge.device, run.config.precision
             ),
             labeller,
         )

@@ -22,7 +22,7 @@ from safetensors import safe_open
 
 import pipeline
 from cli import parse_count
-from eval.protocol import Protocol
+from eval.protocol import PROTOCOLS, Protocol
 from eval.records import read_records
 from synth.data import load_training_images
 from synth.environment import command_line
@@ -240,6 +240,27 @@ def test_the_labeller_is_the_classifier_trained_on_real_images(mats: Path) -> No
     protocol = Protocol("short", "disk", steps=80, batch=64, seeds=1)
     labels = pipeline.train_labeller(real, protocol, torch.device("cpu"), "fp32")(real.images)
     assert (labels == real.require_labels()).float().mean() > 0.8
+
+
+def test_the_labeller_is_the_one_that_the_set_names(
+    synth: Synth, trained: Path, mats: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under a protocol of another network, too: see `real_protocol`."""
+    other = Protocol("tiny-resnet-v1", "disk", steps=3, batch=32, seeds=1, classifier="resnet20")
+    monkeypatch.setitem(PROTOCOLS, other.name, other)
+    asked: list[str] = []
+
+    def any_labels(real: object, protocol: Protocol, *_: object) -> object:
+        asked.append(protocol.name)
+        return lambda images: torch.arange(len(images)) % 10
+
+    monkeypatch.setattr(pipeline, "train_labeller", any_labels)
+    command = ("benchmark", "--recipes", "tiny-uncond", "--images", "64", "--per-class", "3")
+    options = ("--protocol", other.name, "--precision", "fp32", "--metrics", "cas")
+    ran = synth(*command, *options, "--data-root", mats)
+    assert ran.code == 0, ran.err
+    (path,) = (trained / "datasets" / "references").glob("*-classifier/manifest.json")
+    assert asked == [read_json(path)["labeller"]] == ["fixed-v1"]
 
 
 def test_labelling_needs_the_images_that_the_run_was_trained_on(

@@ -64,9 +64,17 @@ def compare_entries(
     `SynthError` where a record does not say which test images were right.
     """
     table = _find_table(build_tables(read_records(results)), protocol, real)
-    sides = [_find_entry(table, option, name) for option, name in (("A", a), ("B", b))]
-    result = compare(*(_runs(results, records) for _, records in sides))
-    return NamedComparison(sides[0][0], sides[1][0], table.protocol, table.real, result)
+    (name_a, records_a), (name_b, records_b) = (
+        _find_entry(table, option, name) for option, name in (("A", a), ("B", b))
+    )
+    runs_a, runs_b = (_runs(results, records) for records in (records_a, records_b))
+    # What no generator made has no runs. Beside a recipe, each of its seeds counts as one.
+    if records_a[0].entry.kind != "synthetic" and len(runs_b) > 1:
+        runs_a = list(runs_a[0][:, None])
+    if records_b[0].entry.kind != "synthetic" and len(runs_a) > 1:
+        runs_b = list(runs_b[0][:, None])
+    result = compare(runs_a, runs_b)
+    return NamedComparison(name_a, name_b, table.protocol, table.real, result)
 
 
 def _find_table(tables: Sequence[Table], protocol: str, real: str | None) -> Table:
@@ -95,9 +103,7 @@ def _find_entry(table: Table, option: str, name: str) -> tuple[str, list[Record]
     """The entry's name for people, and its records: one per generator run."""
     rows = [row for row in table.rows if row.entry == name]
     if len(rows) == 1:
-        oldest_first = sorted(rows[0].records, key=lambda record: record.id)
-        newest = {r.entry.checkpoint or r.entry.sha256 or r.id: r for r in oldest_first}
-        return name, list(newest.values())  # several sets of one run are one run
+        return name, list(rows[0].records)
     records = [record for row in table.rows for record in row.records]
     if rows:  # of one name and several sizes or lengths
         ids = ", ".join(record.id for row in rows for record in row.records)
@@ -115,8 +121,7 @@ def _find_entry(table: Table, option: str, name: str) -> tuple[str, list[Record]
 
 
 def _runs(results: Path, records: list[Record]) -> list[np.ndarray]:
-    """Bool (seeds, N) per generator run. An entry that no generator made has no runs: there, each
-    seed is one, as `compare` asks for it."""
+    """Which test images were right, bool (seeds, N), by record."""
     runs = []
     for record in records:
         path = predictions_path(results, record)
@@ -134,5 +139,5 @@ def _runs(results: Path, records: list[Record]) -> list[np.ndarray]:
                 f"{path}: correct is {correct.dtype} {correct.shape}, and does not fit its record; "
                 "evaluate the entry again"
             )
-        runs += [correct] if record.entry.kind == "synthetic" else list(correct[:, None])
+        runs.append(correct)
     return runs

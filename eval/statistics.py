@@ -109,11 +109,11 @@ class Comparison:
 COVERS = {
     "recipes": "compares the recipes: covers generator runs, classifier seeds and test images",
     "generators": (
-        "compares these generators, not their recipes (one side has a single run): "
+        "compares these data sets, not the recipes behind them (one side has a single run): "
         "covers classifier seeds and test images"
     ),
     "classifiers": (
-        "compares these trained classifiers, neither generators nor recipes (a single run with a "
+        "compares these trained classifiers, neither data sets nor recipes (a single run with a "
         "single shared seed): covers test images"
     ),
 }
@@ -145,7 +145,8 @@ def compare(a: Runs, b: Runs) -> Comparison:
     errs more often than it says with as few runs as are usual here (see tests/test_statistics.py).
     The p-value is the level at which the interval's end touches 0.
 
-    An entry that no generator made has no runs: hand in each of its seeds as a run of one seed.
+    An entry that no generator made has no runs. Beside two runs or more, hand in each of its seeds
+    as a run of one seed; else hand it in as one run, so that seeds are paired.
     Raises ValueError for empty, ill-shaped or unequal arrays.
     """
     _check(a, b)

@@ -89,7 +89,7 @@ def test_two_alike_cannot_be_told_apart_and_a_record_is_one_run(synth: Synth) ->
     assert ran.code == 0, ran.err
     assert "can't tell" in ran.out
     assert "1 × 3 against 1 × 3" in ran.out
-    assert "these generators, not their recipes" in ran.out
+    assert "these data sets, not the recipes behind them" in ran.out
 
 
 def test_each_seed_of_a_reference_is_a_run(synth: Synth) -> None:
@@ -102,6 +102,17 @@ def test_each_seed_of_a_reference_is_a_run(synth: Synth) -> None:
     expected = compare([real[:1], real[1:2], real[2:]], runs)
     assert told["p_value"] == pytest.approx(expected.p_value)
     assert told["seeds"] == [[1, 1, 1], [3, 3]]
+
+
+def test_beside_a_single_run_a_reference_is_paired_over_seeds(synth: Synth) -> None:
+    real, same_size, run = answers(0.9, 3, 1), answers(0.88, 3, 4), answers(0.86, 3, 2)
+    keep(Entry("real", "real", 400, "r"), real)
+    keep(Entry("real-same-size", "real, same size", 1000, "s"), same_size)
+    keep(run_of("cdcgan", "1"), run)
+    for other, correct in (("cdcgan", run), ("real, same size", same_size)):
+        told = json.loads(synth("compare", "real", other, "--json").out)
+        assert told["p_value"] == pytest.approx(compare([real], [correct]).p_value)
+        assert (told["scope"], told["seeds"]) == ("generators", [[3], [3]])
 
 
 def test_of_several_sets_of_one_run_the_newest_counts(synth: Synth) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from dataclasses import dataclass, replace
 from statistics import mean
@@ -46,7 +47,7 @@ FIGURES = (
 
 @dataclass(frozen=True)
 class Row:
-    """One entry: all records of one recipe, length and size, over its generator seeds."""
+    """One entry: the runs of one recipe, length and size, a record for each."""
 
     entry: str
     interval: Interval  # over generator runs and classifier seeds
@@ -61,7 +62,7 @@ class Row:
     commit: str | None
     figures: dict[str, float]  # those of FIGURES that were measured; means over generator runs
     flag: str | None  # why this entry is not what it seems
-    records: tuple[Record, ...]
+    records: tuple[Record, ...]  # one for each generator run, oldest first
 
     @property
     def accuracy(self) -> float:
@@ -150,29 +151,30 @@ def _rows(records: list[Record]) -> list[Row]:
         elif record.metrics is not None:
             best = replace(best, metrics=record.metrics)
         newest[record.entry.identity] = best
-    entries: dict[tuple[Any, ...], list[Record]] = defaultdict(list)
-    for record in newest.values():
+    entries: dict[tuple[Any, ...], dict[str | None, Record]] = defaultdict(dict)
+    for record in sorted(newest.values(), key=lambda record: record.id):  # oldest first
         entry = record.entry
         own_data = entry.trained_on in (None, record.real.train_fingerprint)
         name = entry.name if own_data else f"{entry.name} (trained on other data)"
-        entries[name, entry.count, entry.length].append(record)
+        recipe = json.dumps((entry.config or {}).get("recipe"), sort_keys=True)
+        # Of several sets of one run the newest counts.
+        run = entry.checkpoint or entry.sha256
+        entries[name, entry.count, entry.length, recipe][run] = record
     reals: dict[str, float] = {
         record.entry.kind: mean(record.accuracies)
         for record in newest.values()
         if record.entry.kind in ("real", "real-tenth")
     }
-    rows = [_row(name, group, reals) for (name, _, _), group in entries.items()]
+    rows = [_row(name, list(runs.values()), reals) for (name, *_), runs in entries.items()]
     return sorted(rows, key=lambda row: -row.accuracy)
 
 
 def _row(name: str, records: list[Record], reals: dict[str, float]) -> Row:
+    """records: one for each generator run."""
     newest = max(records, key=lambda record: record.date)
     counts = sorted({len(record.scores) for record in records})
     per_set = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
-    runs: dict[str | None, list[float]] = defaultdict(list)  # two sets of one run are one run
-    for record in records:
-        runs[record.entry.checkpoint or record.entry.sha256] += record.accuracies
-    found = interval(list(runs.values()))
+    found = interval([record.accuracies for record in records])
     spaces = {space for r in records if r.metrics for space in r.metrics.flags}
     scores = [record.scores for record in records]
     return Row(
@@ -183,7 +185,7 @@ def _row(name: str, records: list[Record], reals: dict[str, float]) -> Row:
         ratio_to_real=found.mean / reals["real"] if reals.get("real") else None,
         training_images=newest.entry.count,
         images_shown=newest.entry.length,
-        seeds=f"{len(runs)} × {per_set}",
+        seeds=f"{len(records)} × {per_set}",
         arithmetic="/".join(sorted({record.precision for record in records})),
         date=newest.date[:10],
         commit=newest.environment.get("commit"),

@@ -151,10 +151,19 @@ def test_the_newest_record_of_the_same_content_counts() -> None:
     assert table.rows[0].accuracy == pytest.approx(0.7)  # more seeds go before newer
 
 
-def test_two_sets_of_one_run_are_one_run() -> None:
-    sets = [replace(synthetic(digest=digest), checkpoint="w") for digest in ("1", "2")]
-    (table,) = build_tables([record(entry, 0.7, 0.7) for entry in sets])
-    assert table.rows[0].seeds == "1 × 2"
+def test_of_two_sets_of_one_run_the_newer_counts() -> None:
+    old, new = (replace(synthetic(digest=digest), checkpoint="w") for digest in ("1", "2"))
+    (table,) = build_tables([record(old, 0.5, 0.5), record(new, 0.7, 0.7)])
+    assert (table.rows[0].seeds, table.rows[0].accuracy) == ("1 × 2", pytest.approx(0.7))
+
+
+def test_recipes_of_one_name_that_differ_do_not_share_a_row() -> None:
+    one, same, other = (
+        replace(synthetic(digest=str(seed)), config={"recipe": {"batch": batch}, "seed": seed})
+        for seed, batch in ((1, 128), (2, 128), (3, 64))
+    )
+    (table,) = build_tables([record(one, 0.5), record(same, 0.6), record(other, 0.7)])
+    assert [row.seeds for row in table.rows] == ["1 × 1", "2 × 1"]
 
 
 @given(st.permutations(range(4)))

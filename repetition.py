@@ -57,6 +57,7 @@ def judge_again(
         pick_device(device),
         record.precision,
         len(record.scores),
+        tuple(record.metrics.groups) if record.metrics else (),
     )
     for split in ("train", "test"):
         ours = getattr(judge.real, f"{split}_fingerprint")
@@ -88,17 +89,20 @@ def as_recorded(
         torch.use_deterministic_algorithms(deterministic)
 
 
-def batches_again(found: Verification, judge: Judge, places: Places, scratch: Path) -> MakeBatches:
+def batches_again(
+    found: Verification, judge: Judge, places: Places, scratch: Path
+) -> tuple[MakeBatches, ImageSet | None]:
+    """What the classifiers are trained on, and the set on disk that it comes from, if any."""
     entry, protocol = found.record.entry, judge.protocol
     if entry.kind != "synthetic":
         with as_recorded(found.record.environment):
             images = REBUILD[entry.kind](judge.train, entry.count // len(judge.train.classes))
         found.add("same training set", images.fingerprint == entry.sha256, "rebuilt from the split")
-        return disk_batches(protocol, images, judge.device)
+        return disk_batches(protocol, images, judge.device), images
     if found.stage == "evaluate" and protocol.data == "disk":
         images = _find_set(entry, places)
         found.add("same data set", True, f"found by its sha256 as {images.name}", always=True)
-        return disk_batches(protocol, images, judge.device)
+        return disk_batches(protocol, images, judge.device), images
     if found.stage == "train":
         weights = _train_again(found, judge, places, scratch)
     else:
@@ -106,8 +110,8 @@ def batches_again(found: Verification, judge: Judge, places: Places, scratch: Pa
         found.add("same checkpoint", True, f"found by its sha256: {weights}", always=True)
     if protocol.data == "disk":
         images = _generate_again(found, judge, weights)
-        return disk_batches(protocol, images, judge.device)
-    return sample_batches(protocol, weights, len(judge.test.classes), judge.device)
+        return disk_batches(protocol, images, judge.device), images
+    return sample_batches(protocol, weights, len(judge.test.classes), judge.device), None
 
 
 def _find_set(entry: Entry, places: Places) -> ImageSet:

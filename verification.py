@@ -6,18 +6,21 @@ elsewhere within the spread that the record itself shows.
 
 from __future__ import annotations
 
+import math
 import tempfile
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from scipy.stats import binomtest
+from scipy.special import stdtrit
 
 from eval.judge import Judge
+from eval.metrics import Metrics
 from eval.protocol import find_protocol
-from eval.records import Record, predictions_path, read_record
-from eval.statistics import interval
+from eval.records import Record, predictions_path, read_record, read_records
+from eval.tables import build_tables
 from repetition import as_recorded, batches_again, judge_again
 from scoring import Places
 from synth.environment import PACKAGES
@@ -123,8 +126,9 @@ def verify(
 
     Nothing is written to the record's folder. With the same versions on a CPU, in the recorded
     number of threads, on which rounding depends, all bits must be the same; else the new mean must
-    lie in the record's interval, see `_within`. Raises `SynthError` when there is nothing to
-    compare: the real splits are others, or what is needed is not there.
+    lie where a repetition's would, by the spread of the record's seeds or, of a generator trained
+    anew, of its row's runs. Raises `SynthError` when there is nothing to compare: the real splits
+    are others, what is needed is not there, or there is no spread to go by.
     """
     record = read_record(path)
     if record.error is not None:
@@ -142,10 +146,24 @@ def verify(
         judge = judge_again(record, places, source, device, Path(scratch))
         with as_recorded(record.environment) as environment:
             found.meet("evaluate", record.environment, environment(judge.device))
-        batches = batches_again(found, judge, places, Path(scratch))
+        batches, images = batches_again(found, judge, places, Path(scratch))
+        units = _run_means(path) if stage == "train" else record.accuracies
+        if not found.exact and len(units) < 2:
+            what = (
+                "run of this entry is" if stage == "train" else "classifier seed is in the record"
+            )
+            raise SynthError(
+                f"{path}: cannot be verified here: bits need not repeat "
+                f"({'; '.join(found.differences)}), and only one {what}, whose spread is unknown"
+            )
         with as_recorded(record.environment):
-            again = judge.evaluate(record.entry, batches)
+            again = judge.evaluate(record.entry, batches, images)
         _compare_scores(found, again, predictions_path(path.parent.parent, record), judge)
+        if not found.exact:
+            repeated = 1 if stage == "train" else len(units)
+            found.add(*_within(units, float(np.mean(again.accuracies)), repeated), always=True)
+        if record.metrics is not None:
+            _compare_metrics(found, record.metrics, again.metrics)
     return found
 
 
@@ -171,26 +189,60 @@ def _compare_scores(found: Verification, again: Record, recorded: Path, judge: J
     figures = [[replace(s, seconds=0.0) for s in r.scores] for r in (record, again)]
     accuracies = ", ".join(f"{100 * value:.2f}" for value in again.accuracies)
     found.add("same figures", figures[0] == figures[1], f"accuracy {accuracies} %")
-    found.add(*_within(record, again), always=True)
 
 
-def _within(record: Record, again: Record) -> tuple[str, bool, str]:
+def _compare_metrics(found: Verification, recorded: Metrics, again: Metrics | None) -> None:
+    """All figures besides the accuracy, to 1e-9 of each: sums of float64 may take another order."""
+    old, new = (
+        {name: value for name, value in _leaves(asdict(m)) if not name.startswith("seconds")}
+        for m in (recorded, again or Metrics({}))
+    )
+    other = [name for name in old if not _equal(old[name], new.get(name))]
+    found.add(
+        "same other figures",
+        not other and old.keys() == new.keys(),
+        f"{', '.join(recorded.groups)}" + (f"; not {', '.join(other)}" if other else ""),
+    )
+
+
+def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """Every number in nested dicts and lists, with the way to it."""
+    if isinstance(value, dict | list):
+        for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _leaves(inner, f"{name}.{key}" if name else str(key))
+    else:
+        yield name, value
+
+
+def _equal(old: Any, new: Any) -> bool:
+    if isinstance(old, float) and isinstance(new, float):
+        return math.isclose(old, new, rel_tol=1e-9, abs_tol=1e-12) or (old != old and new != new)
+    return bool(old == new)
+
+
+def _within(units: list[float], again: float, repeated: int) -> tuple[str, bool, str]:
     """Is the new mean where a repetition's would be in 95 % of all cases?
 
-    The record's interval is for the true mean over seeds (`statistics.interval`). A repetition's
-    mean scatters about that as much again, so its own interval is √2 as wide: without it, one
-    honest repetition in six to ten would fall outside (Cumming & Maillardet 2006, Psychological
-    Methods 11:217). With one seed there is no spread to go by: then it is the binomial interval
-    (Wilson's) of that many test images.
+    units: what varies, in [0, 1]: accuracies by classifier seed, or by run. `again` is the mean of
+    `repeated` new ones. The difference of both means has the variance s² (1/n + 1/repeated), so
+    this is Student's prediction interval. The record's own interval, for the true mean, would turn
+    away one honest repetition in six to ten (Cumming & Maillardet 2006, Psychological Methods
+    11:217).
     """
-    first, mean = interval([record.accuracies]), float(np.mean(again.accuracies))
-    if first.low is not None and first.high is not None:
-        half = 2**0.5 * (first.high - first.low) / 2
-        low, high, kind = first.mean - half, first.mean + half, "a repetition's interval"
-    else:
-        size = record.real.test_size
-        wilson = binomtest(round(first.mean * size), size).proportion_ci(method="wilson")
-        low, high, kind = wilson.low, wilson.high, "one seed has no interval; the binomial one"
-    slack = 1e-12  # where all seeds agree, the interval is a point
-    met = low - slack <= mean <= high + slack
-    return "within", met, f"{100 * mean:.2f} % in {100 * low:.2f} to {100 * high:.2f} %, {kind}"
+    count, mean = len(units), float(np.mean(units))
+    half = float(
+        stdtrit(count - 1, 0.975) * np.std(units, ddof=1) * (1 / count + 1 / repeated) ** 0.5
+    )
+    slack = 1e-12  # where all units agree, the interval is a point
+    met = abs(again - mean) <= half + slack
+    place = f"{100 * (mean - half):.2f} to {100 * (mean + half):.2f} %"
+    return "within", met, f"{100 * again:.2f} % in {place}, a repetition's interval"
+
+
+def _run_means(path: Path) -> list[float]:
+    """Mean accuracy of every run in the record's row of its leaderboard."""
+    for table in build_tables(read_records(path.parent.parent)):
+        for row in table.rows:
+            if path.stem in [record.id for record in row.records]:
+                return [float(np.mean(record.accuracies)) for record in row.records]
+    return []

@@ -118,6 +118,11 @@ class Metrics:
     calibration: dict[str, Calibration] | None = None  # of the reference *real* alone
 
     @property
+    def groups(self) -> list[str]:
+        """Those that were measured."""
+        return [name for name in (*GROUPS, INCEPTION) if name in self.seconds]
+
+    @property
     def flags(self) -> list[str]:
         """The spaces in which the set holds more near copies than chance and mismatch give."""
         found = self.memorisation or {}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,6 @@ import pipeline
 import repetition
 import verification
 from eval.records import read_record, read_records
-from eval.statistics import interval
 from synth.environment import blas_threads
 from synth.files import read_arrays, read_json, write_json
 from tests.conftest import Ran
@@ -86,7 +84,7 @@ def test_a_synthetic_record_holds_bit_for_bit(synth: Synth, evaluated: Path, sta
         "record agrees with its own predictions",
         "same predictions",
         "same figures",
-        "within",
+        "same other figures",
         "same data set",
         *({"generate": ["same checkpoint"], "train": ["same checkpoint"]}.get(stage, [])),
     }
@@ -170,6 +168,23 @@ def test_a_tampered_recall_does_not_pass(synth: Synth, evaluated: Path) -> None:
     one_line(synth("verify", path), 1, "does not hold: same figures")
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda metrics: metrics["fidelity"]["classifier"].update(fid=0.1),
+        lambda metrics: metrics["memorisation"]["pixels"].update(flagged=True),
+        lambda metrics: metrics["diversity"]["per_class"].append(1.0),
+        lambda metrics: metrics.update(gan_test=None),
+    ],
+)
+def test_another_tampered_figure_does_not_pass(
+    synth: Synth, evaluated: Path, change: Callable[[dict[str, Any]], None]
+) -> None:
+    path = record_of(evaluated)
+    tamper(path, lambda value: change(value["metrics"]))
+    one_line(synth("verify", path), 1, "does not hold: same other figures")
+
+
 def test_tampered_predictions_do_not_pass(synth: Synth, evaluated: Path) -> None:
     path = record_of(evaluated)
     kept = evaluated / "results" / "predictions" / f"{path.stem}.npz"
@@ -221,25 +236,38 @@ def test_elsewhere_the_mean_must_lie_in_the_interval(
     assert f"differs       evaluate: torch 1.0, now {torch.__version__.split('+')[0]}" in ran.out
     assert "verdict       holds, within its interval" in ran.out
 
-    record = read_record(elsewhere)
-    for accuracies, kind in (((0.70, 0.72), "a repetition's"), ((0.7,), "the binomial one")):
-        scores = [
-            replace(record.scores[0], seed=seed, accuracy=value)
-            for seed, value in enumerate(accuracies)
-        ]
-        first = replace(record, scores=scores)
-        _, met, detail = verification._within(first, first)
-        assert met
-        assert kind in detail
-    pair = replace(
-        record, scores=[replace(record.scores[0], accuracy=value) for value in (0.70, 0.72)]
-    )
-    found = interval([[0.70, 0.72]])
-    assert found.high is not None
-    edge = found.mean + 2**0.5 * (found.high - found.mean)
-    for shift, expected in ((-1e-3, True), (1e-3, False)):
-        scores = [replace(pair.scores[0], accuracy=edge + shift)] * 2
-        assert verification._within(pair, replace(pair, scores=scores))[1] is expected
+
+@pytest.mark.parametrize(("count", "repeated"), [(3, 3), (3, 1), (2, 2)])
+def test_a_repetition_lies_within_in_95_percent_of_all_cases(count: int, repeated: int) -> None:
+    random = np.random.default_rng(0)
+    units = 0.7 + 0.02 * random.standard_normal((4000, count))
+    again = (0.7 + 0.02 * random.standard_normal((4000, repeated))).mean(1)
+    met = [
+        verification._within(list(row), mean, repeated)[1]
+        for row, mean in zip(units, again, strict=True)
+    ]
+    assert 0.94 < np.mean(met) < 0.96
+    _, same, detail = verification._within([0.7, 0.7], 0.7, 2)
+    assert same
+    assert "70.00 % in 70.00 to 70.00 %, a repetition's interval" in detail
+
+
+def test_elsewhere_one_seed_tells_nothing(synth: Synth, elsewhere: Path) -> None:
+    tamper(elsewhere, lambda value: value.update(scores=value["scores"][:1]))
+    one_line(synth("verify", elsewhere), 1, "only one classifier seed", "torch 1.0")
+
+
+def test_a_generator_trained_elsewhere_is_held_against_the_other_runs(
+    synth: Synth, elsewhere: Path
+) -> None:
+    ran = synth("verify", elsewhere, "--from", "train")
+    one_line(ran, 1, "only one run of this entry", "torch 1.0")
+    assert synth("train", "--recipe", "tiny", "--seed", "1", *TRAIN).code == 0
+    assert synth("generate", "--per-class", "20").code == 0
+    assert synth("evaluate", *SCORE, "--no-references").code == 0
+    ran = synth("verify", elsewhere, "--from", "train")
+    assert ran.code == 0, ran.err
+    assert "verdict       holds, within its interval" in ran.out
 
 
 def test_elsewhere_a_mean_out_of_the_interval_fails(synth: Synth, elsewhere: Path) -> None:

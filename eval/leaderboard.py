@@ -208,8 +208,8 @@ set (none for pseudo-labels, which are its own). **near copies**: share of image
 near to one training image, relative to its neighbours, as only 0.1 % of the test split do: 0.1 % is
 what no memorisation gives. **diversity**: modes within a class, beside the real training split's.
 **with real**, **with a tenth**: accuracy when trained on the set and on the real training split, or
-a tenth of it; **gain**: in points, over those real images alone. The third table has the networks'
-losses and the discriminator's mean outputs over the second half of training, and **±**, how much
-they change from tick to tick; a recipe's loss is the mean or the sum of its halves. The last table
-has the distances of the second between real images.
+a tenth of it; **gain**: in points, over those real images alone. The table with **D loss** has
+the networks' losses and the discriminator's mean outputs over the second half of training, and
+**±**, how much a loss changes from tick to tick. The table of *real images* has the same distances
+between those.
 """

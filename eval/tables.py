@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from dataclasses import dataclass, replace
 from statistics import mean
@@ -13,6 +12,8 @@ import pandas as pd
 from eval.metrics import Calibration, Metrics
 from eval.records import Record
 from eval.statistics import Interval, interval
+from synth.errors import SynthError
+from synth.recipes import Recipe
 
 # Columns of a frame besides rank, entry, accuracy and its interval: scores, then figures.
 SCORES = (
@@ -156,10 +157,8 @@ def _rows(records: list[Record]) -> list[Row]:
         entry = record.entry
         own_data = entry.trained_on in (None, record.real.train_fingerprint)
         name = entry.name if own_data else f"{entry.name} (trained on other data)"
-        recipe = json.dumps((entry.config or {}).get("recipe"), sort_keys=True)
-        # Of several sets of one run the newest counts.
-        run = entry.checkpoint or entry.sha256
-        entries[name, entry.count, entry.length, recipe][run] = record
+        run = entry.checkpoint or entry.sha256  # of several sets of one run the newest counts
+        entries[name, entry.count, entry.length, _dials(record)][run] = record
     reals: dict[str, float] = {
         record.entry.kind: mean(record.accuracies)
         for record in newest.values()
@@ -167,6 +166,20 @@ def _rows(records: list[Record]) -> list[Row]:
     }
     rows = [_row(name, list(runs.values()), reals) for (name, *_), runs in entries.items()]
     return sorted(rows, key=lambda row: -row.accuracy)
+
+
+def _dials(record: Record) -> Recipe | None:
+    """What the generator was trained by, but for the length; older ones get the dials that came
+    later at their defaults. None where no generator of synth made it."""
+    if record.entry.config is None:
+        return None
+    try:
+        recipe = Recipe.from_json(record.entry.config["recipe"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise SynthError(
+            f"{record.id}: its recipe is damaged or from another version ({error})"
+        ) from error
+    return replace(recipe, training=replace(recipe.training, images=0))
 
 
 def _row(name: str, records: list[Record], reals: dict[str, float]) -> Row:

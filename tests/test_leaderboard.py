@@ -34,7 +34,9 @@ from eval.report import write_report
 from eval.statistics import interval
 from eval.tables import build_tables
 from synth.data import ImageSet
+from synth.dials import set_dial
 from synth.errors import SynthError
+from synth.recipes import RECIPES
 
 REAL = RealSplits("svhn-part", "a" * 64, 4434, "b" * 64, 8000)
 FIXED = PROTOCOLS["fixed-v1"]
@@ -158,12 +160,20 @@ def test_of_two_sets_of_one_run_the_newer_counts() -> None:
 
 
 def test_recipes_of_one_name_that_differ_do_not_share_a_row() -> None:
-    one, same, other = (
-        replace(synthetic(digest=str(seed)), config={"recipe": {"batch": batch}, "seed": seed})
-        for seed, batch in ((1, 128), (2, 128), (3, 64))
+    older, same, other = (
+        RECIPES["cdcgan"].to_json(),
+        set_dial(RECIPES["cdcgan"], "training.images=5").to_json(),
+        set_dial(RECIPES["cdcgan"], "training.batch=64").to_json(),
     )
-    (table,) = build_tables([record(one, 0.5), record(same, 0.6), record(other, 0.7)])
+    del older["assumed"], older["training"]["heldout_every"]  # as records were once
+    entries = [
+        replace(synthetic(digest=str(seed)), config={"recipe": {**recipe, "name": "cdcgan"}})
+        for seed, recipe in enumerate((older, same, other))
+    ]
+    (table,) = build_tables([record(entry, 0.5 + i / 10) for i, entry in enumerate(entries)])
     assert [row.seeds for row in table.rows] == ["1 × 1", "2 × 1"]
+    with pytest.raises(SynthError, match="another version"):
+        build_tables([record(replace(entries[0], config={"recipe": {"name": "x"}}), 0.5)])
 
 
 @given(st.permutations(range(4)))

@@ -218,6 +218,11 @@ def test_benchmark_skips_what_is_there(
     assert len(list((trained / "runs").iterdir())) == 3  # two were found
     assert "report.html" in first.err
 
+    assert synth("train", "--recipe", "tiny-uncond", "--seed", "1", "--data-root", mats).code == 0
+    more = synth("evaluate", "--data-root", mats, *SCORE, "--metrics", "fidelity", "--json")
+    chance = [row for row in json.loads(more.out) if row["entry"].endswith("random labels")]
+    assert [row["entry"] for row in chance] == ["tiny-other + random labels"]  # other figures too
+
 
 def test_a_collapsed_baseline_does_not_stop_the_scoring(
     synth: Synth, trained: Path, mats: Path, monkeypatch: pytest.MonkeyPatch

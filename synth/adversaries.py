@@ -17,7 +17,8 @@ from synth.networks import Generator, build
 from synth.recipes import Recipe
 
 NORM_IMAGES = 2048  # from which the averaged generator's BatchNorm statistics are taken
-LOG_KEYS = ("d_loss", "g_loss", "d_real", "d_fake")
+LOG_KEYS = ("d_loss", "g_loss", "d_real", "d_fake")  # means over a tick's steps
+SPREAD_KEYS = ("d_loss_std", "g_loss_std")  # of the first of those, from step to step
 
 
 class Adversaries:
@@ -34,7 +35,8 @@ class Adversaries:
         training = recipe.training
         self.g_optimizer = adam(self.g_weights, training.learning_rate_g, training.betas)
         self.d_optimizer = adam(self.d_weights, training.learning_rate_d, training.betas)
-        self.sums = torch.zeros(len(LOG_KEYS), device=device)  # read, then zeroed, at each tick
+        # Sums over steps of what LOG_KEYS names, and of the squares of both losses
+        self.sums = torch.zeros(len(LOG_KEYS) + len(SPREAD_KEYS), device=device)
 
     def step(self, batch: Batch, precision: str) -> None:
         """One step of the discriminator, then one of the generator."""
@@ -50,9 +52,9 @@ class Adversaries:
         descend(self.g_optimizer, self.g_weights, g_loss)
         self._update_average()
         d_loss = discriminator_loss(real_logits, fake_logits, self.recipe.discriminator_loss)
-        self.sums += torch.stack(
-            [d_loss, g_loss, real_logits.sigmoid().mean(), fake_logits.sigmoid().mean()]
-        ).detach()
+        d_real, d_fake = real_logits.sigmoid().mean(), fake_logits.sigmoid().mean()
+        figures = [d_loss, g_loss, d_real, d_fake, d_loss.square(), g_loss.square()]
+        self.sums += torch.stack(figures).detach()
 
     def _step_discriminator(self, real: Tensor, fake: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
         real_logits = self.discriminator(real, labels).float()
@@ -90,6 +92,15 @@ class Adversaries:
         self.generator.train()
         self.discriminator.train()
         return float(discriminator_loss(on_real, on_fake, self.recipe.discriminator_loss))
+
+    def take_figures(self, steps: int) -> dict[str, float]:
+        """What the log says of the last `steps` steps; waits for the device, and starts anew."""
+        means = [value / steps for value in self.sums.tolist()]
+        self.sums.zero_()
+        figures = dict(zip(LOG_KEYS, means, strict=False))
+        squares = means[len(LOG_KEYS) :]
+        spreads = [math.sqrt(max(0.0, s - m * m)) for s, m in zip(squares, means, strict=False)]
+        return figures | dict(zip(SPREAD_KEYS, spreads, strict=True))
 
     def state(self) -> dict[str, Tensor]:
         """Every tensor that resuming needs, by name."""

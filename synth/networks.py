@@ -129,8 +129,10 @@ def measure_networks(recipe: Recipe, classes: int = 10) -> dict[str, float]:
 
 def initialise(network: nn.Module, kind: str) -> None:
     """`dcgan`: weights N(0, 0.02) (Radford et al. 2015, §4); `keras`: Glorot uniform, biases 0;
-    `pytorch`: as the layers were made. BatchNorm starts at 1 and 0 in all three. The embedding of
-    a projection is a weight, N(0, 0.02): at torch's N(0, 1) labels would drown the image."""
+    `pytorch`: as the layers were made. BatchNorm starts at 1 and 0 in all three, and embeddings of
+    labels at torch's N(0, 1), beside which a latent has a like size: at Keras's U(-0.05, 0.05) the
+    labels of a conditional form would go unseen. But the embedding of a projection is a weight,
+    N(0, 0.02): at N(0, 1) labels would drown the image."""
     if isinstance(network, Discriminator) and network.label_maps is not None:
         nn.init.normal_(network.label_maps.weight, 0.0, 0.02)
     for module in network.modules():
@@ -141,8 +143,6 @@ def initialise(network: nn.Module, kind: str) -> None:
                 nn.init.xavier_uniform_(module.weight)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-        elif isinstance(module, nn.Embedding) and kind == "keras":
-            nn.init.uniform_(module.weight, -0.05, 0.05)
 
 
 def _stem(recipe: GeneratorRecipe, inputs: int) -> nn.Linear | nn.ConvTranspose2d:

@@ -197,7 +197,9 @@ _KERAS = Recipe(
     name="keras-trial-1",
     source="Generate Fake Images on Google Street View House Number Using GAN Model, trial 1",
     conditional=False,
-    assumed="new fakes for the generator's step; its 'same' padding of 5×5 kernels is mirrored",
+    assumed="new fakes for the generator's step; BatchNorm in training mode in every step; 'same' "
+    "padding of 5×5 kernels is mirrored; Adam's epsilon 1e-8; learns from nine tenths of the images, "
+    "and measures the discriminator's loss on the rest",
     generator=GeneratorRecipe(
         stem="linear",
         stem_bias=True,

@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 
 from synth.acceleration import choose_precision, fastest
-from synth.adversaries import LOG_KEYS, Adversaries, sampling_generator
+from synth.adversaries import Adversaries, sampling_generator
 from synth.batches import Batch, draw_batches, draw_latents, example_batch, torch_random
 from synth.data import ImageSet, split_validation, uint8_from_signed
 from synth.errors import SynthError, UsageError
@@ -105,15 +105,13 @@ def _train(
                 continue
 
             # A tick: weights, samples, log, and last the state, so that a kill between is safe
-            sums = adversaries.sums.tolist()  # waits for the device
-            means = [value / (step - tick_start) for value in sums]
-            if not (all(map(math.isfinite, means)) and adversaries.finite()):
+            figures = adversaries.take_figures(step - tick_start)
+            if not (all(map(math.isfinite, figures.values())) and adversaries.finite()):
                 raise SynthError(
                     f"{run.folder}: losses or weights are no longer finite in the tick that ends "
                     f"at {step * batch:,} images; the checkpoint before it is kept; "
                     "try another --seed or --precision fp32"
                 )
-            adversaries.sums.zero_()
             seconds = time.perf_counter() - tick_time
             _write_samples(run, adversaries, images, step)
             scored: dict[str, float] = {}
@@ -125,7 +123,7 @@ def _train(
             run.append_log(
                 {
                     "images": step * batch,
-                    **dict(zip(LOG_KEYS, means, strict=True)),
+                    **figures,
                     **({"heldout_d_losses": heldout_losses} if heldout_every else {}),
                     **scored,
                     "images_per_second": round((step - tick_start) * batch / seconds, 1),

@@ -82,6 +82,7 @@ def test_step_equals_a_plain_loop(drawn: ImageSet) -> None:
             mean.mul_(keep).add_(weight.detach(), alpha=1 - keep)
 
         plain = [d_loss, g_loss, real_logits.sigmoid().mean(), fake_logits.sigmoid().mean()]
+        plain += [d_loss**2, g_loss**2]
         expected = torch.stack(plain).detach().float()
         torch.testing.assert_close(fast.sums, expected, rtol=1e-3, atol=1e-4)
     for ours, theirs in zip(fast.average.parameters(), average, strict=True):

@@ -198,8 +198,8 @@ _KERAS = Recipe(
     source="Generate Fake Images on Google Street View House Number Using GAN Model, trial 1",
     conditional=False,
     assumed="new fakes for the generator's step; BatchNorm in training mode in every step; 'same' "
-    "padding of 5×5 kernels is mirrored; Adam's epsilon 1e-8; learns from nine tenths of the images, "
-    "and measures the discriminator's loss on the rest",
+    "padding of 5×5 kernels is mirrored; Adam's epsilon 1e-8; learns from nine tenths of the "
+    "images, and measures the discriminator's loss on the rest",
     generator=GeneratorRecipe(
         stem="linear",
         stem_bias=True,

@@ -75,6 +75,22 @@ PUBLISHED: dict[str, tuple[int | None, int | None, str, str]] = {
     ),
     **{f"keras-trial-{trial}": (4_935_171, 1_034_113, *KERAS) for trial in (1, 2, 3)},
 }
+# name → latent, initialisation, loss, steps of the discriminator, fakes, images, batch, averaging,
+# steps between held-out losses, learning rates of D and G, betas
+ADAM = (2e-4, 2e-4, (0.5, 0.999))
+NOTEBOOK = ("sum", "joint", "new")
+KERAS_STEP = ("normal", "keras", "mean", "separate", "new", 8_000 * 256, 256, 0, 50)
+TRAINED: dict[str, tuple[object, ...]] = {
+    "cdcgan": ("normal", "dcgan", "mean", "joint", "shared", 1_000_000, 128, 10_000, 0, *ADAM),
+    "svhn-synthesis": ("normal", "dcgan", "mean", "joint", "shared", 35 * 73_257, 128, 0, 0, *ADAM),
+    "shahrullo": ("uniform", "pytorch", *NOTEBOOK, 50 * 73_257, 128, 0, 0, *ADAM),
+    "house-number-recognition": ("uniform", "pytorch", *NOTEBOOK, 50 * 73_257, 128, 0, 0, *ADAM),
+    "sssingh-svhn": ("uniform", "pytorch", *NOTEBOOK, 25 * 73_257, 128, 0, 0, *ADAM),
+    "sssingh-celeba": ("uniform", "dcgan", *NOTEBOOK, 25 * 202_599, 128, 0, 0, *ADAM),
+    "keras-trial-1": (*KERAS_STEP, 2e-4, 2e-4, (0.6, 0.999)),
+    "keras-trial-2": (*KERAS_STEP, 1e-3, 1e-4, (0.5, 0.999)),
+    "keras-trial-3": (*KERAS_STEP, 1e-3, 2e-4, (0.5, 0.999)),
+}
 
 
 def layers(network: nn.Module) -> str:
@@ -115,20 +131,43 @@ def test_networks_are_the_published_ones(name: str) -> None:
         assert count in (None, sum(p.numel() for p in network.parameters()))
 
 
-@pytest.mark.parametrize("trial", [1, 2, 3])
-def test_keras_trials_keep_keras_defaults(trial: int) -> None:
-    rates = {1: (2e-4, 2e-4, 0.6), 2: (1e-3, 1e-4, 0.5), 3: (1e-3, 2e-4, 0.5)}
-    training = RECIPES[f"keras-trial-{trial}"].training
-    assert (training.learning_rate_d, training.learning_rate_g, training.betas[0]) == rates[trial]
-    assert (training.batch, training.images) == (256, 256 * 8000)
-    for network in build(RECIPES[f"keras-trial-{trial}"], 10, 0):
+@pytest.mark.parametrize("name", TRAINED)
+def test_recipes_are_trained_as_published(name: str) -> None:
+    latent, dials = RECIPES[name].generator.latent_distribution, RECIPES[name].training
+    assert TRAINED[name] == (
+        *(latent, dials.initialisation, dials.discriminator_loss, dials.discriminator_steps),
+        *(dials.fakes, dials.images, dials.batch, dials.ema_half_life, dials.heldout_every),
+        *(dials.learning_rate_d, dials.learning_rate_g, dials.betas),
+    )
+
+
+def test_keras_trials_keep_keras_defaults() -> None:
+    """Glorot, Keras's own: U(-a, a), a = sqrt(6 / (inputs + outputs)), each times the kernel."""
+    for network in build(RECIPES["keras-trial-1"], 10, 0):
         for module in network.modules():
             if isinstance(module, nn.BatchNorm2d):
                 assert (module.momentum, module.eps) == (0.01, 1e-3)
-            if isinstance(module, nn.Linear):  # Glorot: U(-a, a) with a = sqrt(6 / (in + out))
-                bound = (6 / (module.in_features + module.out_features)) ** 0.5
-                assert float(module.weight.detach().abs().max()) == pytest.approx(bound, rel=0.02)
+            elif isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
+                weight = module.weight.detach()
+                bound = (6 / ((weight.shape[0] + weight.shape[1]) * weight[0, 0].numel())) ** 0.5
+                assert float(weight.abs().max()) == pytest.approx(bound, rel=0.02)
+                assert float(weight.std()) == pytest.approx(bound / 3**0.5, rel=0.05)
+                assert module.bias is not None
                 assert module.bias.detach().eq(0).all()
+
+
+@pytest.mark.parametrize("name", ["shahrullo", "sssingh-svhn", "sssingh-celeba"])
+def test_initial_weights_are_torchs_or_dcgans(name: str) -> None:
+    """PyTorch's: U(-a, a), a = 1 / sqrt(inputs times the kernel); DCGAN's: N(0, 0.02)."""
+    for network in build(RECIPES[name], 10, 0):
+        for module in network.modules():
+            if isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
+                weight = module.weight.detach()
+                spread = (3 * weight.shape[1] * weight[0, 0].numel()) ** -0.5
+                normal = RECIPES[name].training.initialisation == "dcgan"
+                expected = 0.02 if normal else spread
+                assert float(weight.std()) == pytest.approx(expected, rel=0.06)
+                assert (float(weight.abs().max()) > 1.75 * expected) == normal  # a = sqrt(3) · std
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -9,6 +9,7 @@ from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from filelock import FileLock
@@ -19,9 +20,10 @@ from torch.nn.functional import binary_cross_entropy_with_logits as bce
 
 from synth import training
 from synth.adversaries import Adversaries, average_decay, sampling_generator
-from synth.batches import draw_batches, example_batch
+from synth.batches import draw_batches, draw_latents, example_batch, torch_random
 from synth.data import ImageSet
 from synth.errors import SynthError
+from synth.generation import _latents
 from synth.networks import build
 from synth.recipes import RECIPES, Recipe
 from synth.runs import Run, RunConfig, load_generator, load_tensors, open_run
@@ -47,10 +49,29 @@ def make_run(root: Path, images: ImageSet, recipe: Recipe, length: int, **change
     return Run.create(root, replace(config, **changes), {})  # type: ignore[arg-type]
 
 
-def test_step_equals_a_plain_loop(drawn: ImageSet) -> None:
-    """Ten steps of cdcgan against a loop written the way people write it; in float64, since
-    rounding grows in a GAN with every step."""
-    recipe = replace(RECIPES["cdcgan"], training=replace(RECIPES["cdcgan"].training, batch=16))
+@pytest.mark.parametrize(
+    ("loss", "steps", "fakes", "half_life"),
+    [
+        ("mean", "joint", "shared", 10_000),
+        ("sum", "joint", "new", 0),
+        ("mean", "separate", "new", 0),
+    ],
+    ids=["cdcgan", "shahrullo", "keras"],
+)
+def test_step_equals_a_plain_loop(
+    drawn: ImageSet, loss: str, steps: str, fakes: str, half_life: int
+) -> None:
+    """Ten steps of cdcgan's networks against a loop written the way people write it; in float64,
+    since rounding grows in a GAN with every step."""
+    changed = replace(
+        RECIPES["cdcgan"].training,
+        batch=16,
+        discriminator_loss=loss,  # type: ignore[arg-type]
+        discriminator_steps=steps,  # type: ignore[arg-type]
+        fakes=fakes,  # type: ignore[arg-type]
+        ema_half_life=half_life,
+    )
+    recipe = replace(RECIPES["cdcgan"], training=changed)
     fast = Adversaries(recipe, 10, 3, CPU)
     for network in (fast.generator, fast.discriminator, fast.average):
         network.double()
@@ -60,25 +81,33 @@ def test_step_equals_a_plain_loop(drawn: ImageSet) -> None:
     average = [p.detach().clone() for p in generator.parameters()]
     for batch in itertools.islice(draw_batches(recipe, drawn, 3, CPU), 10):
         fast.sums.zero_()
-        batch = batch._replace(latent=batch.latent.double())
+        batch = batch._replace(
+            latent=batch.latent.double(), second_latent=batch.second_latent.double()
+        )
         fast.step(batch, "fp32")
 
         real = (batch.images / 127.5 - 1).double()
         fake = generator(batch.latent, batch.labels)
         real_logits = discriminator(real, batch.labels)
+        on_real = bce(real_logits, torch.ones(16).double())
+        if steps == "separate":
+            d_adam.zero_grad()
+            on_real.backward()
+            d_adam.step()
         fake_logits = discriminator(fake.detach(), batch.labels)
-        d_loss = (
-            bce(real_logits, torch.ones(16).double()) + bce(fake_logits, torch.zeros(16).double())
-        ) / 2
+        on_fake = bce(fake_logits, torch.zeros(16).double())
+        d_loss = on_real + on_fake if loss == "sum" else (on_real + on_fake) / 2
         d_adam.zero_grad()
-        d_loss.backward()
+        (on_fake if steps == "separate" else d_loss).backward()
         d_adam.step()
+        if fakes == "new":
+            fake = generator(batch.second_latent, batch.labels)
         g_loss = bce(discriminator(fake, batch.labels), torch.ones(16).double())
         g_adam.zero_grad()
         g_loss.backward()
         g_adam.step()
         for mean, weight in zip(average, generator.parameters(), strict=True):
-            keep = 0.5 ** (16 / 10_000)
+            keep = 0.5 ** (16 / half_life) if half_life else 0
             mean.mul_(keep).add_(weight.detach(), alpha=1 - keep)
 
         plain = [d_loss, g_loss, real_logits.sigmoid().mean(), fake_logits.sigmoid().mean()]
@@ -89,28 +118,46 @@ def test_step_equals_a_plain_loop(drawn: ImageSet) -> None:
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize(
-    ("steps", "fakes", "d_steps", "first_loss"),
-    [("joint", "new", 1, "mean"), ("separate", "shared", 2, "sum")],
-)
-def test_dials_of_the_step(
-    drawn: ImageSet, steps: str, fakes: str, d_steps: int, first_loss: str
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_heldout_loss_is_that_of_both_networks_in_evaluation(
+    drawn: ImageSet, reduction: str
 ) -> None:
+    """Of images that are all alike no draw matters; written with torch's own cross-entropy."""
     recipe = tiny("tiny", True)
-    dials = replace(
-        recipe.training,
-        discriminator_steps=steps,  # type: ignore[arg-type]
-        fakes=fakes,  # type: ignore[arg-type]
-        discriminator_loss=first_loss,  # type: ignore[arg-type]
-    )
-    recipe = replace(recipe, training=dials)
-    both = Adversaries(recipe, 10, 0, CPU)
-    seen: list[torch.Tensor] = []
-    both.generator.register_forward_hook(lambda module, inputs, output: seen.append(output))
-    both.step(next(draw_batches(recipe, drawn, 0, CPU)), "fp32")
-    adam = both.d_optimizer.state_dict()["state"]
-    assert adam[0]["step"] == d_steps
-    assert len(seen) == (2 if fakes == "new" else 1)
+    training = replace(recipe.training, discriminator_loss=reduction)  # type: ignore[arg-type]
+    both = Adversaries(replace(recipe, training=training), 10, 0, CPU)
+    labels = torch.full((9,), 3)
+    alike = replace(drawn, images=drawn.images[:1].repeat(9, 1, 1, 1), labels=labels)
+    seen: list[tuple[bool, torch.Tensor]] = []
+    both.discriminator.register_forward_hook(lambda d, _, logits: seen.append((d.training, logits)))
+    both.generator.register_forward_hook(lambda g, _, images: seen.append((g.training, images)))
+    before = {key: value.clone() for key, value in both.state().items()}
+    loss = both.loss_on(alike, 50)
+    assert [training for training, _ in seen] == [False, False, False]
+    assert all(torch.equal(value, before[key]) for key, value in both.state().items())
+    assert both.generator.training
+    assert both.discriminator.training
+    on_real, fakes, on_fake = (value for _, value in seen)
+    assert len(on_real) == len(fakes) == recipe.training.batch
+    both.discriminator.eval()
+    real = (drawn.images[:1] / 127.5 - 1).expand(16, -1, -1, -1)
+    torch.testing.assert_close(on_real, both.discriminator(real, torch.full((16,), 3)))
+    halves = bce(on_real, torch.ones(16)) + bce(on_fake, torch.zeros(16))
+    assert loss == pytest.approx(float(halves) / (2 if reduction == "mean" else 1))
+    assert loss != both.loss_on(drawn, 50)
+
+
+@pytest.mark.parametrize(("kind", "spread"), [("normal", 1.0), ("uniform", 3**-0.5)])
+def test_latents_have_their_distribution_in_training_and_in_sampling(
+    kind: str, spread: float
+) -> None:
+    recipe = replace(RECIPES["cdcgan"].generator, latent_distribution=kind)  # type: ignore[arg-type]
+    generator, _ = build(replace(RECIPES["cdcgan"], generator=recipe), 10, 0)
+    drawn = draw_latents(recipe, (2, 500), torch_random(0, "test", 0)).numpy()
+    for latents in (drawn, _latents(np.random.default_rng(0), generator, 1000)):
+        assert latents.mean() == pytest.approx(0, abs=0.01)
+        assert latents.std() == pytest.approx(spread, rel=0.01)
+        assert (np.abs(latents).max() < 1) == (kind == "uniform")
 
 
 @given(st.integers(1, 500_000), st.integers(1, 1024))
@@ -194,6 +241,16 @@ def test_run_folder_holds_what_the_design_says(tmp_path: Path, drawn: ImageSet) 
     assert grids == ["0000001k.png", "0000002k.png"]
     assert (run.folder / "losses.png").stat().st_size > 1000
     assert open_run(run.folder).config == run.config
+
+
+def test_every_tick_samples_the_same_latents(tmp_path: Path, drawn: ImageSet) -> None:
+    """A generator that learns nothing makes the same grid again."""
+    recipe = tiny("tiny", True)
+    still = replace(recipe, training=replace(recipe.training, learning_rate_g=0.0))
+    run = make_run(tmp_path, drawn, still, 2016, tick=1008)
+    train(run, drawn, CPU)
+    first, second = (path.read_bytes() for path in (run.folder / "samples").iterdir())
+    assert first == second
 
 
 @pytest.mark.parametrize("kill_at", [5, 15, 25])

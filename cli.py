@@ -13,6 +13,7 @@ from cli_options import (
     DEFAULT_METRICS,
     AsJson,
     ClassifierSeeds,
+    Conditional,
     DataRoot,
     Dataset,
     Deterministic,
@@ -57,10 +58,7 @@ DEBUG = False  # set by --debug or SYNTH_DEBUG before any command runs
 @app.command()
 def train(
     context: typer.Context,
-    conditional: Annotated[
-        bool | None,
-        typer.Option("--conditional/--unconditional", help="Is the generator told the label?"),
-    ] = None,
+    conditional: Conditional = None,
     recipe: Annotated[
         str | None, typer.Option(help="A name (see: synth recipes) or a TOML file.")
     ] = None,
@@ -366,14 +364,21 @@ def benchmark(
 
 @app.command()
 def recipes(
-    name: Annotated[str | None, typer.Argument(help="Show all of this one.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(help="Show all of this one, a name or a TOML file.")
+    ] = None,
+    conditional: Conditional = None,
+    dials: Dials = None,
     as_json: AsJson = False,
 ) -> None:
-    """List the recipes, or show one."""
+    """List the recipes, or show one, with dials changed."""
+    from synth.errors import UsageError
     from synth.recipes import RECIPES
 
     if name is not None:
-        return print_json(describe_recipe(resolve_recipe(name, None, None), whole=True))
+        return print_json(describe_recipe(resolve_recipe(name, conditional, dials), whole=True))
+    if conditional is not None or dials:
+        raise UsageError("--set, --conditional, --unconditional: go with a recipe's name")
     rows = [describe_recipe(recipe, whole=False) for recipe in RECIPES.values()]
     if as_json:
         return print_json(rows)
@@ -448,18 +453,18 @@ def main() -> None:
 
 def explain(error: Exception) -> tuple[str, int]:
     """The line and the exit code for an error; one nobody foresaw is named as such."""
-    code = getattr(error, "exit_code", None)
+    code, name = getattr(error, "exit_code", None), type(error).__name__
     if hasattr(error, "format_message"):  # click's usage errors
         return error.format_message(), 2
     if isinstance(error, typer.Abort):
         return "interrupted", 130
     if code is not None:
         return str(error), code
-    if isinstance(error, MemoryError):
-        return "not enough memory; ask for fewer images", 1
+    if isinstance(error, MemoryError) or "OutOfMemory" in name or "t allocate memory" in str(error):
+        return "not enough memory; ask for fewer images, or a smaller network or batch", 1
     if isinstance(error, OSError):
         return f"{error.filename or 'file'}: {error.strerror or error}", 1
-    return f"{type(error).__name__}: {error} (a fault in synth; --debug shows where)", 1
+    return f"{name}: {error} (a fault in synth; --debug shows where)", 1
 
 
 def fail(message: str, code: int) -> int:

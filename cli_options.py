@@ -30,6 +30,10 @@ Deterministic = Annotated[
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Conditional = Annotated[
+    bool | None,
+    typer.Option("--conditional/--unconditional", help="Is the generator told the label?"),
+]
 Dials = Annotated[
     list[str] | None,
     typer.Option("--set", help="Change one dial, e.g. training.batch=64; may be repeated."),
@@ -79,12 +83,13 @@ def resolve_recipe(name: str | None, conditional: bool | None, dials: list[str] 
     from dataclasses import replace
 
     from synth.dials import read_recipe, set_dial
-    from synth.recipes import check_recipe, find_recipe
+    from synth.recipes import CONDITIONAL, UNCONDITIONAL, check_recipe, find_recipe
 
     if name is not None and name.endswith(".toml"):
         recipe = read_recipe(Path(name))
-        if conditional is not None:
-            recipe = replace(recipe, conditional=conditional)
+        if conditional not in (None, recipe.conditional):
+            form = CONDITIONAL if conditional else UNCONDITIONAL
+            recipe = replace(recipe, name=recipe.name + form, conditional=bool(conditional))
     else:
         recipe = find_recipe(name, conditional)
     for assignment in dials or []:

@@ -136,8 +136,9 @@ def format_training(table: Table) -> pd.DataFrame | None:
 
 
 def training_figures(log: list[dict[str, Any]]) -> dict[str, float]:
-    """Of the second half of a run's ticks: means, and standard deviations (±) from tick to tick,
-    of the held-out loss from one measurement to the next."""
+    """Of the second half of a run's ticks: means, and standard deviations: `±` from tick to tick
+    (of the held-out loss from one measurement to the next), `step ±` from step to step within a
+    tick, where the log has it."""
     ticks = pd.DataFrame(log[len(log) // 2 :])
     columns = {"D loss": ticks["d_loss"], "G loss": ticks["g_loss"]}
     columns |= {"D(real)": ticks["d_real"], "D(fake)": ticks["d_fake"]}
@@ -148,6 +149,9 @@ def training_figures(log: list[dict[str, Any]]) -> dict[str, float]:
         figures[title] = values.mean()
         if "loss" in title:
             figures[f"± of {title}"] = values.std()
+    for key, title in (("d_loss_std", "D loss"), ("g_loss_std", "G loss")):
+        if key in ticks:
+            figures[f"step ± of {title}"] = ticks[key].pow(2).mean() ** 0.5
     return figures
 
 
@@ -209,7 +213,8 @@ near to one training image, relative to its neighbours, as only 0.1 % of the tes
 what no memorisation gives. **diversity**: modes within a class, beside the real training split's.
 **with real**, **with a tenth**: accuracy when trained on the set and on the real training split, or
 a tenth of it; **gain**: in points, over those real images alone. The table with **D loss** has
-the networks' losses and the discriminator's mean outputs over the second half of training, and
-**±**, how much a loss changes from tick to tick. The table of *real images* has the same distances
-between those.
+the networks' losses and the discriminator's mean outputs over the second half of training, **±**,
+how much a loss changes from tick to tick, and **step ±**, from one step to the next; losses are the
+recipe's own, the mean of real and fake half or their sum. The table of *real images* has the same
+distances between those.
 """

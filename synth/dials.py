@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
+import math
 import sys
 from dataclasses import fields, is_dataclass, replace
+from difflib import get_close_matches
 from pathlib import Path
-from types import UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from synth.errors import SynthError, UsageError
@@ -26,10 +26,7 @@ def set_dial(recipe: Recipe, assignment: str) -> Recipe:
     key, equals, text = assignment.partition("=")
     if not equals:
         raise UsageError(f"--set {assignment}: give KEY=VALUE, such as training.batch=64")
-    changed: Recipe = _replaced(
-        recipe, key.strip().split("."), text.strip(), f"--set {assignment}", ""
-    )
-    return changed
+    return _with_dial(recipe, key.strip(), text.strip(), f"--set {assignment}")
 
 
 def read_recipe(path: Path) -> Recipe:
@@ -43,42 +40,57 @@ def read_recipe(path: Path) -> Recipe:
         raise SynthError(f"--recipe {path}: cannot be read ({error.strerror})") from error
     except ValueError as error:  # not UTF-8, or not TOML
         raise SynthError(f"--recipe {path}: is no TOML ({error})") from error
-    recipe = find_recipe(value.pop("base", None), None)
+    base = value.pop("base", "cdcgan")
+    if not isinstance(base, str):
+        raise UsageError(f"--recipe {path}: base is {base!r}; give the name of a recipe")
+    try:
+        recipe = find_recipe(base, None)
+    except UsageError as error:
+        raise UsageError(f"--recipe {path}: base {str(error).removeprefix('--recipe ')}") from None
     recipe = replace(recipe, name=path.stem, source=path.name)
-    for keys, leaf in _leaves(value):
-        recipe = _replaced(recipe, keys, leaf, f"--recipe {path}", "")
+    for dial, leaf in _leaves(value):
+        recipe = _with_dial(recipe, dial, leaf, f"--recipe {path}")
     return recipe
 
 
-def _leaves(value: dict[str, Any], above: tuple[str, ...] = ()) -> list[tuple[list[str], Any]]:
-    leaves: list[tuple[list[str], Any]] = []
+def _leaves(value: dict[str, Any], above: str = "") -> list[tuple[str, Any]]:
+    leaves: list[tuple[str, Any]] = []
     for key, item in value.items():
-        if isinstance(item, dict):
-            leaves += _leaves(item, (*above, key))
-        else:
-            leaves.append(([*above, key], item))
+        name = above + key
+        leaves += _leaves(item, f"{name}.") if isinstance(item, dict) else [(name, item)]
     return leaves
 
 
-def _replaced(part: Any, keys: list[str], value: Any, option: str, above: str) -> Any:
-    names = [field.name for field in fields(part)]
-    key, rest = keys[0], keys[1:]
-    if key not in names:
-        known = all_dials(part, above)
-        asked = above + ".".join(keys)
-        leaf = [name for name in known if name.split(".")[-1] == keys[-1]]
-        near = leaf or difflib.get_close_matches(asked, known, 1, cutoff=0.0)
-        raise UsageError(f"{option}: there is no dial {asked}; did you mean {near[0]}?")
-    current = getattr(part, key)
-    if is_dataclass(current):
-        if not rest:
-            inner = f"{above}{key}.{fields(current)[0].name}"
-            raise UsageError(f"{option}: {above}{key} is a group; set a dial such as {inner}")
-        new = _replaced(current, rest, value, option, f"{above}{key}.")
-    elif rest:
-        raise UsageError(f"{option}: {above}{key} is a dial, not a group; set {above}{key}")
+def _with_dial(recipe: Recipe, dial: str, value: Any, option: str) -> Recipe:
+    known = all_dials(recipe)
+    if dial not in known:
+        inside = [name for name in known if name.startswith(f"{dial}.")]
+        if inside:
+            raise UsageError(f"{option}: {dial} is a group; set a dial such as {inside[0]}")
+        around = [name for name in known if dial.startswith(f"{name}.")]
+        if around:
+            raise UsageError(f"{option}: {around[0]} is a dial, not a group; set {around[0]}")
+        raise UsageError(
+            f"{option}: there is no dial {dial}; did you mean {_nearest(dial, known)}?"
+        )
+    changed: Recipe = _replaced(recipe, dial.split("."), value, f"{option}: {dial}")
+    return changed
+
+
+def _nearest(dial: str, known: list[str]) -> str:
+    """The likest by its last word; among those, by the whole."""
+    words = list(dict.fromkeys(name.split(".")[-1] for name in known))
+    word = get_close_matches(dial.split(".")[-1], words, 1, cutoff=0.0)[0]
+    likest = [name for name in known if name.split(".")[-1] == word]
+    return get_close_matches(dial, likest, 1, cutoff=0.0)[0]
+
+
+def _replaced(part: Any, keys: list[str], value: Any, what: str) -> Any:
+    key, *rest = keys
+    if rest:
+        new = _replaced(getattr(part, key), rest, value, what)
     else:
-        new = _parsed(value, get_type_hints(type(part))[key], f"{option}: {above}{key}")
+        new = _parsed(value, get_type_hints(type(part))[key], what)
     return replace(part, **{key: new})
 
 
@@ -96,7 +108,7 @@ def _parsed(value: Any, kind: Any, what: str) -> Any:
     """`value`, a text or what TOML gave, as a dial of this type."""
     if get_origin(kind) is Literal:
         if value not in get_args(kind):
-            near = difflib.get_close_matches(str(value), get_args(kind), 1)
+            near = get_close_matches(str(value), get_args(kind), 1)
             hint = f"did you mean {near[0]}? " if near else ""
             raise UsageError(f"{what} is {value!r}; {hint}choose {' or '.join(get_args(kind))}")
         return value
@@ -107,17 +119,24 @@ def _parsed(value: Any, kind: Any, what: str) -> Any:
         if not isinstance(parts, list) or not parts or (not same and len(parts) != len(inner)):
             raise UsageError(f"{what} is {value!r}; give {'numbers' if same else len(inner)}, …")
         return tuple(_parsed(part, inner[0], what) for part in parts)
-    assert not isinstance(kind, UnionType)
     if kind is bool:
-        truths = {"true": True, "false": False, True: True, False: False}
-        if value not in truths:
+        if str(value).lower() not in ("true", "false"):
             raise UsageError(f"{what} is {value!r}; choose true or false")
-        return truths[value]
+        return str(value).lower() == "true"
+    if kind is str:
+        if not isinstance(value, str) or not value:
+            raise UsageError(f"{what} is {value!r}; give a text")
+        return value
+    return _number(value, kind, what)
+
+
+def _number(value: Any, kind: type[int] | type[float], what: str) -> int | float:
     try:
         number = kind(value)
-        if isinstance(value, bool) or (kind is not str and (number != number or number < 0)):
+        exact = isinstance(value, str) or number == value  # int() would cut 64.7
+        if isinstance(value, bool) or not exact or not 0 <= number < math.inf:
             raise ValueError
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise UsageError(
             f"{what} is {value!r}; give {'a whole number' if kind is int else 'a number'}, "
             "0 or more"

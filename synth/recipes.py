@@ -124,16 +124,23 @@ def check_recipe(recipe: Recipe) -> None:
         raise UsageError(f"{recipe.name}: discriminator.widths must be from 1 to 5 numbers")
     if generator.kernel not in (4, 5) or discriminator.kernel not in (4, 5):
         raise UsageError(f"{recipe.name}: kernels of 4 and 5 halve and double; choose one of them")
-    positive = {
+    counts = {
         "training.images": training.images,
         "training.batch": training.batch,
         "generator.latent_size": generator.latent_size,
         "generator.widths": min(generator.widths),
         "discriminator.widths": min(discriminator.widths),
     }
-    for name, value in positive.items():
+    for name, value in counts.items():
         if value < 1:
             raise UsageError(f"{recipe.name}: {name} is {value}, and must be 1 or more")
+    if max(training.betas) >= 1:
+        raise UsageError(f"{recipe.name}: training.betas are shares, and must be below 1")
+    for part, norm in (("generator", generator.norm), ("discriminator", discriminator.norm)):
+        if norm.momentum > 1:
+            raise UsageError(f"{recipe.name}: {part}.norm.momentum is a share, and must be up to 1")
+        if norm.epsilon == 0:
+            raise UsageError(f"{recipe.name}: {part}.norm.epsilon is 0, and must be above")
 
 
 SVHN_TRAIN, CELEBA = 73_257, 202_599  # images in an epoch of the published recipes
@@ -299,6 +306,7 @@ RECIPES: dict[str, Recipe] = {
     )
 }
 CONDITIONAL = "-conditional"  # ends the name of an unconditional recipe's conditional form
+UNCONDITIONAL = "-unconditional"  # of a recipe from a file, of which it is asked
 
 
 def find_recipe(name: str | None, conditional: bool | None) -> Recipe:
@@ -312,12 +320,14 @@ def find_recipe(name: str | None, conditional: bool | None) -> Recipe:
         return RECIPES["dcgan" if conditional is False else "cdcgan"]
     plain = name.removesuffix(CONDITIONAL)
     if plain not in RECIPES:
-        near = difflib.get_close_matches(plain, RECIPES, 1)
+        near = difflib.get_close_matches(plain.lower(), RECIPES, 1)
         hint = f"did you mean {near[0]}? " if near else ""
         raise UsageError(f"--recipe {name}: unknown; {hint}choose {', '.join(RECIPES)}")
     recipe = RECIPES[plain]
-    if recipe.conditional and (conditional is False or name != plain):
-        raise UsageError(f"--recipe {name}: is conditional already; drop the other option")
+    if recipe.conditional and conditional is False:
+        raise UsageError(f"--recipe {name}: is conditional; leave out --unconditional")
+    if recipe.conditional and name != plain:
+        raise UsageError(f"--recipe {name}: {plain} is conditional already; call it that")
     if not recipe.conditional and (conditional or name != plain):
         return replace(recipe, name=recipe.name + CONDITIONAL, conditional=True)
     return recipe

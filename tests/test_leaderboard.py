@@ -307,18 +307,21 @@ def test_training_is_summed_up_over_its_second_half() -> None:
         {"images": 3, "d_loss": 1.0, "g_loss": 2.0, **TICK, "heldout_d_losses": [1.0, 2.0]},
         {"images": 4, "d_loss": 3.0, "g_loss": 2.0, **TICK, "heldout_d_losses": [3.0]},
     ]
-    assert training_figures(log) == pytest.approx(
-        {
-            "D loss": 2,
-            "± of D loss": 2**0.5,  # of 1 and 3
-            "G loss": 2,
-            "± of G loss": 0,
-            "D(real)": 0.7,
-            "D(fake)": 0.3,
-            "held-out D loss": 2,
-            "± of held-out D loss": 1,  # of 1, 2 and 3
-        }
-    )
+    spread = [{"d_loss_std": d, "g_loss_std": 0.5} for d in (99.0, 99.0, 1.0, 7.0)]
+    expected: dict[str, float] = {
+        "D loss": 2,
+        "± of D loss": 2**0.5,  # of 1 and 3
+        "G loss": 2,
+        "± of G loss": 0,
+        "D(real)": 0.7,
+        "D(fake)": 0.3,
+        "held-out D loss": 2,
+        "± of held-out D loss": 1,  # of 1, 2 and 3
+    }
+    assert training_figures(log) == pytest.approx(expected)
+    newer = [{**tick, **more} for tick, more in zip(log, spread, strict=True)]
+    expected |= {"step ± of D loss": 5, "step ± of G loss": 0.5}  # variances 1 and 49
+    assert training_figures(newer) == pytest.approx(expected)
 
 
 def test_training_stands_in_the_tables_where_a_record_has_its_log(tmp_path: Path) -> None:

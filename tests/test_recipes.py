@@ -245,6 +245,12 @@ def test_dials_take_a_right_value_or_say_what_is_wrong(dial: str, text: str) -> 
         ("training.batch=many", "whole number"),
         ("generator.stem_norm=perhaps", "true or false"),
         ("training.betas=0.5", "give 2"),
+        ("training.learning_rate_g=inf", "give a number"),
+        ("generator.slope=0.1", "did you mean discriminator.slope"),
+        ("generator.batch=3", "did you mean training.batch"),
+        ("slop=3", "did you mean discriminator.slope"),
+        ("discriminator.norm.eps=3", "did you mean discriminator.norm.epsilon"),
+        ("name=", "give a text"),
     ],
 )
 def test_wrong_dials_name_the_right_ones(assignment: str, said: str) -> None:
@@ -272,8 +278,14 @@ def test_dials_are_set_by_their_type() -> None:
 def test_shapes_that_do_not_fit_are_refused() -> None:
     with pytest.raises(UsageError, match="makes images of 16×16"):
         check_recipe(set_dial(RECIPES["cdcgan"], "generator.widths=64,32"))
-    with pytest.raises(UsageError, match=r"training\.batch is 0"):
-        check_recipe(set_dial(RECIPES["cdcgan"], "training.batch=0"))
+    for assignment, said in (
+        ("training.batch=0", "training.batch is 0"),
+        ("training.betas=0.5,1", "training.betas are shares"),
+        ("generator.norm.momentum=7", "generator.norm.momentum is a share"),
+        ("discriminator.norm.epsilon=0", "discriminator.norm.epsilon is 0"),
+    ):
+        with pytest.raises(UsageError, match=said):
+            check_recipe(set_dial(RECIPES["cdcgan"], assignment))
     for recipe in RECIPES.values():
         check_recipe(recipe)
 
@@ -303,6 +315,52 @@ def test_recipe_from_a_file(tmp_path: Path, synth: Callable[..., Ran]) -> None:
     path.write_text("not TOML")
     assert "is no TOML" in synth("recipes", path).err
     assert "cannot be read" in synth("recipes", tmp_path / "none.toml").err
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("training.batch = 64.7", "training.batch is 64.7; give a whole number"),
+        ("training.batch = inf", "training.batch is inf; give a whole number"),
+        ("training.batch = true", "training.batch is True; give a whole number"),
+        ("training.fakes = [1]", "training.fakes is [1]; choose shared or new"),
+        ("generator.widths = [256.9, 128, 64]", "generator.widths is 256.9; give a whole number"),
+        ("generator.widths = 256", "generator.widths is 256; give numbers"),
+        ("conditional = [1]", "conditional is [1]; choose true or false"),
+        ('name = ["x"]', "name is ['x']; give a text"),
+        ('base = ["x"]', "base is ['x']; give the name of a recipe"),
+        ('base = "KERAS-TRIAL-9"', "base KERAS-TRIAL-9: unknown; did you mean keras-trial-"),
+    ],
+)
+def test_a_file_with_a_wrong_value_is_one_clear_line(
+    tmp_path: Path, synth: Callable[..., Ran], line: str, said: str
+) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(line)
+    ran = synth("recipes", path)
+    assert ran.code == 2
+    assert ran.err.startswith(f"error: --recipe {path}: {said}")
+
+
+def test_recipes_are_shown_as_they_would_be_trained(
+    tmp_path: Path, synth: Callable[..., Ran]
+) -> None:
+    shown = synth("recipes", "shahrullo", "--conditional", "--set", "training.batch=64")
+    recipe = json.loads(shown.out)
+    assert recipe["name"] == "shahrullo-conditional, training.batch=64"
+    assert (recipe["conditional"], recipe["training"]["batch"]) == (True, 64)
+    path = tmp_path / "mine.toml"
+    path.touch()
+    assert json.loads(synth("recipes", path, "--conditional").out)["name"] == "mine"
+    other = json.loads(synth("recipes", path, "--unconditional").out)
+    assert (other["name"], other["conditional"]) == ("mine-unconditional", False)
+    assert "go with a recipe's name" in synth("recipes", "--set", "training.batch=64").err
+    for name, said in (
+        ("KERAS-TRIAL-1", "did you mean keras-trial-1?"),
+        ("cdcgan-conditional", "cdcgan is conditional already"),
+    ):
+        assert said in synth("recipes", name).err
+    assert "leave out --unconditional" in synth("recipes", "cdcgan", "--unconditional").err
 
 
 def test_celeba_recipe_trains_on_a_folder_of_photographs(

@@ -204,6 +204,8 @@ def test_benchmark_skips_what_is_there(
         "--data-root",
         mats,
         *SCORE,
+        "--metrics",
+        "cas",
     )
     first = synth(*command)
     assert first.code == 0, first.err
@@ -218,10 +220,12 @@ def test_benchmark_skips_what_is_there(
     assert len(list((trained / "runs").iterdir())) == 3  # two were found
     assert "report.html" in first.err
 
-    assert synth("train", "--recipe", "tiny-uncond", "--seed", "1", "--data-root", mats).code == 0
-    more = synth("evaluate", "--data-root", mats, *SCORE, "--metrics", "fidelity", "--json")
-    chance = [row for row in json.loads(more.out) if row["entry"].endswith("random labels")]
-    assert [row["entry"] for row in chance] == ["tiny-other + random labels"]  # other figures too
+    newer = ("--recipe", "tiny-uncond", "--seed", "1", "--images", "64", "--precision", "fp32")
+    assert synth("train", *newer, "--data-root", mats).code == 0
+    assert synth("evaluate", "--data-root", mats, *SCORE, "--metrics", "fidelity").code == 0
+    entries = [record.entry for record in read_records(trained / "results")]
+    assert "tiny-uncond + pseudo-labels" in [e.name for e in entries if e.training_seed == 1]
+    assert [e.name for e in entries if e.labels == "random"] == ["tiny-other + random labels"]
 
 
 def test_a_collapsed_baseline_does_not_stop_the_scoring(

@@ -20,7 +20,7 @@ from eval.memorisation import Memorisation
 from eval.metrics import TENTH
 from eval.protocol import MakeBatches, Protocol, disk_batches, find_protocol
 from eval.real_classifier import real_protocol
-from eval.records import Entry, Record
+from eval.records import Entry, Record, figure_path
 from eval.references import copier, first_of_each_class, pca_gaussian, real_same_size
 from eval.report import keep_figures, write_report
 from eval.tables import Table
@@ -208,7 +208,7 @@ def ensure_references(judge: Judge, per_class: int, places: Places) -> None:
 
 def _keep_samples(results: Path, record: Record, images: ImageSet) -> None:
     first = [torch.where(images.require_labels() == i)[0][:10] for i in range(len(images.classes))]
-    save_grid(images.images[torch.cat(first)], results / "figures" / f"{record.id}-samples.png", 10)
+    save_grid(images.images[torch.cat(first)], figure_path(results, record, "samples"), 10)
 
 
 def _ensure_baseline(judge: Judge, per_class: int, places: Places) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from eval.agreement import agreement_lines
-from eval.records import read_records
+from eval.records import figure_path, read_records
 from eval.statistics import Interval
 from eval.tables import Table, build_tables
 from synth.files import atomic_file, write_text
@@ -24,6 +24,7 @@ TITLES = {
     "flag": "flag",
     "training_images": "training images",
     "images_shown": "GAN images shown",
+    "recipe_images": "recipe's length",
     "seeds": "seeds",
     "arithmetic": "arithmetic",
     "date": "date",
@@ -71,6 +72,7 @@ def format_frame(table: Table) -> pd.DataFrame:
         "flag": "{}",
         "training_images": "{:,}",
         "images_shown": "{:,}",
+        "recipe_images": "{:,}",
         "commit": "{}",
     }
     for column, form in forms.items():
@@ -166,6 +168,20 @@ def frames_for_people(table: Table) -> list[pd.DataFrame]:
     return [frame for frame in frames if frame is not None]
 
 
+def link_figures(results: Path, table: Table) -> pd.DataFrame | None:
+    """Links in Markdown to the pictures of each entry's runs; None where no entry has any."""
+    rows = []
+    for row in table.rows:
+        links = {"entry": row.entry}
+        for name in ("samples", "losses"):
+            paths = enumerate((figure_path(results, each, name) for each in row.records), 1)
+            kept = [(run, path.relative_to(results)) for run, path in paths if path.exists()]
+            links[name] = ", ".join(f"[{run}]({path.as_posix()})" for run, path in kept) or "–"
+        if links["samples"] != "–" or links["losses"] != "–":
+            rows.append(links)
+    return pd.DataFrame(rows) if rows else None
+
+
 def _shown(form: str) -> Any:
     """A function from value to text; `%` is percent with two digits."""
     if form == "%":
@@ -185,7 +201,8 @@ def write_leaderboard(results: Path) -> list[Table]:
     parts = [HEADER]
     for table in tables:
         parts.append(f"## {table.title}\n")
-        parts += [f"{to_markdown(frame)}\n" for frame in frames_for_people(table)]
+        shown = [*frames_for_people(table), link_figures(results, table)]
+        parts += [f"{to_markdown(frame)}\n" for frame in shown if frame is not None]
     parts += [f"{line}.\n" for line in agreement_lines(tables)]
     write_text(results / "LEADERBOARD.md", "\n".join(parts))
     frames = [table.to_frame().assign(real=table.real, protocol=table.protocol) for table in tables]
@@ -204,6 +221,8 @@ classifier seeds. **ECE**: expected calibration error. **ratio to real**: accura
 *real*. **flag**: near copies of training images, more than chance and a small mismatch give.
 Entries with a rank were told their labels; the others are there to read them by: pseudo-labels, for
 one, come from a classifier that saw every real label, and the copier returns training images.
+**GAN images shown**: real images that the generator's training showed; **recipe's length**: how
+many its recipe names, for a published recipe the published number.
 
 The second table has figures of the sets themselves, means over generator runs. **FID** to
 **coverage**: against the real training split, in the features of the fixed classifier trained on
@@ -216,5 +235,6 @@ a tenth of it; **gain**: in points, over those real images alone. The table with
 the networks' losses and the discriminator's mean outputs over the second half of training, **±**,
 how much a loss changes from tick to tick, and **step ±**, from one step to the next; losses are the
 recipe's own, the mean of real and fake half or their sum. The table of *real images* has the same
-distances between those.
+distances between those. The last one links samples, one class a row, and loss curves, by generator
+run.
 """

@@ -168,6 +168,11 @@ def predictions_path(results: Path, record: Record) -> Path:
     return results / "predictions" / f"{record.id}.npz"
 
 
+def figure_path(results: Path, record: Record, name: str) -> Path:
+    """A picture kept of the entry, where it has one: `samples` or `losses`."""
+    return results / "figures" / f"{record.id}-{name}.png"
+
+
 def read_record(path: Path) -> Record:
     value = read_json(path)
     try:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from eval.leaderboard import format_interval, frames_for_people
-from eval.records import Record
+from eval.records import Record, figure_path
 from eval.tables import Row, Table
 from synth.files import atomic_file, write_text
 
@@ -34,7 +34,7 @@ def keep_figures(results: Path, record: Record, figures: dict[str, Path]) -> Non
     """
     for name, source in figures.items():
         if source.exists():
-            with atomic_file(results / "figures" / f"{record.id}-{name}.png") as temporary:
+            with atomic_file(figure_path(results, record, name)) as temporary:
                 shutil.copyfile(source, temporary)
 
 
@@ -63,7 +63,7 @@ def _section(results: Path, row: Row) -> str:
     figures = [
         _figure(path, kind, caption)
         for kind, name, caption in files
-        if (path := results / "figures" / f"{record.id}-{name}.png").exists()
+        if (path := figure_path(results, record, name)).exists()
     ]
     figures.append(_confusion(record))
     flag = f", <strong>{html.escape(row.flag)}</strong>" if row.flag else ""

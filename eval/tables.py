@@ -23,11 +23,13 @@ SCORES = (
     "flag",
     "training_images",
     "images_shown",
+    "recipe_images",
     "seeds",
     "arithmetic",
     "date",
     "commit",
 )
+COUNTS = ("rank", "images_shown", "recipe_images")  # whole numbers, where there is one
 FIGURES = (
     *(
         f"{space}{key}"
@@ -57,6 +59,7 @@ class Row:
     ratio_to_real: float | None
     training_images: int
     images_shown: int | None
+    recipe_images: int | None  # the length that its recipe names
     seeds: str  # generator runs × classifier seeds
     arithmetic: str  # precision of the classifiers' training
     date: str
@@ -121,7 +124,7 @@ class Table:
                 }
                 for row in self.rows
             ]
-        ).astype({"rank": "Int64", "images_shown": "Int64", **dict.fromkeys(FIGURES, float)})
+        ).astype({**dict.fromkeys(COUNTS, "Int64"), **dict.fromkeys(FIGURES, float)})
         return frame
 
 
@@ -158,7 +161,9 @@ def _rows(records: list[Record]) -> list[Row]:
         own_data = entry.trained_on in (None, record.real.train_fingerprint)
         name = entry.name if own_data else f"{entry.name} (trained on other data)"
         run = entry.checkpoint or entry.sha256  # of several sets of one run the newest counts
-        entries[name, entry.count, entry.length, _dials(record)][run] = record
+        recipe = _recipe(record)  # its length aside: what counts is the run's
+        dials = recipe and replace(recipe, training=replace(recipe.training, images=0))
+        entries[name, entry.count, entry.length, dials][run] = record
     reals: dict[str, float] = {
         record.entry.kind: mean(record.accuracies)
         for record in newest.values()
@@ -168,18 +173,17 @@ def _rows(records: list[Record]) -> list[Row]:
     return sorted(rows, key=lambda row: -row.accuracy)
 
 
-def _dials(record: Record) -> Recipe | None:
-    """What the generator was trained by, but for the length; older ones get the dials that came
-    later at their defaults. None where no generator of synth made it."""
+def _recipe(record: Record) -> Recipe | None:
+    """What the generator was trained by; older ones get the dials that came later at their
+    defaults. None where no generator of synth made it."""
     if record.entry.config is None:
         return None
     try:
-        recipe = Recipe.from_json(record.entry.config["recipe"])
+        return Recipe.from_json(record.entry.config["recipe"])
     except (KeyError, TypeError, ValueError) as error:
         raise SynthError(
             f"{record.id}: its recipe is damaged or from another version ({error})"
         ) from error
-    return replace(recipe, training=replace(recipe.training, images=0))
 
 
 def _row(name: str, records: list[Record], reals: dict[str, float]) -> Row:
@@ -190,6 +194,7 @@ def _row(name: str, records: list[Record], reals: dict[str, float]) -> Row:
     found = interval([record.accuracies for record in records])
     spaces = {space for r in records if r.metrics for space in r.metrics.flags}
     scores = [record.scores for record in records]
+    recipe = _recipe(newest)
     return Row(
         entry=name,
         interval=found,
@@ -198,6 +203,7 @@ def _row(name: str, records: list[Record], reals: dict[str, float]) -> Row:
         ratio_to_real=found.mean / reals["real"] if reals.get("real") else None,
         training_images=newest.entry.count,
         images_shown=newest.entry.length,
+        recipe_images=recipe.training.images if recipe else None,
         seeds=f"{len(records)} × {per_set}",
         arithmetic="/".join(sorted({record.precision for record in records})),
         date=newest.date[:10],

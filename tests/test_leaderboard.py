@@ -25,6 +25,7 @@ from eval.records import (
     Entry,
     RealSplits,
     Record,
+    figure_path,
     find_record,
     make_record,
     read_records,
@@ -214,7 +215,7 @@ def test_published_files_follow_from_the_records(tmp_path: Path) -> None:
     assert "## svhn-part, fixed-v1 (4,434 real training images, 8,000 test images)" in text
     assert (
         "| 1 | cdcgan | 71.00 | 58.29 to 83.71 * | 70.00 | 10.00 | 0.877 | – | 50,000 | "
-        "1,000,000 | 1 × 2 | fp32 |" in text
+        "1,000,000 | – | 1 × 2 | fp32 |" in text
     )
     assert pd.read_csv(tmp_path / "leaderboard.csv")["accuracy"].tolist() == [0.81, 0.71]
     page = write_report(tmp_path, tables).read_text()
@@ -222,6 +223,32 @@ def test_published_files_follow_from_the_records(tmp_path: Path) -> None:
     assert "http" not in page.replace("http-equiv", "")
     write_leaderboard(tmp_path)
     assert (tmp_path / "LEADERBOARD.md").read_text() == text
+
+
+def test_a_run_shorter_than_its_recipe_says_so() -> None:
+    config = {"recipe": RECIPES["shahrullo"].to_json(), "images": 1_000_000}
+    (table,) = build_tables([record(replace(synthetic("shahrullo"), config=config), 0.7)])
+    shown = format_frame(table).iloc[0]
+    assert (shown["GAN images shown"], shown["recipe's length"]) == ("1,000,000", "3,662,850")
+    assert table.to_frame()["recipe_images"].tolist() == [50 * 73_257]
+
+
+def test_pictures_that_are_kept_are_linked_by_run(tmp_path: Path) -> None:
+    known = [record(synthetic(digest=digest), 0.7) for digest in ("1", "2")]
+    for each in (record(CEILING, 0.8), *known):
+        write_record(tmp_path, each, None)
+    write_leaderboard(tmp_path)
+    assert "samples |" not in (tmp_path / "LEADERBOARD.md").read_text(encoding="utf-8")
+    for each, name in zip(known, ("samples", "losses"), strict=True):
+        figure_path(tmp_path, each, name).parent.mkdir(exist_ok=True)
+        figure_path(tmp_path, each, name).touch()
+    write_leaderboard(tmp_path)
+    lines = (tmp_path / "LEADERBOARD.md").read_text(encoding="utf-8").splitlines()
+    at = lines.index("| entry | samples | losses |")
+    first, second = known
+    assert lines[at + 2 :] == [
+        f"| cdcgan | [1](figures/{first.id}-samples.png) | [2](figures/{second.id}-losses.png) |"
+    ]
 
 
 def measured(fid: float, **more: object) -> Metrics:

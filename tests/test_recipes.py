@@ -129,6 +129,17 @@ def test_networks_are_the_published_ones(name: str) -> None:
     assert layers(discriminator) == discriminator_layers
     for network, count in ((generator, of_generator), (discriminator, of_discriminator)):
         assert count in (None, sum(p.numel() for p in network.parameters()))
+        norms = {(m.momentum, m.eps) for m in network.modules() if isinstance(m, nn.BatchNorm2d)}
+        assert norms == {(0.01, 1e-3) if name.startswith("keras") else (0.1, 1e-5)}
+
+
+@pytest.mark.parametrize("name", [n for n in PUBLISHED if not RECIPES[n].conditional])
+def test_conditional_forms_differ_by_the_label_alone(name: str) -> None:
+    """Five numbers of an embedding beside the latent, one plane beside the image's three."""
+    *_, generator_layers, discriminator_layers = PUBLISHED[name]
+    generator, discriminator = build(find_recipe(name, conditional=True), 10, 0)
+    assert layers(generator) == generator_layers.replace("L100>", "L105>")
+    assert layers(discriminator) == discriminator_layers.replace("C3>", "C4>")
 
 
 @pytest.mark.parametrize("name", TRAINED)
@@ -141,13 +152,11 @@ def test_recipes_are_trained_as_published(name: str) -> None:
     )
 
 
-def test_keras_trials_keep_keras_defaults() -> None:
+def test_initial_weights_are_keras_own() -> None:
     """Glorot, Keras's own: U(-a, a), a = sqrt(6 / (inputs + outputs)), each times the kernel."""
     for network in build(RECIPES["keras-trial-1"], 10, 0):
         for module in network.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                assert (module.momentum, module.eps) == (0.01, 1e-3)
-            elif isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
+            if isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
                 weight = module.weight.detach()
                 bound = (6 / ((weight.shape[0] + weight.shape[1]) * weight[0, 0].numel())) ** 0.5
                 assert float(weight.abs().max()) == pytest.approx(bound, rel=0.02)

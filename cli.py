@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -90,6 +91,7 @@ def train(
     from synth.errors import UsageError
     from synth.progress import say
     from synth.runs import Run, newest_run, open_run
+    from synth.training import Interrupted
 
     check_choice("--select", select, (None, "cas"))
     place = prepare(device, deterministic)
@@ -104,10 +106,10 @@ def train(
         length, tick_length = parse_count("--images", images), parse_count("--tick", tick)
         if tick_length is not None and tick_length < 1000:
             raise UsageError(f"--tick {tick}: must be 1k or more")
-        chosen = resolve_recipe(recipe, conditional, dials)
-        real = load_training_images(dataset, data_root)
         if epochs is not None and length is not None:
             raise UsageError("--images and --epochs: give one of them")
+        chosen = resolve_recipe(recipe, conditional, dials)
+        real = load_training_images(dataset, data_root)
         length = length if epochs is None else epochs * len(real)
         config = pipeline.plan_run(
             chosen, dataset, real, length, seed, precision, place, tick_length, select is not None
@@ -116,7 +118,11 @@ def train(
             return print_json(config.to_json())
         going = Run.create(out, config, describe_environment(place))
     say(f"{going.folder}: {going.config.images:,} images of {real.name}")
-    pipeline.train_run(going, real, place)
+    try:
+        pipeline.train_run(going, real, place)
+    except Interrupted as stopped:
+        where = f" --data-root {shlex.quote(str(data_root))}" if data_root else ""
+        raise Interrupted(f"{stopped}{where}") from None
     if as_json:
         return print_json({"run": str(going.folder), "log": going.read_log()})
     print(going.folder)

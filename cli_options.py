@@ -122,12 +122,12 @@ def check_alone(context: typer.Context, option: str, others: tuple[str, ...]) ->
     """Refuses options beside `option` that would be ignored."""
     from synth.errors import UsageError
 
-    for name in set(context.params) - {*others, option.strip("-")}:
-        source = context.get_parameter_source(name)
-        if source is not None and source.name == "COMMANDLINE":
-            raise UsageError(
-                f"--{name.replace('_', '-')}: cannot be changed by {option}; leave it out"
-            )
+    for parameter in context.command.params:
+        source = context.get_parameter_source(parameter.name or "")
+        allowed = parameter.name in others or option in parameter.opts
+        if not allowed and source is not None and source.name == "COMMANDLINE":
+            names = "/".join([*parameter.opts, *parameter.secondary_opts])
+            raise UsageError(f"{names}: cannot be changed by {option}; leave it out")
 
 
 def check_choice(option: str, value: str | None, choices: tuple[str | None, ...]) -> None:

@@ -133,7 +133,7 @@ def check_same_images(run: Run, images: ImageSet) -> None:
         raise SynthError(
             f"{run.folder}: was trained on other images ({run.config.dataset}, "
             f"{run.config.fingerprint[:12]}) than {images.name} ({images.fingerprint[:12]}); "
-            "give the same --dataset and --data-root"
+            "give the --data-root that it was trained on, with its images as they were"
         )
 
 

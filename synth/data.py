@@ -52,7 +52,7 @@ class ImageSet:
         if self.labels is None:
             raise SynthError(
                 f"{self.name}: its {self.split} images have no class folders, and labels are "
-                "needed here; add them, or train with --unconditional"
+                "needed here; add them, or train an unconditional recipe, such as dcgan"
             )
         counts = torch.bincount(self.labels, minlength=len(self.classes))
         missing = [name for name, count in zip(self.classes, counts, strict=True) if not count]

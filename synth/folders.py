@@ -10,20 +10,24 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from synth.data import SIZE, ImageSet, Split
+from synth.data import SIZE, ImageSet, Split, all_sources
 from synth.errors import SynthError, UsageError
 from synth.files import slug
+
+# What Pillow raises, besides OSError, for a file that is no image or one too large to be a picture
+DAMAGE = (SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
 
 
 def load(split: Split, root: Path | None) -> ImageSet:
     """`root/train/<class>/*.png` and `root/test/…`, as torchvision's ImageFolder lays them out.
 
-    Without class folders the set is unlabelled, for unconditional training; a root without `train`
-    is itself the training split. Class names come from the training split, so that a test split
-    that lacks a class keeps the right numbers.
+    Images that lie loose are an unlabelled set, for unconditional training, whatever other folders
+    are beside them (a `runs/`, say), unless these hold images too; a root without `train` is itself
+    the training split. Class names come from the training split, so that a test split that lacks a
+    class keeps the right numbers.
     """
     if root is None:
         raise UsageError("--dataset folder: needs --data-root DIR, the folder that holds train/")
@@ -36,15 +40,26 @@ def load(split: Split, root: Path | None) -> ImageSet:
     if not here.is_dir():
         raise SynthError(f"{here}: is missing; scoring needs images there")
     classes = tuple(sorted(path.name for path in training.iterdir() if _is_class_folder(path)))
+    if _image_files(training):
+        filled = [name for name in classes if _image_files(training / name)]
+        if filled:
+            raise SynthError(
+                f"{training}: holds images, and folders of images ({filled[0]}); which are the "
+                "data? move the others away"
+            )
+        classes = ()
     paths, labels = _labelled(here, classes) if classes else (_image_files(here), None)
     classes = classes or ("unlabelled",)
     if not paths:
         raise SynthError(f"{here}: holds no images ({', '.join(IMG_EXTENSIONS)})")
-    return ImageSet(read_images(paths), labels, classes, slug(root.resolve().name), split)
+    name = slug(root.resolve().name)
+    name += "-folder" if name in all_sources() else ""  # what is called svhn is not SVHN for that
+    return ImageSet(read_images(paths), labels, classes, name, split)
 
 
 def read_images(paths: Sequence[Path]) -> torch.Tensor:
-    """uint8 (N, 3, 32, 32); other sizes are resized with antialiasing (Pillow's bicubic)."""
+    """uint8 (N, 3, 32, 32): turned as EXIF says, without transparency; other sizes are resized with
+    antialiasing (Pillow's bicubic). Raises `SynthError` that names the first bad file."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         pixels = np.stack(list(pool.map(_read_image, paths)))
     return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
@@ -53,12 +68,16 @@ def read_images(paths: Sequence[Path]) -> torch.Tensor:
 def _read_image(path: Path) -> np.ndarray:
     try:
         with Image.open(path) as image:
-            colour = image.convert("RGB")
+            if image.mode[0] in "IF":  # which Pillow would cut at 255
+                raise ValueError("more than 8 bits a channel")
+            colour = ImageOps.exif_transpose(image).convert("RGB")
         if colour.size != (SIZE, SIZE):
             colour = colour.resize((SIZE, SIZE), Image.Resampling.BICUBIC)
         return np.asarray(colour)
-    except (OSError, SyntaxError, ValueError, EOFError, struct.error) as error:
-        reason = "cut short or no image" if isinstance(error, OSError) else str(error)
+    except (OSError, *DAMAGE) as error:
+        reason = str(error)
+        if isinstance(error, OSError):
+            reason = error.strerror or "cut short or no image"
         raise SynthError(f"{path}: cannot be read ({reason}); mend or remove it") from error
 
 
@@ -80,4 +99,9 @@ def _is_class_folder(path: Path) -> bool:
 
 
 def _image_files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.suffix.lower() in IMG_EXTENSIONS)
+    """Not hidden ones: `._1.jpg` is macOS's own notes on `1.jpg`."""
+    return sorted(
+        path
+        for path in folder.iterdir()
+        if path.suffix.lower() in IMG_EXTENSIONS and not path.name.startswith(".")
+    )

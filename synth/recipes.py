@@ -324,7 +324,7 @@ def find_recipe(name: str | None, conditional: bool | None) -> Recipe:
         hint = f"did you mean {near[0]}? " if near else ""
         raise UsageError(f"--recipe {name}: unknown; {hint}choose {', '.join(RECIPES)}")
     recipe = RECIPES[plain]
-    if recipe.conditional and conditional is False:
+    if conditional is False and (recipe.conditional or name != plain):
         raise UsageError(f"--recipe {name}: is conditional; leave out --unconditional")
     if recipe.conditional and name != plain:
         raise UsageError(f"--recipe {name}: {plain} is conditional already; call it that")

@@ -155,6 +155,11 @@ def check_trainable(recipe: Recipe, images: ImageSet, select: bool = False) -> N
         training.require_labels()
     if select and validation is not None:
         validation.require_labels()
+    if validation is not None and not len(validation):
+        raise SynthError(
+            f"{images.name}: too few images to keep a tenth of them for held-out losses; add "
+            "images, or --set training.heldout_every=0"
+        )
     if len(training) < recipe.training.batch:
         raise SynthError(
             f"{images.name}: {len(training)} training images are fewer than the batch of "
@@ -170,16 +175,18 @@ def _parts(recipe: Recipe, images: ImageSet, select: bool) -> tuple[ImageSet, Im
 
 
 def _write_samples(run: Run, adversaries: Adversaries, images: ImageSet, step: int) -> None:
-    """The weights to sample from, and the sample grid."""
-    shown = step * run.config.recipe.training.batch
-    generator = sampling_generator(adversaries, images, run.config.recipe)
+    """The weights to sample from, and the sample grid: ten of each class in a row, ten rows or
+    more, or a hundred without classes."""
+    recipe = run.config.recipe
+    shown = step * recipe.training.batch
+    generator = sampling_generator(adversaries, images, recipe)
     save_tensors(
         run.weights, generator.state_dict(), {"config": run.config.to_json(), "images": shown}
     )
     random = torch_random(run.config.seed, "grid", 0)
-    classes = len(run.config.classes)
+    classes = len(run.config.classes) if recipe.conditional else 1
     labels = torch.arange(max(classes, COLUMNS)).repeat_interleave(COLUMNS) % classes
-    latent = draw_latents(run.config.recipe.generator, (len(labels),), random)
+    latent = draw_latents(recipe.generator, (len(labels),), random)
     with torch.no_grad():
         samples = generator(latent.to(adversaries.device), labels.to(adversaries.device))
     save_grid(

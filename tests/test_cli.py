@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -29,7 +30,8 @@ from synth.environment import command_line
 from synth.errors import UsageError
 from synth.files import read_json
 from synth.recipes import RECIPES
-from synth.runs import open_run
+from synth.runs import Run, open_run
+from synth.training import Interrupted
 from tests.conftest import ROOT, Ran, tiny, write_mat
 
 Synth = Callable[..., Ran]
@@ -179,13 +181,28 @@ def test_resume_from_the_command_line(synth: Synth, trained: Path, mats: Path) -
         assert json.loads(file.metadata()["synth"])["images"] == 96
 
 
+def test_a_stopped_run_goes_on_with_the_very_line_it_printed(
+    synth: Synth, mats: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(run: Run, *_: object) -> None:
+        raise Interrupted(f"stopped; go on with: synth train --resume --run {run.folder}")
+
+    root = mats.rename(mats.parent / "my own digits")
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "train_run", stopped)
+        ran = synth("train", "--recipe", "tiny", "--data-root", root, *TRAIN)
+    assert ran.code == 130
+    again = synth(*shlex.split(ran.err.splitlines()[-1].partition("go on with: synth ")[2]))
+    assert again.code == 0, again.err
+    assert open_run(Path(again.out.strip())).images_shown() == 64
+
+
 def test_resume_refuses_other_images(synth: Synth, trained: Path, mats: Path) -> None:
     run = trained / "runs" / RUN
     config = read_json(run / "config.json")
     (run / "config.json").write_text(json.dumps({**config, "images": 96, "fingerprint": "f" * 64}))
     ran = synth("train", "--resume", "--data-root", mats)
-    assert ran.code == 1
-    assert "was trained on other images" in ran.err
+    one_line(ran, 1, "was trained on other images", "--data-root")
 
 
 @pytest.mark.usefixtures("any_labels")
@@ -328,6 +345,7 @@ def one_line(ran: Ran, code: int, *parts: str) -> None:
     [
         (["train", "--recipe", "nonesuch"], 2, "--recipe nonesuch: unknown; choose"),
         (["train", "--recipe", "tiny", "--unconditional"], 2, "is conditional"),
+        (["train", "--recipe", "tiny-uncond-conditional", "--unconditional"], 2, "is conditional"),
         (["train", "--images", "-5"], 2, "--images -5"),
         (["train", "--images", "0"], 2, "--images 0"),
         (["train", "--images", "many"], 2, "--images many"),
@@ -340,6 +358,8 @@ def one_line(ran: Ran, code: int, *parts: str) -> None:
         (["train", "--recipe", "tiny-uncond", "--select", "cas"], 2, "is unconditional"),
         (["train", "--resume", "--select", "cas"], 2, "--select"),
         (["train", "--resume", "--images", "5k"], 2, "--images"),
+        (["train", "--resume", "--set", "a=1"], 2, "--set: cannot be changed by --resume"),
+        (["train", "--resume", "--unconditional"], 2, "--conditional/--unconditional: cannot"),
         (["benchmark", "--recipes", "tiny", "--per-class", "0"], 2, "--per-class 0"),
         (["generate", "--per-class", "1000000000000"], 2, "--per-class"),
         (["leaderboard", "--results", "nowhere"], 1, "nowhere: holds no records"),

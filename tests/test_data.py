@@ -173,8 +173,34 @@ def test_folder_without_classes_is_unlabelled(tmp_path: Path, tree: Path) -> Non
     images = load_training_images("folder", flat)
     assert images.labels is None
     assert len(images) == 20
-    with pytest.raises(SynthError, match="--unconditional"):
+    with pytest.raises(SynthError, match="an unconditional recipe, such as dcgan"):
         images.require_labels()
+    (flat / "runs" / "00000-run" / "samples").mkdir(parents=True)  # as training there leaves it
+    (flat / "._0.png").write_bytes(b"not an image, and not to be read as one")
+    assert load_training_images("folder", flat).fingerprint == images.fingerprint
+    (flat / "thumbs").mkdir()
+    (flat / "thumbs" / "0.png").write_bytes((flat / "0.png").read_bytes())
+    with pytest.raises(SynthError, match=r"flat: holds images, and folders of images \(thumbs\)"):
+        load_training_images("folder", flat)
+
+
+@pytest.mark.parametrize("name", ["svhn", "SVHN", "house-numbers"])
+def test_a_folder_never_passes_for_a_known_data_set(tree: Path, name: str) -> None:
+    assert load_training_images("folder", tree.rename(tree.parent / name)).name == (
+        f"{name.lower()}-folder"
+    )
+
+
+def test_photographs_are_turned_upright(tmp_path: Path) -> None:
+    pixels = np.zeros((32, 32, 3), np.uint8)
+    pixels[:16] = 255  # white above black; the camera lay on its side
+    (tmp_path / "train").mkdir()
+    exif = Image.Exif()
+    exif[0x0112] = 6  # Orientation: to be turned by 90° clockwise
+    Image.fromarray(pixels).save(tmp_path / "train" / "photo.png", exif=exif)
+    (image,) = load_training_images("folder", tmp_path).images
+    assert (image[0, :, 16:] == 255).all()
+    assert (image[0, :, :16] == 0).all()
 
 
 def test_resizing_is_antialiased(tmp_path: Path) -> None:
@@ -185,6 +211,24 @@ def test_resizing_is_antialiased(tmp_path: Path) -> None:
     image = load_training_images("folder", tmp_path).images[0].float()
     assert image.mean() == pytest.approx(127.5, abs=2)
     assert image.std() < 5
+
+
+@pytest.mark.parametrize("kind", ["uint16", "float32", "huge", "folder"])
+def test_an_image_that_would_be_read_wrongly_is_named(
+    tree: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    path, said = tree / "train" / "dog" / "7.tiff", "more than 8 bits a channel"
+    if kind == "huge":
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 3000)
+        Image.new("RGB", (100, 100)).save(path)
+        said = "exceeds limit"
+    elif kind == "folder":
+        path.mkdir()
+        said = "Is a directory"
+    else:
+        Image.fromarray(np.full((40, 40), 300, kind)).save(path)
+    with pytest.raises(SynthError, match=rf"train/dog/7\.tiff: cannot be read \(.*{said}"):
+        load_training_images("folder", tree)
 
 
 @pytest.mark.parametrize("damage", ["cut", "chunk", "empty"])

@@ -137,7 +137,10 @@ def test_networks_are_the_published_ones(name: str) -> None:
 def test_conditional_forms_differ_by_the_label_alone(name: str) -> None:
     """Five numbers of an embedding beside the latent, one plane beside the image's three."""
     *_, generator_layers, discriminator_layers = PUBLISHED[name]
-    generator, discriminator = build(find_recipe(name, conditional=True), 10, 0)
+    labelled = find_recipe(name, conditional=True)
+    assert labelled == find_recipe(f"{name}-conditional", None)
+    assert replace(labelled, name=name, conditional=False) == RECIPES[name]
+    generator, discriminator = build(labelled, 10, 0)
     assert layers(generator) == generator_layers.replace("L100>", "L105>")
     assert layers(discriminator) == discriminator_layers.replace("C3>", "C4>")
 
@@ -218,15 +221,6 @@ def test_every_recipe_trains_for_two_ticks_and_samples(
     assert images.std() > 1
 
 
-def test_conditional_form_differs_by_the_labels_alone() -> None:
-    plain, labelled = find_recipe("shahrullo", None), find_recipe("shahrullo", True)
-    assert labelled == find_recipe("shahrullo-conditional", None)
-    assert replace(labelled, name=plain.name, conditional=False) == plain
-    generator, discriminator = build(labelled, 10, 0)
-    assert layers(generator).startswith("L105>2048 +b, T128>64")
-    assert layers(discriminator).startswith("C4>32 k4, leaky")
-
-
 def test_heldout_images_are_one_block_and_never_trained_on(drawn: ImageSet) -> None:
     kept, heldout = split_validation(drawn)
     assert (len(kept), len(heldout)) == (450, 50)
@@ -246,7 +240,10 @@ def test_dials_take_a_right_value_or_say_what_is_wrong(dial: str, text: str) -> 
 @pytest.mark.parametrize(
     ("assignment", "said"),
     [
+        ("training.batch", "give KEY=VALUE"),
         ("training.bach=3", "did you mean training.batch"),
+        ("generator.norm.epsilonn=1", "did you mean generator.norm.epsilon"),
+        ("training.batch=-1", "a whole number, 0 or more"),
         ("batch=3", "did you mean training.batch"),
         ("training.fakes=neww", "did you mean new"),
         ("training=3", "is a group"),
@@ -285,10 +282,16 @@ def test_dials_are_set_by_their_type() -> None:
 
 
 def test_shapes_that_do_not_fit_are_refused() -> None:
-    with pytest.raises(UsageError, match="makes images of 16×16"):
-        check_recipe(set_dial(RECIPES["cdcgan"], "generator.widths=64,32"))
     for assignment, said in (
+        ("generator.widths=64,32", "makes images of 16×16"),
+        ("generator.kernel=6", "kernels of 4 and 5"),
+        ("discriminator.kernel=3", "kernels of 4 and 5"),
+        ("discriminator.widths=64,64,64,64,64,64", "from 1 to 5 numbers"),
         ("training.batch=0", "training.batch is 0"),
+        ("training.images=0", "training.images is 0"),
+        ("generator.latent_size=0", "generator.latent_size is 0"),
+        ("generator.widths=64,0,64", "generator.widths is 0"),
+        ("discriminator.widths=0", "discriminator.widths is 0"),
         ("training.betas=0.5,1", "training.betas are shares"),
         ("generator.norm.momentum=7", "generator.norm.momentum is a share"),
         ("discriminator.norm.epsilon=0", "discriminator.norm.epsilon is 0"),
@@ -335,6 +338,7 @@ def test_recipe_from_a_file(tmp_path: Path, synth: Callable[..., Ran]) -> None:
         ("training.fakes = [1]", "training.fakes is [1]; choose shared or new"),
         ("generator.widths = [256.9, 128, 64]", "generator.widths is 256.9; give a whole number"),
         ("generator.widths = 256", "generator.widths is 256; give numbers"),
+        ("generator.widths = []", "generator.widths is []; give numbers"),
         ("conditional = [1]", "conditional is [1]; choose true or false"),
         ('name = ["x"]', "name is ['x']; give a text"),
         ('base = ["x"]', "base is ['x']; give the name of a recipe"),

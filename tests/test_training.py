@@ -15,6 +15,7 @@ import torch
 from filelock import FileLock
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits as bce
 
@@ -22,6 +23,7 @@ from synth import training
 from synth.adversaries import Adversaries, average_decay, sampling_generator
 from synth.batches import draw_batches, draw_latents, example_batch, torch_random
 from synth.data import ImageSet
+from synth.dials import set_dial
 from synth.errors import SynthError
 from synth.generation import _latents
 from synth.networks import build
@@ -382,10 +384,26 @@ def test_saved_generator_samples_what_was_trained(tmp_path: Path, drawn: ImageSe
     assert torch.equal(generator(latent, labels), load_generator(run.weights)(latent, labels))
 
 
+@pytest.mark.parametrize(("conditional", "rows"), [(True, 25), (False, 10)])
+def test_a_grid_has_a_row_for_each_class_that_the_recipe_knows(
+    tmp_path: Path, drawn: ImageSet, conditional: bool, rows: int
+) -> None:
+    classes = tuple(map(str, range(25)))
+    many = replace(drawn, labels=torch.arange(len(drawn)) % 25, classes=classes)
+    run = make_run(tmp_path, many, tiny("tiny", conditional), 16)
+    train(run, many, CPU)
+    (path,) = (run.folder / "samples").iterdir()
+    with Image.open(path) as grid:
+        assert grid.size == (10 * 33 + 1, rows * 33 + 1)
+
+
 def test_too_few_images_and_missing_classes_are_refused(tmp_path: Path, drawn: ImageSet) -> None:
     few = ImageSet(drawn.images[:10], None, drawn.classes, "few", "train")
     with pytest.raises(SynthError, match="fewer than the batch"):
         training.check_trainable(tiny("tiny", False), few)
+    measuring = set_dial(tiny("tiny", False), "training.heldout_every=1")
+    with pytest.raises(SynthError, match=r"few: too few images .* training\.heldout_every=0"):
+        training.check_trainable(measuring, replace(few, images=few.images[:5]))
     assert drawn.labels is not None
     keep = drawn.labels != 4
     lacking = ImageSet(drawn.images[keep], drawn.labels[keep], drawn.classes, "lacking", "train")

@@ -53,8 +53,14 @@ def generate(
     seed: int,
     progress: Progress = lambda more: None,
 ) -> Generated:
-    """`per_class` images of each class. An unconditional generator's are unlabelled."""
+    """`per_class` images of each class. An unconditional generator's are unlabelled.
+
+    Raises `UsageError` for more classes than a conditional generator was trained on.
+    """
     check_count(per_class)
+    known = generator.label_embedding
+    if known is not None and classes > known.num_embeddings:
+        raise UsageError(f"classes {classes}: this generator knows {known.num_embeddings}")
 
     def make_chunks() -> Iterator[np.ndarray]:
         for label in range(classes):
@@ -64,8 +70,7 @@ def generate(
                 yield _channels_last(next(chunks)[:count])
                 progress(count)
 
-    conditional = generator.label_embedding is not None
-    labels = np.repeat(np.arange(classes, dtype=np.int64), per_class) if conditional else None
+    labels = None if known is None else np.repeat(np.arange(classes, dtype=np.int64), per_class)
     return Generated(make_chunks, classes * per_class, labels, classes * per_class)
 
 

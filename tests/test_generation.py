@@ -129,6 +129,14 @@ def test_fresh_batches_have_uniform_labels(generator: Generator) -> None:
     assert labels.bincount(minlength=10).float().std() < 50  # binomial: 21
 
 
+def test_classes_that_the_generator_does_not_know_are_refused(generator: Generator) -> None:
+    assert generator.label_embedding is not None
+    known = generator.label_embedding.num_embeddings
+    assert len(generate(generator, known, 1, seed=0).images) == known
+    with pytest.raises(UsageError, match=f"classes {known + 1}: this generator knows {known}"):
+        generate(generator, known + 1, 1, seed=0)
+
+
 def test_nothing_is_asked_for_is_refused(generator: Generator) -> None:
     with pytest.raises(UsageError, match="--per-class 0"):
         generate(generator, 10, 0, seed=0)

@@ -7,6 +7,7 @@ import json
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -25,13 +26,13 @@ import pipeline
 from cli import parse_count
 from eval.protocol import PROTOCOLS, Protocol
 from eval.records import read_records
+from synth.adversaries import Adversaries
 from synth.data import load_training_images
 from synth.environment import command_line
 from synth.errors import UsageError
 from synth.files import read_json
 from synth.recipes import RECIPES
-from synth.runs import Run, open_run
-from synth.training import Interrupted
+from synth.runs import newest_run, open_run
 from tests.conftest import ROOT, Ran, tiny, write_mat
 
 Synth = Callable[..., Ran]
@@ -184,14 +185,18 @@ def test_resume_from_the_command_line(synth: Synth, trained: Path, mats: Path) -
 def test_a_stopped_run_goes_on_with_the_very_line_it_printed(
     synth: Synth, mats: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def stopped(run: Run, *_: object) -> None:
-        raise Interrupted(f"stopped; go on with: synth train --resume --run {run.folder}")
+    step = Adversaries.step
+
+    def interrupting(self: Adversaries, *arguments: object) -> None:
+        step(self, *arguments)  # type: ignore[arg-type]
+        os.kill(os.getpid(), signal.SIGINT)
 
     root = mats.rename(mats.parent / "my own digits")
     with monkeypatch.context() as patch:
-        patch.setattr(pipeline, "train_run", stopped)
+        patch.setattr(Adversaries, "step", interrupting)
         ran = synth("train", "--recipe", "tiny", "--data-root", root, *TRAIN)
     assert ran.code == 130
+    assert newest_run(Path("runs"), finished=False).images_shown() == 16
     again = synth(*shlex.split(ran.err.splitlines()[-1].partition("go on with: synth ")[2]))
     assert again.code == 0, again.err
     assert open_run(Path(again.out.strip())).images_shown() == 64

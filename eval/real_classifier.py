@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import safetensors.torch
 import torch
@@ -20,6 +22,7 @@ from synth.data import ImageSet, cache_folder
 from synth.environment import describe_environment
 from synth.errors import SynthError
 from synth.files import atomic_file
+from synth.native import kernel_sources
 from synth.progress import progress_bar, say
 
 SEED = 0
@@ -74,21 +77,42 @@ def _key(real: ImageSet, protocol: Protocol, device: torch.device, precision: st
         "seed": SEED,
         "precision": precision,
         **{key: environment[key] for key in ("torch", "device", "threads", "kernels")},
-        "source": _source_hash(),
+        "source": source_hash(),
     }
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
-def _source_hash() -> str:
-    """Of the code that trains: the classifier, and the layers, kernels and steps that it uses."""
-    here = Path(eval.classifier.__file__)
-    synth = here.parent.parent / "synth"
-    names = ("acceleration", "kernels", "layers", "native", "tiles")
-    used = [path for name in names for path in synth.glob(f"{name}.*")]
-    digest = hashlib.sha256(here.read_bytes())
-    for path in sorted(used):
+def source_hash() -> str:
+    """sha256 of the code that trains: every module of synth that the training reaches through its
+    imports, and the C sources of the kernels. Raises RuntimeError where none is found."""
+    used = sorted(path for path in _reached(eval.classifier) if path.is_file())
+    if not used or not kernel_sources():
+        raise RuntimeError("the real classifier's cache key found no source to depend on")
+    digest = hashlib.sha256()
+    for path in (*used, *kernel_sources()):
         digest.update(path.read_bytes())
     return digest.hexdigest()
+
+
+def _reached(start: ModuleType) -> set[Path]:
+    """Files of the modules that `start` imports from synth and eval, directly or through others."""
+    found: set[str] = set()
+    waiting = [start.__name__]
+    while waiting:
+        name = waiting.pop()
+        if name in found or name.partition(".")[0] not in ("synth", "eval"):
+            continue
+        found.add(name)
+        for value in vars(sys.modules[name]).values():
+            other = value.__name__ if isinstance(value, ModuleType) else _defined_in(value)
+            if other in sys.modules:
+                waiting.append(other)
+    return {Path(file) for name in found if (file := sys.modules[name].__file__)}
+
+
+def _defined_in(value: object) -> str:
+    """The module that defined a function or a class; empty for other values."""
+    return str(getattr(value, "__module__", None) or "")
 
 
 def _read(path: Path, classes: int) -> FixedClassifier | None:

@@ -19,6 +19,7 @@ from synth.errors import UsageError
 from synth.files import portable
 from synth.native import native
 
+CODE = (":(top)*.py", ":(top)*.c")  # what a commit has to name, as git's path patterns
 PACKAGES = ("torch", "torchvision", "numpy", "scipy", "scikit-learn", "pandas")
 
 
@@ -98,7 +99,7 @@ def git_commit() -> str | None:
     try:
         if git("ls-files", Path(__file__).name) == "":
             return None
-        changed = git("status", "--porcelain", "--untracked-files=no", "--", ":(top)*.py")
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", *CODE)
         return git("rev-parse", "--short=12", "HEAD") + ("+" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return None

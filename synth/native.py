@@ -59,9 +59,14 @@ def native() -> ctypes.CDLL | None:
     return loaded
 
 
+def kernel_sources() -> list[Path]:
+    """The C files of the library, beside this module."""
+    return [Path(__file__).with_name(name) for name in SOURCES]
+
+
 def _compiled(compiler: str) -> Path:
     """The shared library for these sources, compiler, processor and torch; made if need be."""
-    sources = [Path(__file__).with_name(name) for name in SOURCES]
+    sources = kernel_sources()
     flags = [*FLAGS, WIDE] if platform.machine() in ("x86_64", "AMD64") else [*FLAGS]
     version = subprocess.run([compiler, "--version"], capture_output=True, check=True).stdout
     # The processor's features, without its clock, which changes from moment to moment.

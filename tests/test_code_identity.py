@@ -1,0 +1,55 @@
+"""What tells two versions of the code apart: the commit in a record, the key of a cache."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+import eval.real_classifier
+from eval.real_classifier import _reached, source_hash
+from synth.environment import CODE
+from synth.native import kernel_sources
+
+
+def git(folder: Path, *words: str) -> str:
+    settings = ("-c", "user.name=test", "-c", "user.email=test@example.org")
+    command = ["git", "-C", str(folder), *settings, *words]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+@pytest.mark.parametrize("name", ["synth/a.py", "synth/ops/b.c"])
+def test_a_changed_source_file_makes_the_commit_dirty(tmp_path: Path, name: str) -> None:
+    git(tmp_path, "init")
+    for each in ("synth/a.py", "synth/ops/b.c", "notes.md"):
+        (tmp_path / each).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / each).write_text("one\n")
+    git(tmp_path, "add", ".")
+    git(tmp_path, "commit", "-m", "first")
+    (tmp_path / "notes.md").write_text("two\n")
+    assert git(tmp_path, "status", "--porcelain", "--", *CODE) == ""
+    (tmp_path / name).write_text("two\n")
+    assert git(tmp_path, "status", "--porcelain", "--", *CODE) != ""
+
+
+def test_the_cache_key_covers_what_training_a_classifier_imports() -> None:
+    names = {path.name for path in _reached(eval.classifier)}
+    assert {"classifier.py", "layers.py", "kernels.py", "tiles.py", "native.py"} <= names
+    assert {path.name for path in kernel_sources()} == {"kernels.c", "tiles.c"}
+
+
+def test_the_cache_key_follows_the_c_sources(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    before = source_hash()
+    changed = tmp_path / "kernels.c"
+    changed.write_bytes(kernel_sources()[0].read_bytes() + b"\n")
+    monkeypatch.setattr(eval.real_classifier, "kernel_sources", lambda: [changed])
+    assert source_hash() != before
+
+
+def test_a_cache_key_of_nothing_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(eval.real_classifier, "_reached", lambda start: set())
+    with pytest.raises(RuntimeError, match="no source"):
+        source_hash()

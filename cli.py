@@ -10,35 +10,62 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli_options import (
-    DEFAULT_METRICS,
-    AsJson,
-    ClassifierSeeds,
-    Conditional,
-    DataRoot,
-    Dataset,
-    Deterministic,
-    Device,
-    Dials,
-    FeatureSpace,
-    Images,
-    Metrics,
-    Precision,
-    Protocol,
-    Results,
-    Runs,
-    Seed,
-    Select,
-    check_alone,
-    check_choice,
-    parse_count,
-    prepare,
-    resolve_recipe,
-)
-
 if TYPE_CHECKING:
-    from eval.tables import Table
+    import torch
+
+    from eval.aggregate import Table
     from synth.recipes import Recipe
+
+Dataset = Annotated[str, typer.Option(help="svhn, house-numbers or folder; see: synth datasets")]
+DataRoot = Annotated[
+    Path | None,
+    typer.Option(envvar="SYNTH_DATA", help="Where the real data is, or is downloaded to."),
+]
+Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of everything random.")]
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+Precision = Annotated[str, typer.Option(help="auto (times both), fp32 or bf16.")]
+Deterministic = Annotated[
+    bool,
+    typer.Option(
+        "--deterministic", help="Repeatable on a GPU too, where it costs speed; a CPU always is."
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Conditional = Annotated[
+    bool | None,
+    typer.Option("--conditional/--unconditional", help="Is the generator told the label?"),
+]
+Dials = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Change one dial, e.g. training.batch=64; may be repeated."),
+]
+Runs = Annotated[Path, typer.Option(help="Folder of runs.")]
+Results = Annotated[Path, typer.Option(help="Folder of records and of what is made from them.")]
+ClassifierSeeds = Annotated[
+    int | None, typer.Option(help="How many classifiers; the protocol's number by default.")
+]
+Protocol = Annotated[str, typer.Option(help="fixed-v1, fixed-resnet-v1, stream-v1 or quick-v1.")]
+Metrics = Annotated[
+    str,
+    typer.Option(
+        help="all, or names with commas: cas, gan-test, augmentation, fidelity, memorisation, "
+        "diversity. The accuracy (cas) is always there; augmentation trains twice as much again."
+    ),
+]
+DEFAULT_METRICS = "cas,gan-test,fidelity,memorisation,diversity"
+FeatureSpace = Annotated[
+    str, typer.Option(help="classifier; inception measures fidelity in that space too.")
+]
+Images = Annotated[
+    str | None, typer.Option(help="Training length in real images shown, e.g. 300k or 2.5M.")
+]
+Select = Annotated[
+    str | None,
+    typer.Option(
+        help="cas: keep a tenth of the training split out of training, and mark the checkpoint "
+        "whose samples score best on it. For conditional recipes."
+    ),
+]
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -85,13 +112,13 @@ def train(
     as_json: AsJson = False,
 ) -> None:
     """Train a generator: a new folder in runs/."""
-    import pipeline
+    from eval.selection import SELECTION, checkpoint_scorer
+    from synth.base.errors import UsageError
+    from synth.base.progress import say
     from synth.data import load_training_images
     from synth.environment import describe_environment
-    from synth.errors import UsageError
-    from synth.progress import say
     from synth.runs import Run, newest_run, open_run
-    from synth.training import Interrupted
+    from synth.training import Interrupted, plan_run, train_run
 
     check_choice("--select", select, (None, "cas"))
     place = prepare(device, deterministic)
@@ -111,15 +138,23 @@ def train(
         chosen = resolve_recipe(recipe, conditional, dials)
         real = load_training_images(dataset, data_root)
         length = length if epochs is None else epochs * len(real)
-        config = pipeline.plan_run(
-            chosen, dataset, real, length, seed, precision, place, tick_length, select is not None
+        config = plan_run(
+            chosen,
+            dataset,
+            real,
+            length,
+            seed,
+            precision,
+            place,
+            tick_length,
+            SELECTION.name if select else None,
         )
         if dry_run:
             return print_json(config.to_json())
         going = Run.create(out, config, describe_environment(place))
     say(f"{going.folder}: {going.config.images:,} images of {real.name}")
     try:
-        pipeline.train_run(going, real, place)
+        train_run(going, real, place, checkpoint_scorer(going, place))
     except Interrupted as stopped:
         where = f" --data-root {shlex.quote(str(data_root))}" if data_root else ""
         raise Interrupted(f"{stopped}{where}") from None
@@ -155,24 +190,25 @@ def generate(
     as_json: AsJson = False,
 ) -> None:
     """Make a balanced labelled data set: a new folder in datasets/."""
-    import pipeline
-    from synth.files import read_json
+    from eval.labeller import LABELLER_PROTOCOL, labeller_for
+    from synth.base.files import read_json
+    from synth.generation import check_count, generate_set
     from synth.runs import newest_run, open_run
 
-    pipeline.check_count(per_class)
+    check_count(per_class)
     check_choice("--format", format, ("npz", "folder"))
     check_choice("--label-with", label_with, (None, "classifier", "random"))
     place = prepare(device, deterministic)
     source = open_run(run) if run else newest_run(runs, finished=True)
-    folder = pipeline.generate_set(
+    folder = generate_set(
         source,
         per_class,
         seed,
         out,
         place,
         label_with,
-        lambda: pipeline.labeller_for(source, data_root, place),
-        pipeline.LABELLER_PROTOCOL,
+        lambda: labeller_for(source, data_root, place),
+        LABELLER_PROTOCOL,
         format,  # type: ignore[arg-type]
         checkpoint,
     )
@@ -213,11 +249,11 @@ def evaluate(
     """Score data sets on the real test split, and print the leaderboard."""
     from dataclasses import asdict
 
-    import scoring
-    from eval.judge import make_judge
+    from eval import evaluate as scoring
+    from eval.evaluator import make_judge
     from eval.metrics import parse_groups
-    from synth.errors import UsageError
-    from synth.synthetic import newest_synthetic, read_synthetic
+    from synth.base.errors import UsageError
+    from synth.synthetic_set import newest_synthetic, read_synthetic
 
     groups = parse_groups(metrics, feature_space)
     place = prepare(device, deterministic)
@@ -256,7 +292,7 @@ def evaluate(
 @app.command()
 def leaderboard(results: Results = Path("results"), as_json: AsJson = False) -> None:
     """Rewrite the leaderboard and the report from the records, and print the tables."""
-    import scoring
+    from eval import evaluate as scoring
     from eval.agreement import agreement_lines
 
     tables = scoring.publish(results)
@@ -277,7 +313,7 @@ def compare(
     as_json: AsJson = False,
 ) -> None:
     """Say whether entry A beats entry B, from their records alone."""
-    from eval.comparison import compare_entries
+    from eval.compare import compare_entries
 
     compared = compare_entries(results, a, b, protocol, real)
     if as_json:
@@ -303,11 +339,11 @@ def verify(
     as_json: AsJson = False,
 ) -> None:
     """Do a record's evaluation again and compare: bit for bit where that can be had."""
-    from scoring import Places
-    from synth.acceleration import keep_freed_memory
-    from synth.errors import SynthError
-    from verification import find_record_file
-    from verification import verify as verify_record
+    from eval.evaluate import Places
+    from eval.verify import find_record_file
+    from eval.verify import verify as verify_record
+    from synth.base.errors import SynthError
+    from synth.ops.acceleration import keep_freed_memory
 
     check_choice("--from", start, ("evaluate", "generate", "train"))
     keep_freed_memory()
@@ -344,13 +380,14 @@ def benchmark(
     as_json: AsJson = False,
 ) -> None:
     """Train, generate and evaluate several recipes and seeds; skips what is there already."""
-    import scoring
+    from eval import evaluate as scoring
+    from eval.benchmark import benchmark as run_benchmark
     from eval.metrics import parse_groups
-    from synth.progress import say
+    from synth.base.progress import say
 
     check_choice("--select", select, (None, "cas"))
     groups = parse_groups(metrics, feature_space)
-    tables = scoring.benchmark(
+    tables = run_benchmark(
         [resolve_recipe(name.strip(), None, dials) for name in recipes.split(",")],
         seeds,
         dataset,
@@ -378,8 +415,8 @@ def recipes(
     as_json: AsJson = False,
 ) -> None:
     """List the recipes, or show one, with dials changed."""
-    from synth.errors import UsageError
-    from synth.recipes import RECIPES
+    from synth.base.errors import UsageError
+    from synth.published import RECIPES
 
     if name is not None:
         return print_json(describe_recipe(resolve_recipe(name, conditional, dials), whole=True))
@@ -414,6 +451,77 @@ def options(
 ) -> None:
     global DEBUG
     DEBUG = debug
+
+
+def prepare(device: str, deterministic: bool = False) -> torch.device:
+    """The device to work on, in a process that a command has to itself."""
+    from synth.environment import make_deterministic, pick_device
+    from synth.ops.acceleration import keep_freed_memory
+
+    keep_freed_memory()
+    if deterministic:
+        make_deterministic()
+    return pick_device(device)
+
+
+def resolve_recipe(name: str | None, conditional: bool | None, dials: list[str] | None) -> Recipe:
+    """The recipe of a name or a TOML file, with single dials changed."""
+    from dataclasses import replace
+
+    from synth.dials import read_recipe, set_dial
+    from synth.published import CONDITIONAL, UNCONDITIONAL, find_recipe
+    from synth.recipes import check_recipe
+
+    if name is not None and name.endswith(".toml"):
+        recipe = read_recipe(Path(name))
+        if conditional not in (None, recipe.conditional):
+            form = CONDITIONAL if conditional else UNCONDITIONAL
+            recipe = replace(recipe, name=recipe.name + form, conditional=bool(conditional))
+    else:
+        recipe = find_recipe(name, conditional)
+    for assignment in dials or []:
+        recipe = set_dial(recipe, assignment)
+    if dials:  # no longer the published one, and so not under its name alone
+        recipe = replace(recipe, name=f"{recipe.name}, {', '.join(dials)}")
+    check_recipe(recipe)
+    return recipe
+
+
+def parse_count(option: str, text: str | None) -> int | None:
+    """`300k` → 300,000; `2.5M` → 2,500,000."""
+    from synth.base.errors import UsageError
+
+    if text is None:
+        return None
+    factor = {"k": 1_000, "m": 1_000_000}.get(text[-1:].lower(), 1)
+    try:
+        count = float(text[:-1] if factor > 1 else text) * factor
+        if count < 1 or count != int(count):
+            raise ValueError
+    except (ValueError, OverflowError):
+        raise UsageError(
+            f"{option} {text}: give a whole number above 0, such as 300k or 2.5M"
+        ) from None
+    return int(count)
+
+
+def check_alone(context: typer.Context, option: str, others: tuple[str, ...]) -> None:
+    """Refuses options beside `option` that would be ignored."""
+    from synth.base.errors import UsageError
+
+    for parameter in context.command.params:
+        source = context.get_parameter_source(parameter.name or "")
+        allowed = parameter.name in others or option in parameter.opts
+        if not allowed and source is not None and source.name == "COMMANDLINE":
+            names = "/".join([*parameter.opts, *parameter.secondary_opts])
+            raise UsageError(f"{names}: cannot be changed by {option}; leave it out")
+
+
+def check_choice(option: str, value: str | None, choices: tuple[str | None, ...]) -> None:
+    from synth.base.errors import UsageError
+
+    if value not in choices:
+        raise UsageError(f"{option} {value}: choose {' or '.join(c for c in choices if c)}")
 
 
 def describe_recipe(recipe: Recipe, whole: bool) -> dict[str, Any]:

@@ -24,8 +24,8 @@ import torch
 
 from benchmarks.contenders import CPU, STAGES, flops_per_image
 from benchmarks.workers import LeftOut, running
+from synth.base.files import write_json, write_text
 from synth.environment import describe_environment
-from synth.files import write_json, write_text
 
 SIDE = 2048  # of the matrix product that is the ceiling
 LEAST = 1.5  # times the plain loop, in every stage, or the smoke test fails

@@ -10,19 +10,15 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import peers
-from eval.classifier import (
-    FixedClassifier,
-    _Trainer,
-    choose_classifier_precision,
-    shuffled_batches,
-)
-from synth.acceleration import keep_freed_memory
-from synth.adversaries import Adversaries
+from eval.classifier_training import _Trainer, choose_classifier_precision, shuffled_batches
+from eval.classifiers import FixedClassifier
 from synth.batches import draw_batches
 from synth.data import DIGITS, ImageSet
+from synth.gan import Adversaries
 from synth.generation import CHUNK, stream_images
 from synth.networks import build
-from synth.recipes import RECIPES
+from synth.ops.acceleration import keep_freed_memory
+from synth.published import RECIPES
 from synth.training import choose_training_precision
 
 CPU = torch.device("cpu")

@@ -17,20 +17,22 @@ import matplotlib
 import numpy as np
 import torch
 
-import pipeline
-import scoring
-from eval.classifier import shuffled_batches, train_classifier
-from eval.protocol import PROTOCOLS, Score, measure
+from eval import evaluate as scoring
+from eval.classifier_training import shuffled_batches, train_classifier
+from eval.protocols import PROTOCOLS
 from eval.records import Entry, RealSplits, make_record, write_record
-from synth.acceleration import keep_freed_memory
-from synth.adversaries import Adversaries
+from eval.score import Score, measure
+from synth.base.files import write_json
 from synth.batches import draw_batches
+from synth.checkpoints import save_tensors
 from synth.data import SIZE, ImageSet
 from synth.environment import describe_environment
-from synth.files import write_json
+from synth.gan import Adversaries
+from synth.generation import generate_set
 from synth.networks import build
-from synth.recipes import RECIPES
-from synth.runs import Run, RunConfig, save_tensors
+from synth.ops.acceleration import keep_freed_memory
+from synth.published import RECIPES
+from synth.runs import Run, RunConfig
 from synth.training import _memory_mib
 
 CPU = torch.device("cpu")
@@ -81,7 +83,7 @@ def images_generated(count: int) -> float:
             {"config": config.to_json(), "images": 128},
         )
         start = time.perf_counter()
-        pipeline.generate_set(run, count // 10, 0, folder / "datasets", CPU)
+        generate_set(run, count // 10, 0, folder / "datasets", CPU)
         return time.perf_counter() - start
 
 

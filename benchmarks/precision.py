@@ -14,12 +14,13 @@ import pandas as pd
 import torch
 from scipy import stats
 
-from eval.protocol import disk_batches, find_protocol, score
-from synth.acceleration import keep_freed_memory
+from eval.protocols import find_protocol
+from eval.score import disk_batches, score
+from synth.base.files import write_json
 from synth.data import ImageSet, load_test_images, load_training_images
 from synth.environment import describe_environment
-from synth.files import write_json
-from synth.synthetic import read_synthetic
+from synth.ops.acceleration import keep_freed_memory
+from synth.synthetic_set import read_synthetic
 
 CPU = torch.device("cpu")
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from eval.statistics import rank_correlation
 
 if TYPE_CHECKING:
-    from eval.tables import Row, Table
+    from eval.aggregate import Row, Table
 
 FEWEST = 3  # entries in common: fewer are hardly a ranking
 

@@ -7,11 +7,11 @@ from typing import Any
 
 import pandas as pd
 
+from eval.aggregate import Table, build_tables
 from eval.agreement import agreement_lines
 from eval.records import figure_path, read_records
 from eval.statistics import Interval
-from eval.tables import Table, build_tables
-from synth.files import atomic_file, write_text
+from synth.base.files import atomic_file, write_text
 
 TITLES = {
     "rank": "rank",

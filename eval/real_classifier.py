@@ -5,6 +5,7 @@ Always the same network for the same images, so its weights are kept in the cach
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import json
 import sys
@@ -15,15 +16,17 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError
 
-import eval.classifier
-from eval.classifier import FixedClassifier, train_classifier
-from eval.protocol import PROTOCOLS, Protocol, disk_batches
+import eval.classifier_training
+from eval.classifier_training import train_classifier
+from eval.classifiers import FixedClassifier
+from eval.protocols import PROTOCOLS, Protocol
+from eval.score import disk_batches
+from synth.base.errors import SynthError
+from synth.base.files import atomic_file
+from synth.base.progress import progress_bar, say
 from synth.data import ImageSet, cache_folder
 from synth.environment import describe_environment
-from synth.errors import SynthError
-from synth.files import atomic_file
-from synth.native import kernel_sources
-from synth.progress import progress_bar, say
+from synth.ops.native import kernel_sources
 
 SEED = 0
 
@@ -85,7 +88,7 @@ def _key(real: ImageSet, protocol: Protocol, device: torch.device, precision: st
 def source_hash() -> str:
     """sha256 of the code that trains: every module of synth that the training reaches through its
     imports, and the C sources of the kernels. Raises RuntimeError where none is found."""
-    used = sorted(path for path in _reached(eval.classifier) if path.is_file())
+    used = sorted(path for path in _reached(eval.classifier_training) if path.is_file())
     if not used or not kernel_sources():
         raise RuntimeError("the real classifier's cache key found no source to depend on")
     digest = hashlib.sha256()
@@ -96,23 +99,28 @@ def source_hash() -> str:
 
 def _reached(start: ModuleType) -> set[Path]:
     """Files of the modules that `start` imports from synth and eval, directly or through others."""
-    found: set[str] = set()
+    found: dict[str, Path] = {}
     waiting = [start.__name__]
     while waiting:
         name = waiting.pop()
-        if name in found or name.partition(".")[0] not in ("synth", "eval"):
-            continue
-        found.add(name)
-        for value in vars(sys.modules[name]).values():
-            other = value.__name__ if isinstance(value, ModuleType) else _defined_in(value)
-            if other in sys.modules:
-                waiting.append(other)
-    return {Path(file) for name in found if (file := sys.modules[name].__file__)}
+        module = sys.modules.get(name)
+        ours = name.partition(".")[0] in ("synth", "eval")
+        file = getattr(module, "__file__", None)
+        if ours and file and name not in found:
+            found[name] = Path(file)
+            waiting += _imports(found[name])
+    return set(found.values())
 
 
-def _defined_in(value: object) -> str:
-    """The module that defined a function or a class; empty for other values."""
-    return str(getattr(value, "__module__", None) or "")
+def _imports(path: Path) -> list[str]:
+    """The modules that a Python file names in its import statements, at any depth."""
+    names: list[str] = []
+    for node in ast.walk(ast.parse(path.read_bytes())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        elif isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+    return names
 
 
 def _read(path: Path, classes: int) -> FixedClassifier | None:

@@ -15,10 +15,11 @@ from typing import Any, Literal
 import numpy as np
 
 from eval.metrics import GROUPS, INCEPTION, Metrics
-from eval.protocol import Protocol, Score, SeedScore
+from eval.protocols import Protocol
+from eval.score import Score, SeedScore
+from synth.base.errors import SynthError
+from synth.base.files import atomic_file, read_json, slug, write_json
 from synth.data import ImageSet
-from synth.errors import SynthError
-from synth.files import atomic_file, read_json, slug, write_json
 
 SCHEMA = 1
 Kind = Literal["synthetic", "real", "real-same-size", "real-tenth", "pca-gaussian", "copier"]

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
+from eval.aggregate import Row, Table
 from eval.leaderboard import format_interval, frames_for_people
 from eval.records import Record, figure_path
-from eval.tables import Row, Table
-from synth.files import atomic_file, write_text
+from synth.base.files import atomic_file, write_text
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2em auto; max-width: 75em; padding: 0 1em }

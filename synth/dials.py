@@ -9,8 +9,9 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from synth.errors import SynthError, UsageError
-from synth.recipes import Recipe, find_recipe
+from synth.base.errors import SynthError, UsageError
+from synth.published import find_recipe
+from synth.recipes import Recipe
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from threadpoolctl import threadpool_info
 
-from synth.errors import UsageError
-from synth.files import portable
-from synth.native import native
+from synth.base.errors import UsageError
+from synth.base.files import portable
+from synth.ops.native import native
 
 CODE = (":(top)*.py", ":(top)*.c")  # what a commit has to name, as git's path patterns
 PACKAGES = ("torch", "torchvision", "numpy", "scipy", "scikit-learn", "pandas")

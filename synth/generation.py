@@ -10,15 +10,22 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from synth.acceleration import autocast
+from synth.base.errors import SynthError, UsageError
+from synth.base.files import portable, read_json, sha256
+from synth.base.progress import progress_bar
 from synth.data import SIZE, uint8_from_signed
-from synth.errors import SynthError, UsageError
+from synth.environment import describe_environment
 from synth.networks import Generator
+from synth.ops.acceleration import autocast
+from synth.runs import Run, load_generator
+from synth.synthetic_set import Format, write_synthetic
 
 CHUNK = 250
 MOST = 10_000_000  # images per class
@@ -173,3 +180,82 @@ def check_count(per_class: int) -> None:
     """Raises `UsageError` unless so many images of each class can be made."""
     if not 1 <= per_class <= MOST:
         raise UsageError(f"--per-class {per_class}: must be from 1 to {MOST:,}")
+
+
+def generate_set(
+    run: Run,
+    per_class: int,
+    seed: int,
+    root: Path,
+    device: torch.device,
+    label_with: str | None = None,
+    make_labeller: Callable[[], Labeller] | None = None,
+    labeller_protocol: str | None = None,
+    form: Format = "npz",
+    checkpoint: str | None = None,
+) -> Path:
+    """Writes a synthetic set from a run into `root`; returns its folder.
+
+    label_with: None, `random`, or `classifier`, which needs the two that follow it.
+    checkpoint: see `Run.find_checkpoint`.
+    """
+    check_count(per_class)
+    config, classes = run.config, run.config.classes
+    if config.recipe.conditional and label_with is not None:
+        raise UsageError(f"--label-with {label_with}: {run.folder} is conditional")
+    generator = load_generator(run.find_checkpoint(checkpoint), device)
+    labeller = make_labeller() if make_labeller and label_with == "classifier" else None
+    environment = describe_environment(device)
+    slug = f"{config.slug}-{label_with}" if label_with else config.slug
+    with progress_bar(
+        f"generate from {run.folder.name}", per_class * len(classes), "images"
+    ) as bar:
+        made = generate_as(generator, classes, per_class, seed, label_with, labeller, bar)
+        origin = {
+            **describe_origin(
+                run, seed, label_with, labeller_protocol if labeller else None, checkpoint
+            ),
+            "candidates": made.candidates,
+            "commit": environment["commit"],
+            "command": environment["command"],
+            "environment": environment,
+            "training_environment": read_json(run.folder / "environment.json"),
+            "config": read_json(run.folder / "config.json"),
+            "training_log": run.read_log(),
+        }
+        return write_synthetic(
+            root, slug, made.make_chunks(), made.count, made.labels, origin, form
+        )
+
+
+def describe_origin(
+    run: Run,
+    seed: int,
+    label_with: str | None,
+    labeller: str | None,
+    checkpoint: str | None = None,
+) -> dict[str, Any]:
+    """The part of a manifest that follows from the run and from what is asked of it.
+
+    A run that selects its checkpoint learned from less: its sets say how theirs was chosen, and
+    how long the run went on.
+    """
+    config, weights = run.config, run.find_checkpoint(checkpoint)
+    chosen = checkpoint or run.default_checkpoint
+    return {
+        "classes": list(config.classes),
+        "labels": label_with or ("conditional" if config.recipe.conditional else "none"),
+        "labeller": labeller,
+        "seed": seed,
+        "recipe": config.recipe.name,
+        "conditional": config.recipe.conditional,
+        "dataset": config.dataset,
+        "source": config.source,
+        "trained_on": config.fingerprint,
+        "training_seed": config.seed,
+        "images_shown": run.images_shown(weights),
+        "chosen": chosen if config.select else None,
+        "run_length": config.images if config.select else None,
+        "run": portable(run.folder),
+        "checkpoint": sha256(weights),
+    }

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from synth.data import SIZE
-from synth.layers import Conv2d, ConvTranspose2d, Sequential
+from synth.ops.layers import Conv2d, ConvTranspose2d, Sequential
 from synth.recipes import Activation, DiscriminatorRecipe, GeneratorRecipe, Norm, Recipe
 
 

@@ -16,13 +16,15 @@ import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
 
-from synth.acceleration import choose_precision, fastest
-from synth.adversaries import Adversaries, sampling_generator
+from synth.base.errors import SynthError, UsageError
+from synth.base.progress import progress_bar, say
 from synth.batches import Batch, draw_batches, draw_latents, example_batch, torch_random
+from synth.checkpoints import load_tensors, save_tensors
 from synth.data import ImageSet, split_validation, uint8_from_signed
-from synth.errors import SynthError, UsageError
+from synth.gan import Adversaries, sampling_generator
+from synth.ops.acceleration import choose_precision, fastest
 from synth.recipes import Recipe
-from synth.runs import Run, checkpoint_name, load_tensors, save_tensors
+from synth.runs import Run, RunConfig, checkpoint_name
 from synth.visuals import draw_losses, save_grid
 
 try:
@@ -33,6 +35,9 @@ except ImportError:  # Windows
 COLUMNS = 10  # images per class in the sample grid
 Progress = Callable[[int], None]  # is told the images shown so far
 ScoreCheckpoint = Callable[[Path, ImageSet], float]  # weights, validation part → accuracy
+
+
+TICKS = 16  # about so many checkpoints in a run
 
 
 class Interrupted(SynthError):
@@ -256,3 +261,72 @@ def _interruptible() -> Iterator[Callable[[], bool]]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+def plan_run(
+    recipe: Recipe,
+    source: str,
+    images: ImageSet,
+    length: int | None,
+    seed: int,
+    precision: str,
+    device: torch.device,
+    tick: int | None = None,
+    select: str | None = None,
+) -> RunConfig:
+    """The resolved configuration of a run, before anything is written."""
+    check_trainable(recipe, images, select is not None)
+    length = recipe.training.images if length is None else length
+    chosen, reason = choose_training_precision(precision, recipe, len(images.classes), device)
+    say(f"precision {chosen}: {reason}")
+    return RunConfig(
+        recipe=recipe,
+        dataset=images.name,
+        source=source,
+        fingerprint=images.fingerprint,
+        training_size=len(images),
+        classes=images.classes,
+        images=length,
+        tick=tick or default_tick(length),
+        seed=seed,
+        precision=chosen,
+        select=select,
+    )
+
+
+def default_tick(length: int) -> int:
+    """A sixteenth of the run, to the next power of two in thousands: 64k for a million."""
+    thousands = max(1, length // TICKS // 1000)
+    return 1000 << (thousands - 1).bit_length()
+
+
+def train_run(
+    run: Run,
+    images: ImageSet,
+    device: torch.device,
+    score_checkpoint: ScoreCheckpoint | None = None,
+) -> None:
+    """Trains a run to its end, from its last checkpoint."""
+    check_same_images(run, images)
+    shown = 0
+    with progress_bar(f"train {run.folder.name}", run.config.images, "images") as advance:
+
+        def progress(now: int) -> None:
+            nonlocal shown
+            advance(now - shown)
+            shown = now
+
+        train(run, images, device, progress, score_checkpoint)
+    if run.config.select:
+        best = run.best_checkpoint()
+        accuracy = 100 * run.validation_scores()[best]
+        say(f"{run.folder}: {best} is the best on the validation part ({accuracy:.2f} %)")
+
+
+def check_same_images(run: Run, images: ImageSet) -> None:
+    if images.fingerprint != run.config.fingerprint:
+        raise SynthError(
+            f"{run.folder}: was trained on other images ({run.config.dataset}, "
+            f"{run.config.fingerprint[:12]}) than {images.name} ({images.fingerprint[:12]}); "
+            "give the --data-root that it was trained on, with its images as they were"
+        )

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.utils import make_grid
 
-from synth.files import atomic_file
+from synth.base.files import atomic_file
 
 
 def save_grid(images: Tensor, path: Path, columns: int) -> None:

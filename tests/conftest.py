@@ -16,11 +16,11 @@ import torch
 from hypothesis import settings
 
 import cli
-import pipeline
-from eval.protocol import PROTOCOLS, Protocol
+from eval.protocols import PROTOCOLS, Protocol
 from synth.data import DIGITS, ImageSet
-from synth.recipes import RECIPES, DiscriminatorRecipe, GeneratorRecipe, Recipe
-from synth.rendering import render
+from synth.data.rendering import render
+from synth.published import RECIPES
+from synth.recipes import DiscriminatorRecipe, GeneratorRecipe, Recipe
 
 # Examples take as long as the machine lets them: a slow one is no failure.
 settings.register_profile("unhurried", deadline=None)
@@ -66,8 +66,8 @@ def tiny_names(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, data in (("tiny-v1", "disk"), ("tiny-stream-v1", "stream")):
         protocol = Protocol(name, data, steps=3, batch=32, seeds=2)  # type: ignore[arg-type]
         monkeypatch.setitem(PROTOCOLS, name, protocol)
-    selection = Protocol("tiny-select", "stream", steps=3, batch=32, seeds=1)
-    monkeypatch.setattr(pipeline, "SELECTION", selection)
+    protocol = Protocol("tiny-select", "stream", steps=3, batch=32, seeds=1)
+    monkeypatch.setattr("eval.selection.SELECTION", protocol)
 
 
 class Ran(NamedTuple):

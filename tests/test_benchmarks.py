@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from benchmarks import growth, precision
-from eval.protocol import Protocol, disk_batches, score
+from eval.protocols import Protocol
+from eval.score import disk_batches, score
 from synth.data import ImageSet
 
 CPU = torch.device("cpu")

@@ -10,7 +10,7 @@ import pytest
 import eval.real_classifier
 from eval.real_classifier import _reached, source_hash
 from synth.environment import CODE
-from synth.native import kernel_sources
+from synth.ops.native import kernel_sources
 
 
 def git(folder: Path, *words: str) -> str:
@@ -34,8 +34,8 @@ def test_a_changed_source_file_makes_the_commit_dirty(tmp_path: Path, name: str)
 
 
 def test_the_cache_key_covers_what_training_a_classifier_imports() -> None:
-    names = {path.name for path in _reached(eval.classifier)}
-    assert {"classifier.py", "layers.py", "kernels.py", "tiles.py", "native.py"} <= names
+    names = {path.name for path in _reached(eval.classifier_training)}
+    assert {"classifier_training.py", "layers.py", "kernels.py", "tiles.py", "native.py"} <= names
     assert {path.name for path in kernel_sources()} == {"kernels.c", "tiles.c"}
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from eval.agreement import agreement_lines
 from eval.leaderboard import build_tables
-from eval.protocol import PROTOCOLS, Score, SeedScore
+from eval.protocols import PROTOCOLS
 from eval.records import (
     Entry,
     RealSplits,
@@ -22,6 +22,7 @@ from eval.records import (
     read_records,
     write_record,
 )
+from eval.score import Score, SeedScore
 from eval.statistics import compare, rank_correlation
 from tests.conftest import Ran
 from tests.test_cli import one_line

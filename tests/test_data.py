@@ -14,16 +14,16 @@ from hypothesis import strategies as st
 from PIL import Image
 from torchvision.datasets import SVHN
 
-from synth import house_numbers
+from synth.base.errors import SynthError
 from synth.data import (
     ImageSet,
+    house_numbers,
     load_test_images,
     load_training_images,
     signed_from_uint8,
     uint8_from_signed,
     unit_from_uint8,
 )
-from synth.errors import SynthError
 from tests.conftest import write_mat
 
 ALL_VALUES = torch.arange(256, dtype=torch.uint8)
@@ -124,7 +124,7 @@ def test_download_is_moved_in_whole(
         (Path(root) / f"{split}_32x32.mat").write_bytes((mats / f"{split}_32x32.mat").read_bytes())
 
     download.split_list = SVHN.split_list  # type: ignore[attr-defined]
-    monkeypatch.setattr("synth.svhn.SVHN", download)
+    monkeypatch.setattr("synth.data.svhn.SVHN", download)
     images = load_training_images("svhn", tmp_path / "fresh")
     assert images.fingerprint == load_training_images("svhn", mats).fingerprint
     assert [path.name for path in (tmp_path / "fresh").iterdir()] == ["train_32x32.mat"]
@@ -136,7 +136,7 @@ def test_failed_download_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monk
         raise URLError("no route to host")
 
     download.split_list = SVHN.split_list  # type: ignore[attr-defined]
-    monkeypatch.setattr("synth.svhn.SVHN", download)
+    monkeypatch.setattr("synth.data.svhn.SVHN", download)
     with pytest.raises(SynthError, match=r"no route to host.*--data-root.*house-numbers"):
         load_training_images("svhn", tmp_path)
     assert list(tmp_path.iterdir()) == []
@@ -255,7 +255,7 @@ def test_missing_class_is_named(tree: Path) -> None:
 
 
 def test_drawn_set_is_cached_and_mended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from synth.rendering import render
+    from synth.data.rendering import render
 
     drawn: list[str] = []
 

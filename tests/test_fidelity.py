@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eval import fidelity
-from eval.classifier import FixedClassifier
-from eval.fidelity import fid, frechet_distance, kid, manifolds, statistics
+from eval.classifiers import FixedClassifier
+from eval.metrics.distances import fid, frechet_distance, kid, manifolds, statistics
 from synth.data import ImageSet, unit_from_uint8
 
 

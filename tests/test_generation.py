@@ -16,12 +16,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from synth import generation
-from synth.errors import SynthError, UsageError
-from synth.files import read_json
+from synth.base.errors import SynthError, UsageError
+from synth.base.files import read_json
 from synth.generation import fresh_batch, generate, generate_labelled, stream_images
 from synth.networks import Generator, build
-from synth.recipes import RECIPES
-from synth.synthetic import read_synthetic, write_synthetic
+from synth.published import RECIPES
+from synth.synthetic_set import read_synthetic, write_synthetic
 from tests.conftest import tiny
 
 CLASSES = tuple("0123456789")
@@ -204,7 +204,7 @@ def test_failed_writing_leaves_nothing(
     def full(*arguments: object, **options: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("synth.synthetic.save_grid", full)
+    monkeypatch.setattr("synth.synthetic_set.save_grid", full)
     with pytest.raises(SynthError, match=r"No space left on device.*--out"):
         write_synthetic(tmp_path, "tiny", [made.images], made.count, made.labels, ORIGIN)
     assert list(tmp_path.iterdir()) == []

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from synth import kernels, layers, native, tiles
+from synth.ops import kernels, layers, native, tiles
 
 ROUNDING = 2**-8  # of bf16, relative
 

@@ -12,12 +12,13 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from eval.classifier import FixedClassifier, shuffled_batches, train_classifier
-from synth import layers
-from synth.adversaries import Adversaries
+from eval.classifier_training import shuffled_batches, train_classifier
+from eval.classifiers import FixedClassifier
 from synth.batches import draw_batches
 from synth.data import ImageSet, unit_from_uint8
-from synth.recipes import RECIPES
+from synth.gan import Adversaries
+from synth.ops import layers
+from synth.published import RECIPES
 from tests.conftest import tiny
 
 CPU = torch.device("cpu")

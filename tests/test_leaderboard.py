@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from eval.aggregate import build_tables
 from eval.leaderboard import (
     format_figures,
     format_frame,
@@ -20,7 +21,7 @@ from eval.leaderboard import (
     write_leaderboard,
 )
 from eval.metrics import Diversity, Fidelity, Metrics, NearCopies
-from eval.protocol import PROTOCOLS, Score, SeedScore
+from eval.protocols import PROTOCOLS
 from eval.records import (
     Entry,
     RealSplits,
@@ -32,12 +33,12 @@ from eval.records import (
     write_record,
 )
 from eval.report import write_report
+from eval.score import Score, SeedScore
 from eval.statistics import interval
-from eval.tables import build_tables
+from synth.base.errors import SynthError
 from synth.data import ImageSet
 from synth.dials import set_dial
-from synth.errors import SynthError
-from synth.recipes import RECIPES
+from synth.published import RECIPES
 
 REAL = RealSplits("svhn-part", "a" * 64, 4434, "b" * 64, 8000)
 FIXED = PROTOCOLS["fixed-v1"]

@@ -15,11 +15,11 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
 from eval import memorisation as module
-from eval.classifier import shuffled_batches, train_classifier
-from eval.fidelity import features
-from eval.memorisation import memorisation, within_class_bandwidths, within_class_diversity
+from eval.classifier_training import shuffled_batches, train_classifier
+from eval.metrics.distances import features
+from eval.metrics.neighbours import memorisation, within_class_bandwidths, within_class_diversity
 from synth.data import DIGITS, ImageSet
-from synth.rendering import render
+from synth.data.rendering import render
 
 
 class World(NamedTuple):

@@ -14,12 +14,14 @@ import pytest
 import torch
 from PIL import Image
 
-import eval.inception
+import eval.inception_features
 import eval.real_classifier
-import scoring
-from eval.classifier import FixedClassifier, predict, train_classifier
-from eval.fidelity import features, fid, kid, statistics
-from eval.inception import load_inception
+from eval import evaluate as scoring
+from eval.aggregate import build_tables
+from eval.baselines import copier, first_of_each_class, halves
+from eval.classifier_training import predict, train_classifier
+from eval.classifiers import FixedClassifier
+from eval.inception_features import load_inception
 from eval.leaderboard import format_calibration, format_figures, format_frame
 from eval.metrics import (
     DEFAULT,
@@ -34,15 +36,15 @@ from eval.metrics import (
     measure,
     parse_groups,
 )
-from eval.protocol import PROTOCOLS, Protocol, disk_batches, score
+from eval.metrics.distances import features, fid, kid, statistics
+from eval.protocols import PROTOCOLS, Protocol
 from eval.real_classifier import real_classifier, real_protocol
 from eval.records import Record, read_records
-from eval.references import copier, first_of_each_class, halves
-from eval.tables import build_tables
+from eval.score import disk_batches, score
+from synth.base.errors import SynthError, UsageError
+from synth.base.files import read_json, write_json
 from synth.data import ImageSet, load_test_images, load_training_images
-from synth.errors import SynthError, UsageError
-from synth.files import read_json, write_json
-from synth.rendering import render
+from synth.data.rendering import render
 from tests.conftest import ROOT, Ran
 
 Synth = Callable[..., Ran]
@@ -441,7 +443,7 @@ def weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     from torch_fidelity import feature_extractor_inceptionv3 as module
 
     network = module.FeatureExtractorInceptionV3
-    path = tmp_path / "hub" / "checkpoints" / eval.inception.WEIGHTS
+    path = tmp_path / "hub" / "checkpoints" / eval.inception_features.WEIGHTS
     path.parent.mkdir(parents=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "load_state_dict_from_url", lambda *_, **__: {})
@@ -449,8 +451,8 @@ def weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         torch.manual_seed(0)
         torch.save(network("random", ["2048"]).state_dict(), path)
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
-    digest = eval.inception.sha256(path)
-    monkeypatch.setattr(eval.inception, "SHA256", digest[:8])
+    digest = eval.inception_features.sha256(path)
+    monkeypatch.setattr(eval.inception_features, "SHA256", digest[:8])
     return path
 
 
@@ -473,7 +475,9 @@ def test_inception_without_its_parts_is_one_line(
     weights: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.save({"weight": Malice()}, weights)
-    monkeypatch.setattr(eval.inception, "SHA256", eval.inception.sha256(weights)[:8])
+    monkeypatch.setattr(
+        eval.inception_features, "SHA256", eval.inception_features.sha256(weights)[:8]
+    )
     with pytest.raises(SynthError, match="holds no weights of Inception"):
         load_inception(CPU)
     weights.write_bytes(pickle.dumps({}))
@@ -496,7 +500,9 @@ def test_both_spaces_stand_in_the_table(
     ran = synth(*command, "--feature-space", "inception")
     assert (ran.code, ran.err.count("error: ")) == (1, 1)
     assert not (mats.parent / "results").exists()
-    monkeypatch.setattr("eval.judge.load_inception", lambda _: lambda x: x.float()[:, :, 0].mean(1))
+    monkeypatch.setattr(
+        "eval.evaluator.load_inception", lambda _: lambda x: x.float()[:, :, 0].mean(1)
+    )
     assert synth(*command).code == 0
     count = len(read_records(mats.parent / "results"))
     assert synth(*command, "--feature-space", "inception").code == 0

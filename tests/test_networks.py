@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from synth.losses import discriminator_loss, fake_loss, real_loss
+from synth.gan import discriminator_loss, fake_loss, real_loss
 from synth.networks import build
-from synth.recipes import RECIPES, Recipe, find_recipe
+from synth.published import RECIPES, find_recipe
+from synth.recipes import Recipe
 
 LATENT, LABELS = torch.randn(4, 100), torch.tensor([0, 3, 3, 9])
 

@@ -14,23 +14,16 @@ from hypothesis.extra import numpy as npst
 from sklearn.metrics import accuracy_score, balanced_accuracy_score
 from torch.nn import functional as F
 
-from eval.classifier import FixedClassifier, predict, shuffled_batches, train_classifier
-from eval.protocol import (
-    PROTOCOLS,
-    Protocol,
-    disk_batches,
-    expected_calibration_error,
-    measure,
-    score,
-    stream_batches,
-)
+from eval.baselines import pca_gaussian, real_same_size
+from eval.classifier_training import predict, shuffled_batches, train_classifier
+from eval.classifiers import FixedClassifier, ResNet20
+from eval.protocols import PROTOCOLS, Protocol
 from eval.records import read_records
-from eval.references import pca_gaussian, real_same_size
-from eval.resnet import ResNet20
+from eval.score import disk_batches, expected_calibration_error, measure, score, stream_batches
 from synth.data import ImageSet
+from synth.data.rendering import render
 from synth.generation import fresh_batch
 from synth.networks import build
-from synth.rendering import render
 from tests.conftest import ROOT, tiny
 
 CPU = torch.device("cpu")

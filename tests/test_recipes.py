@@ -18,12 +18,13 @@ from PIL import Image
 from torch import nn
 
 from synth import generation
+from synth.base.errors import UsageError
 from synth.data import ImageSet, split_validation
 from synth.dials import all_dials, read_recipe, set_dial
-from synth.errors import UsageError
 from synth.generation import generate
 from synth.networks import build, measure_networks
-from synth.recipes import RECIPES, Recipe, check_recipe, find_recipe
+from synth.published import RECIPES, find_recipe
+from synth.recipes import Recipe, check_recipe
 from synth.runs import load_generator, newest_run
 from synth.training import train
 from synth.visuals import _heldout_losses

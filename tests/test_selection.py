@@ -18,16 +18,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-import pipeline
-from eval.protocol import PROTOCOLS, Protocol, score
+from eval import labeller, selection
+from eval.protocols import PROTOCOLS, Protocol
 from eval.records import read_records
+from eval.score import score
 from synth import data
-from synth.adversaries import Adversaries
+from synth.base.errors import SynthError, UsageError
+from synth.base.files import read_json, sha256
+from synth.checkpoints import load_tensors
 from synth.data import ImageSet, Source, load_training_images, split_validation
-from synth.errors import SynthError, UsageError
-from synth.files import read_json, sha256
-from synth.runs import Run, RunConfig, load_generator, load_tensors, open_run
-from synth.training import Interrupted, check_trainable, train
+from synth.gan import Adversaries
+from synth.generation import generate_set
+from synth.runs import Run, RunConfig, load_generator, open_run
+from synth.training import Interrupted, check_trainable, train, train_run
 from tests.conftest import ROOT, Ran, tiny, write_mat
 from tests.test_training import make_run
 
@@ -126,7 +129,7 @@ def test_nothing_learns_from_the_validation_part(
     for select in ("tiny-select", None):
         runs = [selecting(tmp_path, trained_on, select=select) for trained_on in (images, other)]
         for run, trained_on in zip(runs, (images, other), strict=True):
-            pipeline.train_run(run, trained_on, CPU)
+            train_run(run, trained_on, CPU, selection.checkpoint_scorer(run, CPU))
         equal[select] = same_tensors(*runs)
     assert equal == {"tiny-select": True, None: False}
 
@@ -137,11 +140,11 @@ def test_permuted_validation_labels_change_the_choice(
     """The permutation is one under which, by the predictions of the checkpoints' classifiers,
     another is the best: the run must then choose that one, with the score foretold."""
     protocol = Protocol("tiny-select", "stream", steps=60, batch=32, seeds=1)
-    monkeypatch.setattr(pipeline, "SELECTION", protocol)
+    monkeypatch.setattr(selection, "SELECTION", protocol)
 
     def trained(images: ImageSet) -> Run:
         run = selecting(tmp_path, images)
-        pipeline.train_run(run, images, CPU)
+        train_run(run, images, CPU, selection.checkpoint_scorer(run, CPU))
         return run
 
     run = trained(drawn)
@@ -151,7 +154,7 @@ def test_permuted_validation_labels_change_the_choice(
     truth = validation.require_labels()
     predicted = {}
     for name, weights in run.checkpoints().items():
-        batches = pipeline.sample_batches(protocol, weights, 10, CPU)
+        batches = selection.sample_batches(protocol, weights, 10, CPU)
         result = score(protocol, batches, validation, CPU, "fp32")
         predicted[name] = torch.from_numpy(result.predictions[0]).long()
         assert scores[name] == result.seeds[0].accuracy  # again from the file alone
@@ -166,7 +169,7 @@ def test_permuted_validation_labels_change_the_choice(
     assert same_tensors(run, other)
     assert other.validation_scores() == pytest.approx(foretold)
     assert other.best_checkpoint() == best != run.best_checkpoint()
-    made = [pipeline.generate_set(r, 2, 0, tmp_path / "sets", CPU) for r in (run, other)]
+    made = [generate_set(r, 2, 0, tmp_path / "sets", CPU) for r in (run, other)]
     hashes = [read_json(folder / "manifest.json")["sha256"] for folder in made]
     assert hashes[0] != hashes[1]
 
@@ -247,15 +250,15 @@ def test_only_evaluate_reads_the_test_split(
     synth: Synth, source: str, mats: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = mats if source == "svhn" else pictures
-    monkeypatch.setattr(pipeline, "LABELLER_PROTOCOL", "tiny-v1")
-    labeller_for = pipeline.labeller_for
+    monkeypatch.setattr(labeller, "LABELLER_PROTOCOL", "tiny-v1")
+    labeller_for = labeller.labeller_for
 
     def any_labels(*arguments: object) -> Callable[[torch.Tensor], torch.Tensor]:
         """Trained as ever; but a classifier of three steps sees one class alone."""
         labeller_for(*arguments)  # type: ignore[arg-type]
         return lambda images: torch.arange(len(images)) % 10
 
-    monkeypatch.setattr(pipeline, "labeller_for", any_labels)
+    monkeypatch.setattr(labeller, "labeller_for", any_labels)
     real = ("--dataset", source, "--data-root", root)
     unconditional = synth("train", "--recipe", "tiny-uncond", *real, "--images", "64")
     conditional = synth("train", "--recipe", "tiny", "--select", "cas", *real, *LENGTH)
@@ -401,7 +404,7 @@ def test_what_cannot_select_is_refused(tmp_path: Path, drawn: ImageSet) -> None:
         train(selecting(tmp_path, drawn), drawn, CPU)
     older = make_run(tmp_path, drawn, tiny("tiny", True), 160, select="select-v0")
     with pytest.raises(SynthError, match="by select-v0, and this version of synth by tiny-select"):
-        pipeline.train_run(older, drawn, CPU)
+        train_run(older, drawn, CPU, selection.checkpoint_scorer(older, CPU))
 
 
 def test_configurations_from_before_load_and_stay_as_they_were(
@@ -421,7 +424,7 @@ def test_configurations_from_before_load_and_stay_as_they_were(
 @pytest.fixture
 def selected(synth: Synth, mats: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     """A finished run whose second checkpoint of three is the best."""
-    monkeypatch.setattr(pipeline, "checkpoint_scorer", lambda *_: by_length)
+    monkeypatch.setattr(selection, "checkpoint_scorer", lambda *_: by_length)
     monkeypatch.setenv("SYNTH_DATA", str(mats))
     ran = synth("train", "--recipe", "tiny", "--select", "cas", *LENGTH)
     assert ran.code == 0, ran.err
@@ -459,7 +462,7 @@ def test_sets_are_scored_with_the_checkpoint_they_are_from(synth: Synth, selecte
         assert synth("evaluate", folder, *stream).code == 0
         record = read_records(Path("results"))[-1]
         assert record.entry.name == f"tiny, training.batch=100, {name} checkpoint"
-        batches = pipeline.sample_batches(protocol, selected.find_checkpoint(name), 10, CPU)
+        batches = selection.sample_batches(protocol, selected.find_checkpoint(name), 10, CPU)
         expected = score(protocol, batches, test, CPU, "fp32")
         with np.load(f"results/predictions/{record.id}.npz") as arrays:
             assert np.array_equal(arrays["predictions"], expected.predictions)

@@ -15,11 +15,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from eval.protocol import PROTOCOLS, score, stream_batches
+from eval.protocols import PROTOCOLS
+from eval.score import score, stream_batches
 from synth.data import DIGITS, ImageSet
+from synth.data.rendering import render
 from synth.generation import fresh_batch
 from synth.recipes import GeneratorRecipe
-from synth.rendering import render
 
 STEPS, BATCH, SEEDS = 80, 64, 4
 

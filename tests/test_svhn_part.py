@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from eval.protocol import PROTOCOLS, Protocol, disk_batches, score
+from eval.protocols import PROTOCOLS, Protocol
 from eval.records import read_records
+from eval.score import disk_batches, score
 from synth.data import load_test_images, load_training_images
 from tests.conftest import Ran
 

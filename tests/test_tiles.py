@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from synth import tiles
+from synth.ops import tiles
 from tests.test_kernels import ROUNDING, close, random_map
 
 SHAPES = st.sampled_from([(4, 2, 1), (3, 1, 1), (5, 2, 2), (4, 1, 0), (2, 3, 0)])

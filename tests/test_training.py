@@ -20,15 +20,17 @@ from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits as bce
 
 from synth import training
-from synth.adversaries import Adversaries, average_decay, sampling_generator
+from synth.base.errors import SynthError
 from synth.batches import draw_batches, draw_latents, example_batch, torch_random
+from synth.checkpoints import load_tensors
 from synth.data import ImageSet
 from synth.dials import set_dial
-from synth.errors import SynthError
+from synth.gan import Adversaries, average_decay, sampling_generator
 from synth.generation import _latents
 from synth.networks import build
-from synth.recipes import RECIPES, Recipe
-from synth.runs import Run, RunConfig, load_generator, load_tensors, open_run
+from synth.published import RECIPES
+from synth.recipes import Recipe
+from synth.runs import Run, RunConfig, load_generator, open_run
 from synth.training import Interrupted, train
 from tests.conftest import tiny
 

@@ -12,12 +12,11 @@ import numpy as np
 import pytest
 import torch
 
-import pipeline
-import repetition
-import verification
+from eval import labeller
+from eval import verify as verification
 from eval.records import read_record, read_records
+from synth.base.files import read_arrays, read_json, write_json
 from synth.environment import blas_threads
-from synth.files import read_arrays, read_json, write_json
 from tests.conftest import Ran
 from tests.test_cli import SCORE, TRAIN, one_line
 
@@ -117,9 +116,9 @@ def test_labelled_sets_are_made_again(
         assert (protocol.name, precision) == ("tiny-v1", "fp32")  # the run's precision
         return lambda images: torch.arange(len(images)) % 10
 
-    for module in (pipeline, repetition):  # three steps teach a classifier one class at most
-        monkeypatch.setattr(module, "train_labeller", any_labels)
-    monkeypatch.setattr(pipeline, "LABELLER_PROTOCOL", "tiny-v1")
+    # three steps teach a classifier one class at most
+    monkeypatch.setattr(labeller, "train_labeller", any_labels)
+    monkeypatch.setattr(labeller, "LABELLER_PROTOCOL", "tiny-v1")
     shutil.rmtree(evaluated / "results")
     for command in (
         ("train", "--recipe", "tiny-uncond", *TRAIN),

@@ -12,9 +12,9 @@ import scipy.io
 import torch
 from torchvision.datasets import SVHN
 
+from synth.base.errors import SynthError
+from synth.base.files import slug
 from synth.data import DIGITS, SIZE, ImageSet, Split, cache_folder
-from synth.errors import SynthError
-from synth.files import slug
 
 WAYS_OUT = "point --data-root at SVHN's files, or use --dataset house-numbers"
 

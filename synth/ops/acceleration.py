@@ -14,7 +14,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from synth.errors import UsageError
+from synth.base.errors import UsageError
 
 Precision = Literal["fp32", "bf16"]
 MMAP_THRESHOLD, TRIM_THRESHOLD = -3, -1  # glibc's numbers for them, from malloc.h

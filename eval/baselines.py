@@ -40,7 +40,7 @@ def copier(real: ImageSet, per_class: int, seed: int = 0) -> ImageSet:
     """Real training images drawn with replacement, `per_class` of each class.
 
     What a generator would return that had learned its training images by heart: its score is high,
-    and `eval.memorisation` must catch it.
+    and `eval.metrics.neighbours` must catch it.
     """
     labels = real.require_labels().numpy()
     random = np.random.default_rng([seed, *b"copier"])

@@ -19,7 +19,8 @@ import torch
 from sklearn.neighbors import NearestNeighbors
 from torch import Tensor
 
-from eval.classifier import Classifier, predict
+from eval.classifier_training import predict
+from eval.classifiers import Classifier
 
 Features = np.ndarray | Tensor  # float (N, D)
 

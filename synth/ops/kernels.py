@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from synth.native import native, usable
+from synth.ops.native import native, usable
 
 PARTS, MOST_CHANNELS, MOST_LINE = 64, 1024, 8192  # as in kernels.c
 

@@ -22,9 +22,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from synth.data import SIZE, ImageSet
-from synth.errors import SynthError
-from synth.files import (
+from synth.base.errors import SynthError
+from synth.base.files import (
     numbered_folders,
     read_arrays,
     read_json,
@@ -33,7 +32,8 @@ from synth.files import (
     write_numbered_folder,
     write_text,
 )
-from synth.folders import read_images
+from synth.data import SIZE, ImageSet
+from synth.data.folder import read_images
 from synth.visuals import save_grid
 
 SCHEMA = 1

@@ -11,7 +11,7 @@ import ctypes
 import torch
 from torch import Tensor
 
-from synth.native import native, usable
+from synth.ops.native import native, usable
 
 WIDTH = 32  # channels come in so many at a time, and images of a batch
 

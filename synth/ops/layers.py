@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from synth import kernels, native, tiles
+from synth.ops import kernels, native, tiles
 
 GRADIENT_CHANNELS = 64  # from so many input channels on, tiles pay for the weight gradient
 FOLD_CHANNELS = 4  # up to so many, a product whose patches are added up pays

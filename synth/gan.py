@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import math
 from copy import deepcopy
+from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits
 from torch.optim.swa_utils import update_bn
 
-from synth.acceleration import adam, autocast, descend, load_optimizer_tensors, optimizer_tensors
 from synth.batches import Batch, draw_latents, torch_random
 from synth.data import ImageSet, signed_from_uint8
-from synth.losses import discriminator_loss, fake_loss, real_loss
 from synth.networks import Generator, build
+from synth.ops.acceleration import (
+    adam,
+    autocast,
+    descend,
+    load_optimizer_tensors,
+    optimizer_tensors,
+)
 from synth.recipes import Recipe
 
 NORM_IMAGES = 2048  # from which the averaged generator's BatchNorm statistics are taken
@@ -169,3 +176,20 @@ class _ByName(torch.nn.Module):
         device = next(self.network.parameters()).device
         output: Tensor = self.network(**{k: v.to(device) for k, v in arguments.items()})
         return output
+
+
+def real_loss(logits: Tensor) -> Tensor:
+    """Cross-entropy of logits (B,) against "real"; on fakes it is the generator's loss, the
+    non-saturating one with flipped labels."""
+    return binary_cross_entropy_with_logits(logits, torch.ones_like(logits))
+
+
+def fake_loss(logits: Tensor) -> Tensor:
+    """Cross-entropy of logits (B,) against "fake"."""
+    return binary_cross_entropy_with_logits(logits, torch.zeros_like(logits))
+
+
+def discriminator_loss(real: Tensor, fake: Tensor, reduction: Literal["mean", "sum"]) -> Tensor:
+    """Both halves, as their mean, or as their sum (twice the gradient)."""
+    total = real_loss(real) + fake_loss(fake)
+    return total / 2 if reduction == "mean" else total

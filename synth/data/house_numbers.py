@@ -1,4 +1,4 @@
-"""The embedded data set: drawn by `synth.rendering` on first use, then read from the cache."""
+"""The embedded data set: drawn by `synth.data.rendering` on first use, then read from the cache."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from synth.base.errors import SynthError
+from synth.base.files import atomic_file, read_arrays
 from synth.data import DIGITS, ImageSet, Split, cache_folder
-from synth.errors import SynthError
-from synth.files import atomic_file, read_arrays
-from synth.rendering import VERSION, render
+from synth.data.rendering import VERSION, render
 
 
 def load(split: Split, root: Path | None) -> ImageSet:

@@ -10,13 +10,18 @@ from typing import TYPE_CHECKING, Any
 import torch
 from threadpoolctl import threadpool_limits
 
-from eval.judge import Judge, make_judge
+from eval import labeller as labelling
+from eval.baselines import copier, first_of_each_class, pca_gaussian, real_same_size
+from eval.evaluate import Places
+from eval.evaluator import Judge, make_judge
 from eval.metrics import TENTH
-from eval.protocol import MakeBatches, disk_batches, find_protocol
+from eval.protocols import find_protocol
 from eval.records import Entry, Record
-from eval.references import copier, first_of_each_class, pca_gaussian, real_same_size
-from pipeline import check_same_images, sample_batches, train_labeller, train_run
-from scoring import Places
+from eval.score import MakeBatches, disk_batches
+from eval.selection import checkpoint_scorer, sample_batches
+from synth.base.errors import SynthError
+from synth.base.files import numbered_folders, read_json, sha256
+from synth.checkpoints import load_tensors, read_metadata
 from synth.data import ImageSet
 from synth.environment import (
     describe_environment,
@@ -24,14 +29,13 @@ from synth.environment import (
     make_deterministic,
     pick_device,
 )
-from synth.errors import SynthError
-from synth.files import numbered_folders, read_json, sha256
 from synth.generation import generate_as
-from synth.runs import Run, RunConfig, load_generator, load_tensors, read_metadata
-from synth.synthetic import content_hash, read_synthetic
+from synth.runs import Run, RunConfig, load_generator
+from synth.synthetic_set import content_hash, read_synthetic
+from synth.training import check_same_images, train_run
 
 if TYPE_CHECKING:
-    from verification import Verification
+    from eval.verify import Verification
 
 # The references that follow from the real training split: kind → (split, images per class) → set.
 REBUILD: dict[str, Callable[[ImageSet, int], ImageSet]] = {
@@ -169,7 +173,7 @@ def _train_again(found: Verification, judge: Judge, places: Places, scratch: Pat
         environment = describe(judge.device)
         found.meet("train", entry.training_environment, environment)
         run = Run.create(scratch / "runs", config, environment)
-        train_run(run, judge.train, judge.device)
+        train_run(run, judge.train, judge.device, checkpoint_scorer(run, judge.device))
     shown = {read_metadata(path)["images"]: path for path in _all_weights(run.folder)}
     if entry.images_shown not in shown:
         raise SynthError(f"{found.record.id}: no checkpoint at {entry.images_shown} images again")
@@ -204,7 +208,7 @@ def _generate_again(found: Verification, judge: Judge, weights: Path) -> ImageSe
             check_same_images(Run(weights.parent, config), judge.train)
             if entry.labeller is None:
                 raise SynthError(f"{found.record.id}: says no labeller; use --from evaluate")
-            labeller = train_labeller(
+            labeller = labelling.train_labeller(
                 judge.train, find_protocol(entry.labeller), judge.device, config.precision
             )
         made = generate_as(

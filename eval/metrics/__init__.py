@@ -16,18 +16,18 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from eval.classifier import FixedClassifier
-from eval.fidelity import features, fid, kid, manifolds, statistics
-from eval.memorisation import (
+from eval.baselines import first_of_each_class, halves
+from eval.classifiers import FixedClassifier
+from eval.metrics.distances import features, fid, kid, manifolds, statistics
+from eval.metrics.neighbours import (
     Memorisation,
     memorisation,
     within_class_bandwidths,
     within_class_diversity,
 )
-from eval.references import first_of_each_class, halves
+from synth.base.errors import UsageError
+from synth.base.progress import say
 from synth.data import ImageSet
-from synth.errors import UsageError
-from synth.progress import say
 
 GROUPS = ("cas", "gan-test", "augmentation", "fidelity", "memorisation", "diversity")
 DEFAULT = tuple(name for name in GROUPS if name != "augmentation")  # that trains twice as much
@@ -54,7 +54,7 @@ class Augmentation:
 
 @dataclass(frozen=True)
 class Fidelity:
-    """The set against the real training split, in one feature space; see `eval.fidelity`."""
+    """The set against the real training split, in one feature space."""
 
     fid: float | None = None  # Heusel et al. 2017, arXiv:1706.08500
     kid: float | None = None  # Bińkowski et al. 2018, arXiv:1801.01401
@@ -67,7 +67,7 @@ class Fidelity:
 
 @dataclass(frozen=True)
 class NearCopies:
-    """Nearness to training images, in pixels or features; see `eval.memorisation.memorisation`."""
+    """Nearness to training images, in pixels or features; see `memorisation`."""
 
     share: float  # of near copies in the set
     expected_share: float  # of near copies among real images that were not trained on

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from eval.metrics import Extractor
-from synth.errors import SynthError
-from synth.files import sha256
+from synth.base.errors import SynthError
+from synth.base.files import sha256
 
 WEIGHTS = "weights-inception-2015-12-05-6726825d.pth"
 SHA256 = "6726825d"  # how the file's hash begins

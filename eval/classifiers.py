@@ -1,4 +1,4 @@
-"""A second classifier to judge by: whether a ranking depends on the first one's architecture."""
+"""The classifiers that data sets are scored by, in the table `CLASSIFIERS`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,36 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from synth.layers import Conv2d, Sequential
+from synth.ops.layers import Conv2d, Sequential
+
+
+class FixedClassifier(nn.Module):
+    """Images (B, 3, 32, 32) in [0, 1] → logits (B, classes).
+
+    The network of svhn-synthesis's `hackathon_evaluation.ipynb` (EESTech AI Marathon 2024): three
+    times convolution, BatchNorm, ReLU, max-pool; two linear layers; 122,890 parameters.
+    """
+
+    def __init__(self, classes: int = 10) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for narrow, wide in ((3, 32), (32, 64), (64, 64)):
+            layers += [
+                Conv2d(narrow, wide, 3, padding=1),
+                nn.BatchNorm2d(wide),
+                nn.ReLU(inplace=True),
+                nn.MaxPool2d(2),
+            ]
+        self.features = Sequential(*layers)
+        self.head = nn.Sequential(
+            nn.Flatten(), nn.Linear(64 * 4 * 4, 64), nn.ReLU(), nn.Linear(64, classes)
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.features(images.contiguous(memory_format=torch.channels_last))
+        logits: Tensor = self.head(x)
+        return logits
+
 
 WIDTHS = (16, 32, 64)
 BLOCKS = 3  # in each of the three stages: 6·3 + 2 = 20 layers
@@ -72,3 +101,7 @@ class _Block(nn.Module):
             x = F.max_pool2d(x, 2)
         shortcut = F.pad(x, (0, 0, 0, 0, 0, self.new)) if self.new else x
         return F.relu(self.residual(x) + shortcut)
+
+
+Classifier = FixedClassifier | ResNet20
+CLASSIFIERS: dict[str, type[Classifier]] = {"fixed": FixedClassifier, "resnet20": ResNet20}

@@ -1,15 +1,16 @@
-"""The fixed classifiers, and their training: what a data set is judged by."""
+"""Training a classifier on batches of images; nothing here reads a test split."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from eval.resnet import ResNet20
-from synth.acceleration import (
+from eval.classifiers import CLASSIFIERS, Classifier
+from synth.data import SIZE, unit_from_uint8
+from synth.ops.acceleration import (
     adam,
     autocast,
     choose_precision,
@@ -17,44 +18,10 @@ from synth.acceleration import (
     fastest,
     optimizer_tensors,
 )
-from synth.data import SIZE, unit_from_uint8
-from synth.layers import Conv2d, Sequential
 
 Batches = Iterator[tuple[Tensor, Tensor]]  # uint8 (B, 3, 32, 32), int64 (B,)
 LEARNING_RATE = 1e-3
 SCORING_BATCH = 1000
-
-
-class FixedClassifier(nn.Module):
-    """Images (B, 3, 32, 32) in [0, 1] → logits (B, classes).
-
-    The network of svhn-synthesis's `hackathon_evaluation.ipynb` (EESTech AI Marathon 2024): three
-    times convolution, BatchNorm, ReLU, max-pool; two linear layers; 122,890 parameters.
-    """
-
-    def __init__(self, classes: int = 10) -> None:
-        super().__init__()
-        layers: list[nn.Module] = []
-        for narrow, wide in ((3, 32), (32, 64), (64, 64)):
-            layers += [
-                Conv2d(narrow, wide, 3, padding=1),
-                nn.BatchNorm2d(wide),
-                nn.ReLU(inplace=True),
-                nn.MaxPool2d(2),
-            ]
-        self.features = Sequential(*layers)
-        self.head = nn.Sequential(
-            nn.Flatten(), nn.Linear(64 * 4 * 4, 64), nn.ReLU(), nn.Linear(64, classes)
-        )
-
-    def forward(self, images: Tensor) -> Tensor:
-        x = self.features(images.contiguous(memory_format=torch.channels_last))
-        logits: Tensor = self.head(x)
-        return logits
-
-
-Classifier = FixedClassifier | ResNet20
-CLASSIFIERS: dict[str, type[Classifier]] = {"fixed": FixedClassifier, "resnet20": ResNet20}
 
 
 def train_classifier(

@@ -17,8 +17,8 @@ import platformdirs
 import torch
 from torch import Tensor
 
-from synth.errors import SynthError, UsageError
-from synth.files import sha256_arrays
+from synth.base.errors import SynthError, UsageError
+from synth.base.files import sha256_arrays
 
 Split = Literal["train", "test"]
 SIZE = 32
@@ -126,12 +126,12 @@ def _source(dataset: str) -> Source:
 
 def all_sources() -> dict[str, Source]:
     """Every data set that can be named with --dataset. A new one is one entry here."""
-    from synth import folders, house_numbers, svhn
+    from synth.data import folder, house_numbers, svhn
 
     return {
         "svhn": Source(svhn.load, "Street View House Numbers (Netzer et al. 2011), downloaded"),
         "house-numbers": Source(house_numbers.load, "drawn house numbers, made here, no download"),
-        "folder": Source(folders.load, "your images: ROOT/train/<class>/*.png, ROOT/test/…"),
+        "folder": Source(folder.load, "your images: ROOT/train/<class>/*.png, ROOT/test/…"),
     }
 
 

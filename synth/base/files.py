@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from synth.errors import SynthError
+from synth.base.errors import SynthError
 
 NUMBERED = re.compile(r"^(\d{5})-")
 

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import torch
 
-from eval.classifier import choose_classifier_precision
-from eval.inception import load_inception
-from eval.memorisation import Memorisation
+from eval.classifier_training import choose_classifier_precision
+from eval.inception_features import load_inception
 from eval.metrics import INCEPTION, Extractor, Metrics, RealSide, calibrate, measure
-from eval.protocol import MakeBatches, Protocol, Score, disk_batches, find_protocol, score
+from eval.metrics.neighbours import Memorisation
+from eval.protocols import Protocol, find_protocol
 from eval.real_classifier import real_classifier, real_protocol
 from eval.records import (
     Entry,
@@ -26,11 +26,12 @@ from eval.records import (
     read_records,
     write_record,
 )
+from eval.score import MakeBatches, Score, disk_batches, score
+from synth.base.errors import UsageError
+from synth.base.files import check_writable
+from synth.base.progress import progress_bar, say
 from synth.data import ImageSet, load_test_images, load_training_images
 from synth.environment import describe_environment, git_commit
-from synth.errors import UsageError
-from synth.files import check_writable
-from synth.progress import progress_bar, say
 
 
 @dataclass(frozen=True)

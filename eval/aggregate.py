@@ -12,7 +12,7 @@ import pandas as pd
 from eval.metrics import Calibration, Metrics
 from eval.records import Record
 from eval.statistics import Interval, interval
-from synth.errors import SynthError
+from synth.base.errors import SynthError
 from synth.recipes import Recipe
 
 # Columns of a frame besides rank, entry, accuracy and its interval: scores, then figures.

@@ -13,9 +13,9 @@ import torch
 from PIL import Image, ImageOps
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
+from synth.base.errors import SynthError, UsageError
+from synth.base.files import slug
 from synth.data import SIZE, ImageSet, Split, all_sources
-from synth.errors import SynthError, UsageError
-from synth.files import slug
 
 # What Pillow raises, besides OSError, for a file that is no image or one too large to be a picture
 DAMAGE = (SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)

@@ -6,34 +6,33 @@ and `eval`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-import pipeline
-from eval.judge import Judge, make_judge
+from eval import labeller as labelling
+from eval.aggregate import Table
+from eval.baselines import copier, first_of_each_class, pca_gaussian, real_same_size
+from eval.evaluator import Judge
 from eval.leaderboard import write_leaderboard
-from eval.memorisation import Memorisation
 from eval.metrics import TENTH
-from eval.protocol import MakeBatches, Protocol, disk_batches, find_protocol
+from eval.metrics.neighbours import Memorisation
+from eval.protocols import Protocol
 from eval.real_classifier import real_protocol
 from eval.records import Entry, Record, figure_path
-from eval.references import copier, first_of_each_class, pca_gaussian, real_same_size
 from eval.report import keep_figures, write_report
-from eval.tables import Table
-from pipeline import describe_origin, find_or_train, generate_set, sample_batches
+from eval.score import MakeBatches, disk_batches
+from eval.selection import sample_batches
+from synth.base.errors import SynthError
+from synth.base.files import numbered_folders, portable, read_json
+from synth.base.progress import say
 from synth.data import ImageSet
-from synth.errors import SynthError, UsageError
-from synth.files import numbered_folders, portable, read_json
-from synth.generation import ShortClass, check_count
-from synth.progress import progress_bar, say
-from synth.recipes import Recipe
+from synth.generation import ShortClass, describe_origin, generate_set
 from synth.runs import Run, all_runs, open_run, weights_of_hash
-from synth.synthetic import SyntheticSet, read_synthetic
-from synth.training import check_trainable
+from synth.synthetic_set import SyntheticSet, read_synthetic
 from synth.visuals import save_grid
 
 PAIRS, PAIRS_IN_A_ROW = 40, 10
@@ -249,7 +248,7 @@ def ensure_evaluated(
             root,
             judge.device,
             label_with,
-            lambda: pipeline.train_labeller(
+            lambda: labelling.train_labeller(
                 judge.train, protocol, judge.device, run.config.precision
             ),
             labeller,
@@ -281,60 +280,3 @@ def publish(results: Path) -> list[Table]:
     tables = write_leaderboard(results)
     write_report(results, tables)
     return tables
-
-
-# All of it
-
-
-def benchmark(
-    recipes: Sequence[Recipe],
-    seeds: int,
-    source: str,
-    length: int | None,
-    per_class: int,
-    protocol: str,
-    classifier_seeds: int | None,
-    precision: str,
-    places: Places,
-    device: torch.device,
-    select: bool = False,
-    groups: tuple[str, ...] = (),
-) -> list[Table]:
-    """Trains, generates and evaluates every recipe and seed, skipping what is there already.
-
-    select: conditional recipes choose their checkpoint; the others, baselines, use their last.
-    """
-    if seeds < 1:
-        raise UsageError(f"--seeds {seeds}: must be 1 or more")
-    check_count(per_class)
-    streams = find_protocol(protocol).data == "stream"
-    unconditional = [recipe.name for recipe in recipes if not recipe.conditional]
-    if streams and unconditional:
-        raise UsageError(
-            f"--protocol {protocol}: draws labelled samples, which {unconditional[0]} does not "
-            "make; leave it out of --recipes"
-        )
-    judge = make_judge(
-        protocol,
-        source,
-        places.data_root,
-        places.results,
-        device,
-        precision,
-        classifier_seeds,
-        groups,
-    )
-    for recipe in recipes:
-        check_trainable(recipe, judge.train, select and recipe.conditional)
-    with progress_bar("benchmark", len(recipes) * seeds + 1, "stages") as advance:
-        for recipe in recipes:
-            for seed in range(seeds):
-                run = find_or_train(
-                    recipe, source, judge, length, seed, precision, places.runs, select
-                )
-                label_with = None if recipe.conditional else "classifier"
-                ensure_evaluated(judge, run, per_class, places, label_with)
-                publish(places.results)
-                advance(1)
-        ensure_references(judge, per_class, places)
-    return publish(places.results)

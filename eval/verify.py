@@ -16,16 +16,16 @@ from typing import Any, Literal
 import numpy as np
 from scipy.special import stdtrit
 
-from eval.judge import Judge
+from eval.aggregate import build_tables
+from eval.evaluate import Places
+from eval.evaluator import Judge
 from eval.metrics import Metrics
-from eval.protocol import find_protocol
+from eval.protocols import find_protocol
 from eval.records import Record, predictions_path, read_record, read_records
-from eval.tables import build_tables
-from repetition import as_recorded, batches_again, judge_again
-from scoring import Places
+from eval.repetition import as_recorded, batches_again, judge_again
+from synth.base.errors import SynthError, UsageError
+from synth.base.files import read_arrays
 from synth.environment import PACKAGES
-from synth.errors import SynthError, UsageError
-from synth.files import read_arrays
 
 Stage = Literal["evaluate", "generate", "train"]
 SAME = ("python", *PACKAGES, "platform", "device", "kernels", "deterministic")  # bits depend on

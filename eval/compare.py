@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from eval.aggregate import Table, build_tables
 from eval.records import Record, predictions_path, read_records
 from eval.statistics import Comparison, compare
-from eval.tables import Table, build_tables
-from synth.errors import SynthError, UsageError
-from synth.files import read_arrays
+from synth.base.errors import SynthError, UsageError
+from synth.base.files import read_arrays
 
 
 @dataclass(frozen=True)

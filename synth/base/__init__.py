@@ -1,0 +1,1 @@
+"""What every room of synth stands on: errors, files, progress."""

@@ -436,9 +436,9 @@ def recipes(
 @app.command()
 def datasets(as_json: AsJson = False) -> None:
     """List the real data sets that can be named with --dataset."""
-    from synth.data import all_sources
+    from synth.data import DATASETS
 
-    rows = {name: source.description for name, source in all_sources().items()}
+    rows = {name: source.description for name, source in DATASETS.items()}
     if as_json:
         return print_json([{"name": k, "description": v} for k, v in rows.items()])
     for name, description in rows.items():

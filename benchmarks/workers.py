@@ -37,7 +37,7 @@ def _serve(stage: str, name: str, connection: Connection) -> None:
     import torch
 
     from benchmarks.contenders import STAGES
-    from synth.data.rendering import render
+    from synth.data.house_numbers import render
 
     images, labels = render("train", IMAGES)
     torch.manual_seed(0)

@@ -18,7 +18,7 @@ from hypothesis import settings
 import cli
 from eval.protocols import PROTOCOLS, Protocol
 from synth.data import DIGITS, ImageSet
-from synth.data.rendering import render
+from synth.data.house_numbers import render
 from synth.published import RECIPES
 from synth.recipes import DiscriminatorRecipe, GeneratorRecipe, Recipe
 

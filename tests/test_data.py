@@ -255,7 +255,7 @@ def test_missing_class_is_named(tree: Path) -> None:
 
 
 def test_drawn_set_is_cached_and_mended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from synth.data.rendering import render
+    from synth.data.house_numbers import render
 
     drawn: list[str] = []
 

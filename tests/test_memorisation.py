@@ -19,7 +19,7 @@ from eval.classifier_training import shuffled_batches, train_classifier
 from eval.metrics.distances import features
 from eval.metrics.neighbours import memorisation, within_class_bandwidths, within_class_diversity
 from synth.data import DIGITS, ImageSet
-from synth.data.rendering import render
+from synth.data.house_numbers import render
 
 
 class World(NamedTuple):

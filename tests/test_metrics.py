@@ -44,7 +44,7 @@ from eval.score import disk_batches, score
 from synth.base.errors import SynthError, UsageError
 from synth.base.files import read_json, write_json
 from synth.data import ImageSet, load_test_images, load_training_images
-from synth.data.rendering import render
+from synth.data.house_numbers import render
 from tests.conftest import ROOT, Ran
 
 Synth = Callable[..., Ran]

@@ -21,7 +21,7 @@ from eval.protocols import PROTOCOLS, Protocol
 from eval.records import read_records
 from eval.score import disk_batches, expected_calibration_error, measure, score, stream_batches
 from synth.data import ImageSet
-from synth.data.rendering import render
+from synth.data.house_numbers import render
 from synth.generation import fresh_batch
 from synth.networks import build
 from tests.conftest import ROOT, tiny

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from synth.data import rendering
+from synth.data import house_numbers as rendering
 
 BLOCK = rendering._BLOCK
 COUNT = 10 * BLOCK  # enough for the statistics below

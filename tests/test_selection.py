@@ -26,7 +26,7 @@ from synth import data
 from synth.base.errors import SynthError, UsageError
 from synth.base.files import read_json, sha256
 from synth.checkpoints import load_tensors
-from synth.data import ImageSet, Source, load_training_images, split_validation
+from synth.data import DATASETS, Dataset, ImageSet, load_training_images, split_validation
 from synth.gan import Adversaries
 from synth.generation import generate_set
 from synth.runs import Run, RunConfig, load_generator, open_run
@@ -222,16 +222,16 @@ def test_permuted_test_labels_change_nothing_but_the_score(
 def closed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every source refuses its test split."""
 
-    def without_test(source: Source) -> Source:
+    def without_test(source: Dataset) -> Dataset:
         def load(split: data.Split, root: Path | None) -> ImageSet:
             if split == "test":
                 raise AssertionError("the test split was asked for")
             return source.load(split, root)
 
-        return source._replace(load=load)
+        return replace(source, load=load)
 
-    sources = {name: without_test(source) for name, source in data.all_sources().items()}
-    monkeypatch.setattr(data, "all_sources", lambda: sources)
+    sources = {name: without_test(source) for name, source in DATASETS.items()}
+    monkeypatch.setattr(DATASETS, "entries", sources)
 
 
 @pytest.fixture

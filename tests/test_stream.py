@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from eval.protocols import PROTOCOLS
 from eval.score import score, stream_batches
 from synth.data import DIGITS, ImageSet
-from synth.data.rendering import render
+from synth.data.house_numbers import render
 from synth.generation import fresh_batch
 from synth.recipes import GeneratorRecipe
 

@@ -11,14 +11,15 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import platformdirs
 import torch
 from torch import Tensor
 
-from synth.base.errors import SynthError, UsageError
+from synth.base.errors import SynthError
 from synth.base.files import sha256_arrays
+from synth.base.registry import Registry
 
 Split = Literal["train", "test"]
 SIZE = 32
@@ -100,39 +101,28 @@ def unit_from_uint8(images: Tensor) -> Tensor:
     return images.float().div_(255.0)
 
 
-class Source(NamedTuple):
-    """One way to get images: `load(split, root)`, and a line that describes it."""
+@dataclass(frozen=True)
+class Dataset:
+    """One way to get real images: `load(split, root)`, and a line that describes it."""
 
     load: Callable[[Split, Path | None], ImageSet]
     description: str
 
 
-def load_training_images(dataset: str, root: Path | None = None) -> ImageSet:
-    """The training split of a data set in `SOURCES`. Never touches the test split's files."""
-    return _source(dataset).load("train", root)
+# Every public module of this package holds one, as `DATASET`.
+DATASETS: Registry[Dataset] = Registry(
+    "--dataset", "synth.datasets", modules="synth.data", attribute="DATASET"
+)
 
 
-def load_test_images(dataset: str, root: Path | None = None) -> ImageSet:
+def load_training_images(dataset_key: str, root: Path | None = None) -> ImageSet:
+    """The training split of a data set in `DATASETS`. Never touches the test split's files."""
+    return DATASETS.find(dataset_key).load("train", root)
+
+
+def load_test_images(dataset_key: str, root: Path | None = None) -> ImageSet:
     """The test split: for the final score, and for nothing else."""
-    return _source(dataset).load("test", root)
-
-
-def _source(dataset: str) -> Source:
-    sources = all_sources()
-    if dataset not in sources:
-        raise UsageError(f"--dataset {dataset}: unknown; choose {', '.join(sources)}")
-    return sources[dataset]
-
-
-def all_sources() -> dict[str, Source]:
-    """Every data set that can be named with --dataset. A new one is one entry here."""
-    from synth.data import folder, house_numbers, svhn
-
-    return {
-        "svhn": Source(svhn.load, "Street View House Numbers (Netzer et al. 2011), downloaded"),
-        "house-numbers": Source(house_numbers.load, "drawn house numbers, made here, no download"),
-        "folder": Source(folder.load, "your images: ROOT/train/<class>/*.png, ROOT/test/…"),
-    }
+    return DATASETS.find(dataset_key).load("test", root)
 
 
 def cache_folder() -> Path:

@@ -15,7 +15,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from synth.base.errors import SynthError, UsageError
 from synth.base.files import slug
-from synth.data import SIZE, ImageSet, Split, all_sources
+from synth.data import DATASETS, SIZE, Dataset, ImageSet, Split
 
 # What Pillow raises, besides OSError, for a file that is no image or one too large to be a picture
 DAMAGE = (SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
@@ -53,7 +53,7 @@ def load(split: Split, root: Path | None) -> ImageSet:
     if not paths:
         raise SynthError(f"{here}: holds no images ({', '.join(IMG_EXTENSIONS)})")
     name = slug(root.resolve().name)
-    name += "-folder" if name in all_sources() else ""  # what is called svhn is not SVHN for that
+    name += "-folder" if name in DATASETS else ""  # what is called svhn is not SVHN for that
     return ImageSet(read_images(paths), labels, classes, name, split)
 
 
@@ -105,3 +105,6 @@ def _image_files(folder: Path) -> list[Path]:
         for path in folder.iterdir()
         if path.suffix.lower() in IMG_EXTENSIONS and not path.name.startswith(".")
     )
+
+
+DATASET = Dataset(load, "your images: ROOT/train/<class>/*.png, ROOT/test/…")

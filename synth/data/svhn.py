@@ -14,7 +14,7 @@ from torchvision.datasets import SVHN
 
 from synth.base.errors import SynthError
 from synth.base.files import slug
-from synth.data import DIGITS, SIZE, ImageSet, Split, cache_folder
+from synth.data import DIGITS, SIZE, Dataset, ImageSet, Split, cache_folder
 
 WAYS_OUT = "point --data-root at SVHN's files, or use --dataset house-numbers"
 
@@ -86,3 +86,6 @@ def _download(split: Split, root: Path, url: str) -> None:
         raise SynthError(
             f"{root / name}: is not there, and {url} gave no copy ({reason}); {WAYS_OUT}"
         ) from error
+
+
+DATASET = Dataset(load, "Street View House Numbers (Netzer et al. 2011), downloaded")

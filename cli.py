@@ -10,51 +10,65 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from eval.protocols import PROTOCOLS
+from synth.base.registry import names_of
+
 if TYPE_CHECKING:
     import torch
 
     from eval.aggregate import Table
-    from synth.recipes import Recipe
+    from synth.recipes import RecipeBase
 
-Dataset = Annotated[str, typer.Option(help="svhn, house-numbers or folder; see: synth datasets")]
+
+def _names(group: str, modules: str = "") -> str:
+    return ", ".join(names_of(group, modules or group))
+
+
+Dataset = Annotated[
+    str,
+    typer.Option(help=f"Real data: {_names('synth.datasets', 'synth.data')}; see: synth datasets"),
+]
 DataRoot = Annotated[
     Path | None,
-    typer.Option(envvar="SYNTH_DATA", help="Where the real data is, or is downloaded to."),
+    typer.Option(envvar="SYNTH_DATA", help="Folder of the real data; SVHN is downloaded to it."),
 ]
-Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of everything random.")]
+Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Random seed.")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 Precision = Annotated[str, typer.Option(help="auto (times both), fp32 or bf16.")]
 Deterministic = Annotated[
     bool,
     typer.Option(
-        "--deterministic", help="Repeatable on a GPU too, where it costs speed; a CPU always is."
+        "--deterministic",
+        help="Use deterministic GPU algorithms (slower). CPU runs are always deterministic.",
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Conditional = Annotated[
     bool | None,
-    typer.Option("--conditional/--unconditional", help="Is the generator told the label?"),
+    typer.Option("--conditional/--unconditional", help="Train a generator with or without labels."),
 ]
-Dials = Annotated[
+Overrides = Annotated[
     list[str] | None,
-    typer.Option("--set", help="Change one dial, e.g. training.batch=64; may be repeated."),
+    typer.Option("--set", help="Override a hyperparameter: training.batch=64; may be repeated."),
 ]
 Runs = Annotated[Path, typer.Option(help="Folder of runs.")]
-Results = Annotated[Path, typer.Option(help="Folder of records and of what is made from them.")]
+Datasets = Annotated[Path, typer.Option(help="Folder of synthetic sets.")]
+Results = Annotated[Path, typer.Option(help="Folder of records, leaderboard and report.")]
 ClassifierSeeds = Annotated[
-    int | None, typer.Option(help="How many classifiers; the protocol's number by default.")
+    int | None, typer.Option(help="Number of classifiers; the protocol's number by default.")
 ]
-Protocol = Annotated[str, typer.Option(help="fixed-v1, fixed-resnet-v1, stream-v1 or quick-v1.")]
+Protocol = Annotated[
+    str, typer.Option(help=f"How sets are scored: {', '.join(PROTOCOLS.names())}.")
+]
 Metrics = Annotated[
     str,
     typer.Option(
-        help="all, or names with commas: cas, gan-test, augmentation, fidelity, memorisation, "
-        "diversity. The accuracy (cas) is always there; augmentation trains twice as much again."
+        help=f"default, all, or names with commas: cas, {_names('eval.metrics')}. cas, the "
+        "accuracy, is always measured; augmentation takes twice as long again."
     ),
 ]
-DEFAULT_METRICS = "cas,gan-test,fidelity,memorisation,diversity"
 FeatureSpace = Annotated[
-    str, typer.Option(help="classifier; inception measures fidelity in that space too.")
+    str, typer.Option(help="classifier, or inception to measure fidelity in that space too.")
 ]
 Images = Annotated[
     str | None, typer.Option(help="Training length in real images shown, e.g. 300k or 2.5M.")
@@ -62,8 +76,8 @@ Images = Annotated[
 Select = Annotated[
     str | None,
     typer.Option(
-        help="cas: keep a tenth of the training split out of training, and mark the checkpoint "
-        "whose samples score best on it. For conditional recipes."
+        help="cas: keep the last tenth of the training split out of training, score every "
+        "checkpoint on it, and mark the best. For conditional recipes."
     ),
 ]
 
@@ -77,7 +91,7 @@ app = typer.Typer(
         "help_option_names": ["-h", "--help"],
     },
     help="How much of a real data set can a generator replace?\n\n"
-    "train, generate, evaluate: in this order, or all at once with benchmark.",
+    "Run train, generate and evaluate in this order, or all of them with benchmark.",
 )
 
 DEBUG = False  # set by --debug or SYNTH_DEBUG before any command runs
@@ -90,7 +104,7 @@ def train(
     recipe: Annotated[
         str | None, typer.Option(help="A name (see: synth recipes) or a TOML file.")
     ] = None,
-    dials: Dials = None,
+    overrides: Overrides = None,
     dataset: Dataset = "svhn",
     data_root: DataRoot = None,
     images: Images = None,
@@ -98,15 +112,16 @@ def train(
         int | None, typer.Option(min=1, help="Length in passes over the data.")
     ] = None,
     tick: Annotated[
-        str | None, typer.Option(help="Images between two checkpoints; a sixteenth by default.")
+        str | None,
+        typer.Option(help="Images between two checkpoints; a sixteenth of the run by default."),
     ] = None,
     select: Select = None,
     seed: Seed = 0,
     out: Annotated[Path, typer.Option(help="Folder to make the run folder in.")] = Path("runs"),
     device: Device = "auto",
     precision: Precision = "auto",
-    resume: Annotated[bool, typer.Option(help="Go on with the newest unfinished run.")] = False,
-    run: Annotated[Path | None, typer.Option(help="The run to --resume.")] = None,
+    resume: Annotated[bool, typer.Option(help="Continue the newest unfinished run.")] = False,
+    run: Annotated[Path | None, typer.Option(help="With --resume: the run to continue.")] = None,
     deterministic: Deterministic = False,
     dry_run: Annotated[bool, typer.Option(help="Print the configuration and stop.")] = False,
     as_json: AsJson = False,
@@ -128,14 +143,14 @@ def train(
         beside = ("out", "run", "data_root", "device", "deterministic", "as_json")
         check_alone(context, "--resume", beside)
         going = open_run(run) if run else newest_run(out, finished=False)
-        real = load_training_images(going.config.source, data_root)
+        real = load_training_images(going.config.dataset_key, data_root)
     else:
         length, tick_length = parse_count("--images", images), parse_count("--tick", tick)
         if tick_length is not None and tick_length < 1000:
             raise UsageError(f"--tick {tick}: must be 1k or more")
         if epochs is not None and length is not None:
             raise UsageError("--images and --epochs: give one of them")
-        chosen = resolve_recipe(recipe, conditional, dials)
+        chosen = resolve_recipe(recipe, conditional, overrides)
         real = load_training_images(dataset, data_root)
         length = length if epochs is None else epochs * len(real)
         config = plan_run(
@@ -152,7 +167,7 @@ def train(
         if dry_run:
             return print_json(config.to_json())
         going = Run.create(out, config, describe_environment(place))
-    say(f"{going.folder}: {going.config.images:,} images of {real.name}")
+    say(f"{going.folder}: {going.config.total_images:,} images of {real.name}")
     try:
         train_run(going, real, place, checkpoint_scorer(going, place))
     except Interrupted as stopped:
@@ -172,16 +187,16 @@ def generate(
     checkpoint: Annotated[
         str | None,
         typer.Option(
-            help="last, best, or the name of one such as 0001024k; by default the best of a run "
-            "that was trained with --select, else the last."
+            help="last, best, or a name such as 0001024k; by default the best of a run that was "
+            "trained with --select, else the last."
         ),
     ] = None,
     seed: Seed = 0,
     label_with: Annotated[
         str | None,
-        typer.Option(help="For an unconditional run: classifier or random; unlabelled without."),
+        typer.Option(help="Labels for an unconditional run: classifier or random; none without."),
     ] = None,
-    format: Annotated[str, typer.Option(help="npz or folder.")] = "npz",
+    format: Annotated[str, typer.Option(help=f"{_names('synth.formats')}.")] = "npz",
     out: Annotated[Path, typer.Option(help="Folder to make the data set in.")] = Path("datasets"),
     runs: Runs = Path("runs"),
     data_root: DataRoot = None,
@@ -192,11 +207,12 @@ def generate(
     """Make a balanced labelled data set: a new folder in datasets/."""
     from eval.labeller import LABELLER_PROTOCOL, labeller_for
     from synth.base.files import read_json
+    from synth.formats import FORMATS
     from synth.generation import check_count, generate_set
     from synth.runs import newest_run, open_run
 
     check_count(per_class)
-    check_choice("--format", format, ("npz", "folder"))
+    FORMATS.find(format)
     check_choice("--label-with", label_with, (None, "classifier", "random"))
     place = prepare(device, deterministic)
     source = open_run(run) if run else newest_run(runs, finished=True)
@@ -209,7 +225,7 @@ def generate(
         label_with,
         lambda: labeller_for(source, data_root, place),
         LABELLER_PROTOCOL,
-        format,  # type: ignore[arg-type]
+        format,
         checkpoint,
     )
     if as_json:
@@ -225,20 +241,27 @@ def evaluate(
     ] = None,
     protocol: Protocol = "fixed-v1",
     classifier_seeds: ClassifierSeeds = None,
-    metrics: Metrics = DEFAULT_METRICS,
+    metrics: Metrics = "default",
     feature_space: FeatureSpace = "classifier",
     closest_pairs: Annotated[
         Path | None,
-        typer.Option(help="PNG to draw the pairs nearest to training images in: real images."),
+        typer.Option(help="PNG of the images nearest to training images; it shows real images."),
     ] = None,
     dataset: Annotated[
-        str | None, typer.Option(help="The real data to score on; by default what it imitates.")
+        str | None,
+        typer.Option(help="Real data to score on; by default what the set imitates."),
     ] = None,
     data_root: DataRoot = None,
-    references: Annotated[
-        bool, typer.Option(help="Also evaluate the ceilings and floors that are missing.")
+    baselines: Annotated[
+        bool,
+        typer.Option(
+            "--baselines/--no-baselines", help="Also evaluate the baselines that are missing."
+        ),
     ] = True,
-    datasets: Annotated[Path, typer.Option(help="Folder of data sets.")] = Path("datasets"),
+    references: Annotated[  # the old name of --baselines
+        bool, typer.Option("--references/--no-references", hidden=True)
+    ] = True,
+    datasets: Datasets = Path("datasets"),
     runs: Runs = Path("runs"),
     results: Results = Path("results"),
     device: Device = "auto",
@@ -247,44 +270,28 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Score data sets on the real test split, and print the leaderboard."""
-    from dataclasses import asdict
-
-    from eval import evaluate as scoring
-    from eval.evaluator import make_judge
-    from eval.metrics import parse_groups
+    from eval.evaluate import Workspace, evaluate_sets
+    from eval.metrics import parse_metrics
     from synth.base.errors import UsageError
-    from synth.synthetic_set import newest_synthetic, read_synthetic
+    from synth.base.schema import dump
 
-    groups = parse_groups(metrics, feature_space)
-    place = prepare(device, deterministic)
-    sets = [read_synthetic(folder) for folder in folders or [newest_synthetic(datasets)]]
-    places = scoring.Places(data_root, runs, datasets, results)
-    if closest_pairs is not None and ("memorisation" not in groups or len(sets) > 1):
+    names = parse_metrics(metrics, feature_space)
+    if closest_pairs and ("memorisation" not in names or len(folders or [""]) > 1):
         raise UsageError("--closest-pairs: goes with one data set, and with --metrics memorisation")
-    sources = [dataset or synthetic.manifest.get("source", "svhn") for synthetic in sets]
-    judges = {
-        source: make_judge(
-            protocol,
-            source,
-            data_root,
-            results,
-            place,
-            precision,
-            classifier_seeds,
-            groups,
-        )
-        for source in dict.fromkeys(sources)
-    }
-    records = []
-    for synthetic, source in zip(sets, sources, strict=True):
-        judge = judges[source]
-        records.append(scoring.evaluate_set(judge, synthetic, runs, closest_pairs))
-        if references:
-            per_class = len(synthetic.images) // len(judge.test.classes)
-            scoring.ensure_references(judge, per_class, places)
-    tables = scoring.publish(results)
+    records, tables = evaluate_sets(
+        folders or [],
+        protocol,
+        dataset,
+        Workspace(data_root, runs, datasets, results),
+        prepare(device, deterministic),
+        precision,
+        classifier_seeds,
+        names,
+        baselines and references,
+        closest_pairs,
+    )
     if as_json:
-        return print_json([asdict(record) for record in records])
+        return print_json([dump(record) for record in records])
     touched = {(record.protocol["name"], record.real.name) for record in records}
     print_tables([table for table in tables if (table.protocol, table.real) in touched])
 
@@ -292,10 +299,10 @@ def evaluate(
 @app.command()
 def leaderboard(results: Results = Path("results"), as_json: AsJson = False) -> None:
     """Rewrite the leaderboard and the report from the records, and print the tables."""
-    from eval import evaluate as scoring
     from eval.agreement import agreement_lines
+    from eval.evaluate import publish
 
-    tables = scoring.publish(results)
+    tables = publish(results)
     print_tables(tables, as_json)
     for line in [] if as_json else agreement_lines(tables):
         print(line)
@@ -326,20 +333,20 @@ def verify(
     record: Annotated[str, typer.Argument(help="A record's path, or its id.")],
     start: Annotated[
         str,
-        typer.Option("--from", help="How far back to go: evaluate, generate or train."),
+        typer.Option("--from", help="First stage to repeat: evaluate, generate or train."),
     ] = "evaluate",
     dataset: Annotated[
-        str | None, typer.Option(help="The real data; by default what the record says.")
+        str | None, typer.Option(help="Real data; by default what the record says.")
     ] = None,
     data_root: DataRoot = None,
-    datasets: Annotated[Path, typer.Option(help="Folder of data sets.")] = Path("datasets"),
+    datasets: Datasets = Path("datasets"),
     runs: Runs = Path("runs"),
     results: Results = Path("results"),
     device: Annotated[str, typer.Option(help="auto (the record's), cpu or cuda.")] = "auto",
     as_json: AsJson = False,
 ) -> None:
-    """Do a record's evaluation again and compare: bit for bit where that can be had."""
-    from eval.evaluate import Places
+    """Repeat a record's evaluation and compare, bit for bit on the same kind of machine."""
+    from eval.evaluate import Workspace
     from eval.verify import find_record_file
     from eval.verify import verify as verify_record
     from synth.base.errors import SynthError
@@ -347,9 +354,9 @@ def verify(
 
     check_choice("--from", start, ("evaluate", "generate", "train"))
     keep_freed_memory()
-    places = Places(data_root, runs, datasets, results)
+    workspace = Workspace(data_root, runs, datasets, results)
     path = find_record_file(results, record)
-    found = verify_record(path, start, places, dataset, device)  # type: ignore[arg-type]
+    found = verify_record(path, start, workspace, dataset, device)  # type: ignore[arg-type]
     if as_json:
         print_json(found.to_json())
     else:
@@ -361,7 +368,7 @@ def verify(
 @app.command()
 def benchmark(
     recipes: Annotated[str, typer.Option(help="Names, separated by commas.")] = "cdcgan,dcgan",
-    dials: Dials = None,
+    overrides: Overrides = None,
     seeds: Annotated[int, typer.Option(help="Generator runs of each recipe.")] = 1,
     dataset: Dataset = "svhn",
     data_root: DataRoot = None,
@@ -370,25 +377,25 @@ def benchmark(
     per_class: Annotated[int, typer.Option(help="Images of each class in a data set.")] = 5000,
     protocol: Protocol = "fixed-v1",
     classifier_seeds: ClassifierSeeds = None,
-    metrics: Metrics = DEFAULT_METRICS,
+    metrics: Metrics = "default",
     feature_space: FeatureSpace = "classifier",
     runs: Runs = Path("runs"),
-    datasets: Annotated[Path, typer.Option(help="Folder of data sets.")] = Path("datasets"),
+    datasets: Datasets = Path("datasets"),
     results: Results = Path("results"),
     device: Device = "auto",
     precision: Precision = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Train, generate and evaluate several recipes and seeds; skips what is there already."""
-    from eval import evaluate as scoring
     from eval.benchmark import benchmark as run_benchmark
-    from eval.metrics import parse_groups
+    from eval.evaluate import Workspace
+    from eval.metrics import parse_metrics
     from synth.base.progress import say
 
     check_choice("--select", select, (None, "cas"))
-    groups = parse_groups(metrics, feature_space)
+    names = parse_metrics(metrics, feature_space)
     tables = run_benchmark(
-        [resolve_recipe(name.strip(), None, dials) for name in recipes.split(",")],
+        [resolve_recipe(name.strip(), None, overrides) for name in recipes.split(",")],
         seeds,
         dataset,
         parse_count("--images", images),
@@ -396,10 +403,10 @@ def benchmark(
         protocol,
         classifier_seeds,
         precision,
-        scoring.Places(data_root, runs, datasets, results),
+        Workspace(data_root, runs, datasets, results),
         prepare(device),
         select is not None,
-        groups,
+        names,
     )
     print_tables(tables, as_json)
     say(f"report: {results / 'report.html'}")
@@ -411,16 +418,16 @@ def recipes(
         str | None, typer.Argument(help="Show all of this one, a name or a TOML file.")
     ] = None,
     conditional: Conditional = None,
-    dials: Dials = None,
+    overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
-    """List the recipes, or show one, with dials changed."""
+    """List the recipes, or show one, with overrides."""
     from synth.base.errors import UsageError
     from synth.published import RECIPES
 
     if name is not None:
-        return print_json(describe_recipe(resolve_recipe(name, conditional, dials), whole=True))
-    if conditional is not None or dials:
+        return print_json(describe_recipe(resolve_recipe(name, conditional, overrides), whole=True))
+    if conditional is not None or overrides:
         raise UsageError("--set, --conditional, --unconditional: go with a recipe's name")
     rows = [describe_recipe(recipe, whole=False) for recipe in RECIPES.values()]
     if as_json:
@@ -428,9 +435,11 @@ def recipes(
     print(f"{'recipe':<24} {'kind':<13} {'parameters of G, D':>21} {'GFLOP of G, D':>15}  source")
     for row in rows:
         kind = "conditional" if row["conditional"] else "unconditional"
-        sizes = f"{row['generator_parameters']:>10,} {row['discriminator_parameters']:>10,}"
-        costs = f"{row['generator_gflop']:>7.4f} {row['discriminator_gflop']:>7.4f}"
-        print(f"{row['name']:<24} {kind:<13} {sizes} {costs}  {row['source']}")
+        sizes = [row.get(f"{network}_parameters") for network in ("generator", "discriminator")]
+        costs = [row.get(f"{network}_gflop") for network in ("generator", "discriminator")]
+        size = " ".join("–".rjust(10) if n is None else f"{n:>10,}" for n in sizes)
+        cost = " ".join("–".rjust(7) if n is None else f"{n:>7.4f}" for n in costs)
+        print(f"{row['name']:<24} {kind:<13} {size} {cost}  {row['source']}")
 
 
 @app.command()
@@ -464,13 +473,14 @@ def prepare(device: str, deterministic: bool = False) -> torch.device:
     return pick_device(device)
 
 
-def resolve_recipe(name: str | None, conditional: bool | None, dials: list[str] | None) -> Recipe:
-    """The recipe of a name or a TOML file, with single dials changed."""
+def resolve_recipe(
+    name: str | None, conditional: bool | None, overrides: list[str] | None
+) -> RecipeBase:
+    """The recipe of a name or a TOML file, with single hyperparameters changed."""
     from dataclasses import replace
 
-    from synth.dials import read_recipe, set_dial
-    from synth.published import CONDITIONAL, UNCONDITIONAL, find_recipe
-    from synth.recipes import check_recipe
+    from synth.published import CONDITIONAL, UNCONDITIONAL, find_recipe, read_recipe
+    from synth.recipes import override
 
     if name is not None and name.endswith(".toml"):
         recipe = read_recipe(Path(name))
@@ -479,11 +489,10 @@ def resolve_recipe(name: str | None, conditional: bool | None, dials: list[str] 
             recipe = replace(recipe, name=recipe.name + form, conditional=bool(conditional))
     else:
         recipe = find_recipe(name, conditional)
-    for assignment in dials or []:
-        recipe = set_dial(recipe, assignment)
-    if dials:  # no longer the published one, and so not under its name alone
-        recipe = replace(recipe, name=f"{recipe.name}, {', '.join(dials)}")
-    check_recipe(recipe)
+    for assignment in overrides or []:
+        recipe = override(recipe, assignment)
+    if overrides:  # a changed recipe must not pass for the published one
+        recipe = replace(recipe, name=f"{recipe.name}, {', '.join(overrides)}")
     return recipe
 
 
@@ -524,16 +533,14 @@ def check_choice(option: str, value: str | None, choices: tuple[str | None, ...]
         raise UsageError(f"{option} {value}: choose {' or '.join(c for c in choices if c)}")
 
 
-def describe_recipe(recipe: Recipe, whole: bool) -> dict[str, Any]:
-    from synth.networks import measure_networks
+def describe_recipe(recipe: RecipeBase, whole: bool) -> dict[str, Any]:
+    from synth.base.schema import dump
+    from synth.families import FAMILIES
 
-    summary = {
-        "name": recipe.name,
-        "conditional": recipe.conditional,
-        **measure_networks(recipe),
-        "source": recipe.source,
-    }
-    return {**recipe.to_json(), **summary} if whole else summary
+    value = dump(recipe)
+    figures = FAMILIES.find(recipe.family).measure(recipe)
+    head = {key: value[key] for key in ("name", "conditional")}
+    return {**(value if whole else {}), **head, **figures, "source": value["source"]}
 
 
 def print_json(value: Any) -> None:

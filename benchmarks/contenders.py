@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import cast
 
 import numpy as np
 import torch
@@ -10,29 +11,33 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import peers
-from eval.classifier_training import _Trainer, choose_classifier_precision, shuffled_batches
+from eval.classifier_training import (
+    ClassifierTrainer,
+    choose_classifier_precision,
+    shuffled_batches,
+)
 from eval.classifiers import FixedClassifier
-from synth.batches import draw_batches
 from synth.data import DIGITS, ImageSet
-from synth.gan import Adversaries
+from synth.gan import GANSampler
 from synth.generation import CHUNK, stream_images
 from synth.networks import build
 from synth.ops.acceleration import keep_freed_memory
 from synth.published import RECIPES
-from synth.training import choose_training_precision
+from synth.recipes import Recipe
+from synth.training import plan_run
 
 CPU = torch.device("cpu")
-RECIPE = RECIPES["cdcgan"]
+RECIPE = cast(Recipe, RECIPES["cdcgan"])
 Loop = Callable[[Tensor, Tensor], Iterator[None]]
 
 
 def train(images: Tensor, labels: Tensor, precision: str = "auto") -> Iterator[None]:
     keep_freed_memory()  # as every command of synth does
-    precision, _ = choose_training_precision(precision, RECIPE, 10, CPU)
-    adversaries = Adversaries(RECIPE, 10, 0, CPU)
     data = ImageSet(images, labels, DIGITS, "benchmark", "train")
-    for batch in draw_batches(RECIPE, data, 0, CPU):
-        adversaries.step(batch, precision)
+    config = plan_run(RECIPE, "benchmark", data, None, 0, precision, CPU)
+    trainer = config.family.make_trainer(config, data, None, CPU)
+    while True:
+        trainer.step()
         yield
 
 
@@ -42,11 +47,11 @@ def train_fp32(images: Tensor, labels: Tensor) -> Iterator[None]:
 
 def sample(images: Tensor, labels: Tensor, precision: str = "auto") -> Iterator[None]:
     keep_freed_memory()
-    precision, _ = choose_training_precision(precision, RECIPE, 10, CPU)
+    data = ImageSet(images, labels, DIGITS, "benchmark", "train")
+    config = plan_run(RECIPE, "benchmark", data, None, 0, precision, CPU)
     generator = build(RECIPE, 10, 0)[0].eval().requires_grad_(False)
-    generator.precision = precision
     out = np.empty((CHUNK, 32, 32, 3), np.uint8)
-    for chunk in stream_images(generator, 0, 0):
+    for chunk in stream_images(GANSampler(generator, config.precision), 0, 0):
         out[:] = chunk.permute(0, 2, 3, 1).numpy()
         yield
 
@@ -58,7 +63,7 @@ def sample_fp32(images: Tensor, labels: Tensor) -> Iterator[None]:
 def classify(images: Tensor, labels: Tensor, precision: str = "auto") -> Iterator[None]:
     keep_freed_memory()
     precision, _ = choose_classifier_precision(precision, CPU)
-    trainer = _Trainer(10, 0, CPU, precision)
+    trainer = ClassifierTrainer(10, 0, CPU, precision)
     for x, y in shuffled_batches(images, labels, peers.CLASSIFIER_BATCH, 0, CPU):
         trainer.step(x, y)
         yield
@@ -97,10 +102,10 @@ def flops_per_image() -> dict[str, float]:
     batch = 32
     images = torch.randint(256, (batch, 3, 32, 32), dtype=torch.uint8)
     labels = torch.randint(10, (batch,))
-    nets, optimizers = peers._networks()
+    nets, optimizers = peers.networks()
     with FlopCounterMode(display=False) as training:
         real = images.float() / 127.5 - 1
-        peers._gan_step(nets, optimizers, real, labels, torch.randn(batch, peers.LATENT))
+        peers.gan_step(nets, optimizers, real, labels, torch.randn(batch, peers.LATENT))
     with FlopCounterMode(display=False) as sampling, torch.no_grad():
         nets[0](torch.randn(batch, peers.LATENT), labels)
     with FlopCounterMode(display=False) as classifier:

@@ -17,23 +17,20 @@ import matplotlib
 import numpy as np
 import torch
 
-from eval import evaluate as scoring
 from eval.classifier_training import shuffled_batches, train_classifier
+from eval.evaluate import publish
 from eval.protocols import PROTOCOLS
 from eval.records import Entry, RealSplits, make_record, write_record
 from eval.score import Score, measure
 from synth.base.files import write_json
-from synth.batches import draw_batches
 from synth.checkpoints import save_tensors
 from synth.data import SIZE, ImageSet
 from synth.environment import describe_environment
-from synth.gan import Adversaries
 from synth.generation import generate_set
-from synth.networks import build
 from synth.ops.acceleration import keep_freed_memory
 from synth.published import RECIPES
 from synth.runs import Run, RunConfig
-from synth.training import _memory_mib
+from synth.training import memory_mib, plan_run
 
 CPU = torch.device("cpu")
 RECIPE = RECIPES["cdcgan"]
@@ -47,13 +44,17 @@ def noise_images(count: int, classes: int = 10) -> ImageSet:
     return ImageSet(pixels, labels, tuple(map(str, range(classes))), "noise", "train")
 
 
+def config_of(images: ImageSet, shown: int) -> RunConfig:
+    return plan_run(RECIPE, "noise", images, shown, 0, "bf16", CPU)
+
+
 def train(images: ImageSet, shown: int) -> float:
-    adversaries = Adversaries(RECIPE, len(images.classes), 0, CPU)
-    batches = draw_batches(RECIPE, images, 0, CPU)
-    adversaries.step(next(batches), "bf16")
+    config = config_of(images, shown)
+    trainer = config.family.make_trainer(config, images, None, CPU)
+    trainer.step()
     start = time.perf_counter()
-    for _ in range(shown // RECIPE.training.batch):
-        adversaries.step(next(batches), "bf16")
+    for _ in range(shown // RECIPE.batch):
+        trainer.step()
     return time.perf_counter() - start
 
 
@@ -73,15 +74,11 @@ def images_generated(count: int) -> float:
     """From a run folder to a data set on disk."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        config = RunConfig(
-            RECIPE, "noise", "noise", "0", 4_000, tuple(map(str, range(10))), 128, 128, 0, "bf16"
-        )
+        images = noise_images(4_000)
+        config = config_of(images, RECIPE.batch)
         run = Run.create(folder / "runs", config, describe_environment(CPU))
-        save_tensors(
-            run.weights,
-            build(RECIPE, 10, 0)[0].state_dict(),
-            {"config": config.to_json(), "images": 128},
-        )
+        sampler = config.family.make_trainer(config, images, None, CPU).sampler()
+        save_tensors(run.weights, sampler.tensors(), {"config": config.to_json(), "images": 128})
         start = time.perf_counter()
         generate_set(run, count // 10, 0, folder / "datasets", CPU)
         return time.perf_counter() - start
@@ -118,7 +115,7 @@ def records(count: int) -> float:
             )
             write_record(results, replace(record, id=f"{i:05d}"), None)
         start = time.perf_counter()
-        scoring.publish(results)
+        publish(results)
         return time.perf_counter() - start
 
 
@@ -175,4 +172,4 @@ if __name__ == "__main__":
         keep_freed_memory()
         work = {axis.__name__: axis for axis in AXES}[sys.argv[1]]
         seconds = round(work(int(sys.argv[2])), 3)
-        print(json.dumps({"seconds": seconds, "mib": _memory_mib(CPU)}))
+        print(json.dumps({"seconds": seconds, "mib": memory_mib(CPU)}))

@@ -82,7 +82,7 @@ def _endless(loader: DataLoader[tuple[Tensor, ...]]) -> Iterator[tuple[Tensor, .
         yield from loader
 
 
-def _gan_step(
+def gan_step(
     nets: tuple[nn.Module, nn.Module],
     optimizers: tuple[torch.optim.Optimizer, torch.optim.Optimizer],
     real: Tensor,
@@ -109,7 +109,7 @@ def _gan_step(
     return loss_real + loss_fake, loss_g, on_real.mean(), on_fake.mean(), again.mean()
 
 
-def _networks() -> tuple[
+def networks() -> tuple[
     tuple[nn.Module, nn.Module], tuple[torch.optim.Optimizer, torch.optim.Optimizer]
 ]:
     net_g, net_d = Generator(), Discriminator()
@@ -120,23 +120,23 @@ def _networks() -> tuple[
 
 def train_examples(images: Tensor, labels: Tensor) -> Iterator[None]:
     """The loop of pytorch/examples' dcgan, at 32×32: DataLoader, five `.item()` a step."""
-    nets, optimizers = _networks()
+    nets, optimizers = networks()
     data = _floats(images, labels, -1.0)
     for real, y in _endless(DataLoader(data, batch_size=BATCH, shuffle=True, drop_last=True)):
-        values = _gan_step(nets, optimizers, real, y, torch.randn(BATCH, LATENT))
+        values = gan_step(nets, optimizers, real, y, torch.randn(BATCH, LATENT))
         _ = [value.item() for value in values]
         yield
 
 
 def train_notebook(images: Tensor, labels: Tensor) -> Iterator[None]:
     """The notebooks' loop: numpy noise, a DataLoader with a worker, losses kept by `.item()`."""
-    nets, optimizers = _networks()
+    nets, optimizers = networks()
     data = _floats(images, labels, -1.0)
     loader = DataLoader(data, batch_size=BATCH, shuffle=True, drop_last=True, num_workers=1)
     losses = []
     for real, y in _endless(loader):
         noise = torch.from_numpy(np.random.uniform(-1, 1, size=(BATCH, LATENT))).float()
-        loss_d, loss_g, *_ = _gan_step(nets, optimizers, real, y, noise)
+        loss_d, loss_g, *_ = gan_step(nets, optimizers, real, y, noise)
         losses.append((loss_d.item(), loss_g.item()))
         yield
 
@@ -146,7 +146,7 @@ def train_fabric(images: Tensor, labels: Tensor) -> Iterator[None]:
     from lightning.fabric import Fabric
 
     fabric = Fabric(accelerator="cpu", devices=1)
-    (net_g, net_d), (optimizer_g, optimizer_d) = _networks()
+    (net_g, net_d), (optimizer_g, optimizer_d) = networks()
     net_g, optimizer_g = fabric.setup(net_g, optimizer_g)
     net_d, optimizer_d = fabric.setup(net_d, optimizer_d)
     data = _floats(images, labels, -1.0)

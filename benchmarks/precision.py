@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 from scipy import stats
 
-from eval.protocols import find_protocol
+from eval.protocols import PROTOCOLS
 from eval.score import disk_batches, score
 from synth.base.files import write_json
 from synth.data import ImageSet, load_test_images, load_training_images
@@ -36,8 +36,9 @@ def main() -> None:
     sets = {"real": load_training_images("svhn", asked.data_root)}
     for folder in asked.sets:
         synthetic = read_synthetic(folder)
-        manifest = synthetic.manifest
-        sets[f"{manifest['recipe']}, seed {manifest['training_seed']}"] = synthetic.images
+        made = synthetic.manifest
+        name = f"{made.recipe}, seed {made.training_seed}" if made else folder.name
+        sets[name] = synthetic.images
     pairs = [
         pair for name, images in sets.items() for pair in measure(name, images, test, asked.seeds)
     ]
@@ -53,7 +54,7 @@ def main() -> None:
 
 def measure(name: str, images: ImageSet, test: ImageSet, seeds: int) -> list[dict[str, object]]:
     """Accuracies of classifiers that were trained on this set, by seed and precision."""
-    protocol = find_protocol("fixed-v1")
+    protocol = PROTOCOLS.find("fixed-v1")
     accuracies = {
         precision: [
             s.accuracy

@@ -1,21 +1,25 @@
-"""Ceilings and floors that stand beside every score: sets to train on that need no generator.
+"""The baselines that stand beside every score, in one table: sets to train on that need no run.
 
-The references that need one (an unconditional generator with pseudo-labels or random labels) are
-ordinary synthetic sets, which `scoring.py` has made.
+Those that need one (an unconditional generator with pseudo-labels or random labels) are ordinary
+synthetic sets; `eval.evaluate` has them made.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from sklearn.decomposition import PCA
 from torch import Tensor
 
+from synth.base.registry import Registry
 from synth.data import ImageSet
 
 PCA_COMPONENTS = 100
+TENTH = 0.1
 
 
 def real_same_size(real: ImageSet, per_class: int, seed: int = 0) -> ImageSet:
@@ -36,11 +40,11 @@ def real_same_size(real: ImageSet, per_class: int, seed: int = 0) -> ImageSet:
     )
 
 
-def copier(real: ImageSet, per_class: int, seed: int = 0) -> ImageSet:
+def train_copy(real: ImageSet, per_class: int, seed: int = 0) -> ImageSet:
     """Real training images drawn with replacement, `per_class` of each class.
 
     What a generator would return that had learned its training images by heart: its score is high,
-    and `eval.metrics.neighbours` must catch it.
+    and `eval.metrics.memorisation` must catch it.
     """
     labels = real.require_labels().numpy()
     random = np.random.default_rng([seed, *b"copier"])
@@ -110,3 +114,50 @@ def pca_gaussian(real: ImageSet, per_class: int, seed: int = 0) -> ImageSet:
         real.name,
         "train",
     )
+
+
+def real_tenth(real: ImageSet, per_class: int) -> ImageSet:
+    """The first tenth of each class of the real training split."""
+    return first_of_each_class(real, TENTH)
+
+
+# The table
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """A row to read the others by; it follows from the real training split."""
+
+    name: str  # as it stands in the leaderboard
+    build: Callable[[ImageSet, int], ImageSet]  # real training split, images per class → the set
+    metrics: frozenset[str] | None = None  # those that mean something for it; None: all
+    balanced: bool = True  # False: it has a size of its own, whatever is asked for
+    streams: bool = False  # True: it stands beside protocols that draw fresh samples, too
+    needs: str | None = None  # a metric without which it tells nothing
+    shown: bool = False  # True: its samples may be shown; real images may not
+
+
+# The key is the `kind` in records.
+BASELINES: Registry[Baseline] = Registry(
+    "baseline",
+    "eval.baselines",
+    {
+        "real": Baseline(
+            "real",
+            lambda real, per_class: real,
+            metrics=frozenset({"fidelity", "inception"}),  # distances between its own parts
+            balanced=False,
+            streams=True,
+        ),
+        "real-same-size": Baseline("real, same size", real_same_size, metrics=frozenset()),
+        "pca-gaussian": Baseline("PCA + Gaussian per class", pca_gaussian, shown=True),
+        "copier": Baseline("copier", train_copy),
+        "real-tenth": Baseline(
+            "real, a tenth",
+            real_tenth,
+            metrics=frozenset(),
+            balanced=False,
+            needs="augmentation",
+        ),
+    },
+)

@@ -9,31 +9,31 @@ import torch
 
 from eval import selection
 from eval.aggregate import Table
-from eval.evaluate import Places, ensure_evaluated, ensure_references, publish
-from eval.evaluator import Judge, make_judge
-from eval.protocols import find_protocol
+from eval.evaluate import Workspace, ensure_baselines, ensure_evaluated, publish
+from eval.evaluator import Evaluator, make_evaluator
+from eval.protocols import PROTOCOLS
 from synth.base.errors import UsageError
 from synth.base.progress import progress_bar, say
 from synth.environment import describe_environment
 from synth.generation import check_count
-from synth.recipes import Recipe
+from synth.recipes import RecipeBase
 from synth.runs import Run, all_runs
 from synth.training import check_trainable, plan_run, train_run
 
 
 def benchmark(
-    recipes: Sequence[Recipe],
+    recipes: Sequence[RecipeBase],
     seeds: int,
-    source: str,
+    dataset_key: str,
     length: int | None,
     per_class: int,
     protocol: str,
     classifier_seeds: int | None,
     precision: str,
-    places: Places,
+    workspace: Workspace,
     device: torch.device,
     select: bool = False,
-    groups: tuple[str, ...] = (),
+    metrics: tuple[str, ...] = (),
 ) -> list[Table]:
     """Trains, generates and evaluates every recipe and seed, skipping what is there already.
 
@@ -42,43 +42,43 @@ def benchmark(
     if seeds < 1:
         raise UsageError(f"--seeds {seeds}: must be 1 or more")
     check_count(per_class)
-    streams = find_protocol(protocol).data == "stream"
+    streams = PROTOCOLS.find(protocol).data == "stream"
     unconditional = [recipe.name for recipe in recipes if not recipe.conditional]
     if streams and unconditional:
         raise UsageError(
             f"--protocol {protocol}: draws labelled samples, which {unconditional[0]} does not "
             "make; leave it out of --recipes"
         )
-    judge = make_judge(
+    evaluator = make_evaluator(
         protocol,
-        source,
-        places.data_root,
-        places.results,
+        dataset_key,
+        workspace.data_root,
+        workspace.results,
         device,
         precision,
         classifier_seeds,
-        groups,
+        metrics,
     )
     for recipe in recipes:
-        check_trainable(recipe, judge.train, select and recipe.conditional)
+        check_trainable(recipe, evaluator.train, select and recipe.conditional)
     with progress_bar("benchmark", len(recipes) * seeds + 1, "stages") as advance:
         for recipe in recipes:
             for seed in range(seeds):
                 run = find_or_train(
-                    recipe, source, judge, length, seed, precision, places.runs, select
+                    recipe, dataset_key, evaluator, length, seed, precision, workspace.runs, select
                 )
                 label_with = None if recipe.conditional else "classifier"
-                ensure_evaluated(judge, run, per_class, places, label_with)
-                publish(places.results)
+                ensure_evaluated(evaluator, run, per_class, workspace, label_with)
+                publish(workspace.results)
                 advance(1)
-        ensure_references(judge, per_class, places)
-    return publish(places.results)
+        ensure_baselines(evaluator, per_class, workspace)
+    return publish(workspace.results)
 
 
 def find_or_train(
-    recipe: Recipe,
-    source: str,
-    judge: Judge,
+    recipe: RecipeBase,
+    dataset_key: str,
+    evaluator: Evaluator,
     length: int | None,
     seed: int,
     precision: str,
@@ -86,21 +86,21 @@ def find_or_train(
     select: bool = False,
 ) -> Run:
     """The run of this recipe, data, length, seed and selection: found, resumed or made."""
-    images = judge.train
+    images = evaluator.train
     select = select and recipe.conditional
     protocol = selection.SELECTION.name if select else None
-    wanted = (recipe, images.fingerprint, length or recipe.training.images, seed, protocol)
+    wanted = (recipe, images.fingerprint, length or recipe.total_images, seed, protocol)
     for run in reversed(all_runs(runs)):
         config = run.config
-        known = config.recipe, config.fingerprint, config.images, config.seed, config.select
+        known = config.recipe, config.fingerprint, config.total_images, config.seed, config.select
         if known == wanted:
             break
     else:
         config = plan_run(
-            recipe, source, images, length, seed, precision, judge.device, select=protocol
+            recipe, dataset_key, images, length, seed, precision, evaluator.device, select=protocol
         )
-        run = Run.create(runs, config, describe_environment(judge.device))
+        run = Run.create(runs, config, describe_environment(evaluator.device))
     if not run.finished():
-        train_run(run, images, judge.device, selection.checkpoint_scorer(run, judge.device))
+        train_run(run, images, evaluator.device, selection.checkpoint_scorer(run, evaluator.device))
         say(f"trained {run.folder}")
     return run

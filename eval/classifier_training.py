@@ -14,13 +14,12 @@ from synth.ops.acceleration import (
     adam,
     autocast,
     choose_precision,
-    descend,
-    fastest,
+    maybe_cuda_graph,
+    optimizer_step,
     optimizer_tensors,
 )
 
 Batches = Iterator[tuple[Tensor, Tensor]]  # uint8 (B, 3, 32, 32), int64 (B,)
-LEARNING_RATE = 1e-3
 SCORING_BATCH = 1000
 
 
@@ -33,14 +32,15 @@ def train_classifier(
     precision: str = "fp32",
     progress: Callable[[int], None] = lambda steps: None,
     classifier: str = "fixed",
+    learning_rate: float = 1e-3,
 ) -> Classifier:
-    """Takes `steps` steps of Adam (1e-3), without augmentation; returns the last state.
+    """Takes `steps` steps of Adam, without augmentation; returns the classifier as it is then.
 
     `progress` is told how many more steps were taken, now and then. classifier: in `CLASSIFIERS`.
     """
-    trainer = _Trainer(classes, seed, device, precision, classifier)
+    trainer = ClassifierTrainer(classes, seed, device, precision, classifier, learning_rate)
     images, labels = next(batches)
-    step = fastest(trainer.step, (images.to(device), labels.to(device)), trainer.state)
+    step = maybe_cuda_graph(trainer.step, (images.to(device), labels.to(device)), trainer.state)
     for number in range(1, steps + 1):
         step(images.to(device), labels.to(device))
         if number < steps:
@@ -50,7 +50,9 @@ def train_classifier(
     return trainer.classifier.eval().requires_grad_(False)
 
 
-class _Trainer:
+class ClassifierTrainer:
+    """A classifier in training: one step of Adam at a time, from `seed`."""
+
     def __init__(
         self,
         classes: int,
@@ -58,19 +60,20 @@ class _Trainer:
         device: torch.device,
         precision: str,
         classifier: str = "fixed",
+        learning_rate: float = 1e-3,
     ) -> None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.classifier = CLASSIFIERS[classifier](classes)
         self.classifier.to(device).to(memory_format=torch.channels_last)
         self.weights = list(self.classifier.parameters())
-        self.optimizer = adam(self.weights, LEARNING_RATE, (0.9, 0.999))
+        self.optimizer = adam(self.weights, learning_rate, (0.9, 0.999))
         self.device, self.precision = device, precision
 
     def step(self, images: Tensor, labels: Tensor) -> None:
         with autocast(self.device, self.precision):
             logits = self.classifier(unit_from_uint8(images))
-        descend(self.optimizer, self.weights, cross_entropy(logits.float(), labels))
+        optimizer_step(self.optimizer, self.weights, cross_entropy(logits.float(), labels))
 
     def state(self) -> dict[str, Tensor]:
         return self.classifier.state_dict() | optimizer_tensors("adam", self.optimizer)
@@ -114,8 +117,8 @@ def choose_classifier_precision(
     example = images.to(device), labels.to(device)
 
     def prepare(precision: str) -> Callable[[], None]:
-        trainer = _Trainer(10, 0, device, precision, classifier)
-        step = fastest(trainer.step, example, trainer.state)
+        trainer = ClassifierTrainer(10, 0, device, precision, classifier)
+        step = maybe_cuda_graph(trainer.step, example, trainer.state)
         return lambda: step(*example)
 
     return choose_precision(asked, prepare, device)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from synth.base.registry import Registry
 from synth.ops.layers import Conv2d, Sequential
 
 
@@ -104,4 +107,6 @@ class _Block(nn.Module):
 
 
 Classifier = FixedClassifier | ResNet20
-CLASSIFIERS: dict[str, type[Classifier]] = {"fixed": FixedClassifier, "resnet20": ResNet20}
+CLASSIFIERS: Registry[Callable[[int], Classifier]] = Registry(  # number of classes → network
+    "classifier", "eval.classifiers", {"fixed": FixedClassifier, "resnet20": ResNet20}
+)

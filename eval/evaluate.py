@@ -1,38 +1,33 @@
-"""Sets judged: an entry of the leaderboard for each, with the references that stand beside it.
-
-With `pipeline.py`, which makes what is judged here, the only module that knows both sides, `synth`
-and `eval`.
-"""
+"""Sets scored: a record for each, with the baselines that stand beside it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from eval import labeller as labelling
 from eval.aggregate import Table
-from eval.baselines import copier, first_of_each_class, pca_gaussian, real_same_size
-from eval.evaluator import Judge
+from eval.baselines import BASELINES
+from eval.evaluator import Evaluator, make_evaluator
 from eval.leaderboard import write_leaderboard
-from eval.metrics import TENTH
-from eval.metrics.neighbours import Memorisation
+from eval.metrics.memorisation import closest_pairs as find_closest_pairs
 from eval.protocols import Protocol
 from eval.real_classifier import real_protocol
-from eval.records import Entry, Record, figure_path
-from eval.report import keep_figures, write_report
+from eval.records import Entry, Record, plot_path
+from eval.report import keep_plots, write_report
 from eval.score import MakeBatches, disk_batches
 from eval.selection import sample_batches
 from synth.base.errors import SynthError
-from synth.base.files import numbered_folders, portable, read_json
+from synth.base.files import numbered_folders, portable
 from synth.base.progress import say
 from synth.data import ImageSet
-from synth.generation import ShortClass, describe_origin, generate_set
+from synth.generation import ShortClass, describe_provenance, generate_set
+from synth.provenance import Provenance
 from synth.runs import Run, all_runs, open_run, weights_of_hash
-from synth.synthetic_set import SyntheticSet, read_synthetic
+from synth.synthetic_set import SyntheticSet, newest_synthetic, read_manifest, read_synthetic
 from synth.visuals import save_grid
 
 PAIRS, PAIRS_IN_A_ROW = 40, 10
@@ -40,8 +35,8 @@ SUFFIXES = {"conditional": "", "classifier": " + pseudo-labels", "random": " + r
 
 
 @dataclass(frozen=True)
-class Places:
-    """Where things are read and written."""
+class Workspace:
+    """The folders that commands read and write."""
 
     data_root: Path | None = None
     runs: Path = Path("runs")
@@ -49,52 +44,84 @@ class Places:
     results: Path = Path("results")
 
     @property
-    def references(self) -> Path:
-        """Sets that were made to read scores by: never what a user means by the newest set."""
+    def baselines(self) -> Path:
+        """Sets that were made to read scores by. The newest set of a user is never one of them."""
         return self.datasets / "references"
 
 
+# All sets of one command
+
+
+def evaluate_sets(
+    folders: Sequence[Path],
+    protocol: str,
+    dataset_key: str | None,
+    workspace: Workspace,
+    device: torch.device,
+    precision: str,
+    classifier_seeds: int | None,
+    metrics: tuple[str, ...],
+    baselines: bool,
+    closest_pairs: Path | None = None,
+) -> tuple[list[Record], list[Table]]:
+    """Scores the sets in `folders`, or the newest one, and the baselines that are missing beside
+    them; rewrites the leaderboard. Returns the sets' records and all tables.
+
+    dataset_key: the real data to score on; by default what a set imitates.
+    """
+    sets = [read_synthetic(folder) for folder in folders or [newest_synthetic(workspace.datasets)]]
+    keys = [dataset_key or synthetic.dataset_key for synthetic in sets]
+    evaluators = {
+        key: make_evaluator(
+            protocol,
+            key,
+            workspace.data_root,
+            workspace.results,
+            device,
+            precision,
+            classifier_seeds,
+            metrics,
+        )
+        for key in dict.fromkeys(keys)
+    }
+    records = []
+    for synthetic, key in zip(sets, keys, strict=True):
+        evaluator = evaluators[key]
+        records.append(evaluate_set(evaluator, synthetic, workspace.runs, closest_pairs))
+        if baselines:
+            per_class = len(synthetic.images) // len(evaluator.test.classes)
+            ensure_baselines(evaluator, per_class, workspace)
+    return records, publish(workspace.results)
+
+
+# One set
+
+
 def entry_of(
-    manifest: dict[str, Any], name: str, count: int, digest: str | None, folder: str | None
+    provenance: Provenance | None, name: str, count: int, digest: str | None, folder: str | None
 ) -> Entry:
-    """The record's entry for a set with this manifest; without one it is called `name`."""
-    labels, chosen = manifest.get("labels", "conditional"), manifest.get("chosen")
-    suffix = SUFFIXES.get(labels, "") + (f", {chosen} checkpoint" if chosen else "")
-    return Entry(
-        kind="synthetic",
-        name=manifest.get("recipe", name) + suffix,
-        count=count,
-        sha256=digest,
-        folder=folder,
-        recipe=manifest.get("recipe"),
-        conditional=manifest.get("conditional"),
-        labels=labels,
-        images_shown=manifest.get("images_shown"),
-        training_seed=manifest.get("training_seed"),
-        generation_seed=manifest.get("seed"),
-        trained_on=manifest.get("trained_on"),
-        run=manifest.get("run"),
-        checkpoint=manifest.get("checkpoint"),
-        labeller=manifest.get("labeller"),
-        config=manifest.get("config"),
-        training_environment=manifest.get("training_environment"),
-        generation_environment=manifest.get("environment"),
-        training_log=manifest.get("training_log"),
-        chosen=chosen,
-        run_length=manifest.get("run_length"),
-    )
+    """The record's entry for a synthetic set. A foreign one, without provenance, is called `name`,
+    and counts as conditional: whoever made it says what the labels are."""
+    known = provenance or Provenance(recipe=name, labels="conditional")
+    suffix = SUFFIXES.get(known.labels or "", "")
+    suffix += f", {known.chosen} checkpoint" if known.chosen else ""
+    values = {field.name: getattr(known, field.name) for field in fields(Provenance)}
+    if provenance is None:
+        values["recipe"] = None
+    title = (known.recipe or name) + suffix
+    return Entry("synthetic", title, count, digest, folder, **values)
 
 
 def synthetic_entry(synthetic: SyntheticSet, protocol: Protocol) -> Entry:
     images, manifest, folder = synthetic.images, synthetic.manifest, portable(synthetic.folder)
     if protocol.data == "stream":
         return entry_of(manifest, images.name, protocol.steps * protocol.batch, None, folder)
-    digest = manifest.get("sha256") or images.fingerprint
+    digest = manifest.sha256 if manifest else images.fingerprint
     return entry_of(manifest, images.name, len(images), digest, folder)
 
 
 def evaluate_set(
-    judge: Judge, synthetic: SyntheticSet, runs: Path, closest_pairs: Path | None = None
+    evaluator: Evaluator, synthetic: SyntheticSet, runs: Path, closest_pairs: Path | None = None
 ) -> Record:
     """Scores a synthetic set on disk, or under a streaming protocol the run it came from.
 
@@ -106,37 +133,33 @@ def evaluate_set(
             f"{folder}: has no labels; generate it with --label-with classifier, or from a "
             "conditional run"
         )
-    if len(images.classes) != len(judge.test.classes) or (
-        synthetic.manifest and images.classes != judge.test.classes
+    test = evaluator.test
+    if len(images.classes) != len(test.classes) or (
+        synthetic.manifest and images.classes != test.classes
     ):
         raise SynthError(
-            f"{folder}: has the classes {', '.join(images.classes)}, but {judge.test.name} has "
-            f"{', '.join(judge.test.classes)}; choose the right --dataset"
+            f"{folder}: has the classes {', '.join(images.classes)}, but {test.name} has "
+            f"{', '.join(test.classes)}; choose the right --dataset"
         )
-    if judge.protocol.data == "disk":
-        batches = disk_batches(judge.protocol, images, judge.device)
+    if evaluator.protocol.data == "disk":
+        batches = disk_batches(evaluator.protocol, images, evaluator.device)
     else:
-        batches = _stream_of_run(judge, synthetic, runs)
-    entry = synthetic_entry(synthetic, judge.protocol)
-
-    def show(found: Memorisation) -> None:
-        if closest_pairs is not None:
-            save_closest_pairs(found, images, judge.train, closest_pairs)
-
-    record = judge.evaluate(entry, batches, images, show)
-    figures = {"samples": folder / "preview.png"}
+        batches = _stream_of_run(evaluator, synthetic, runs)
+    entry = synthetic_entry(synthetic, evaluator.protocol)
+    record = evaluator.evaluate(entry, batches, images)
+    if closest_pairs is not None:
+        save_closest_pairs(images, evaluator.train, closest_pairs)
+    plots = {"samples": folder / "preview.png"}
     if entry.run is not None:
-        figures["losses"] = _find_run(entry.run, runs) / "losses.png"
-    keep_figures(judge.results, record, figures)
+        plots["losses"] = find_run_folder(entry.run, runs) / "losses.png"
+    keep_plots(evaluator.results, record, plots)
     return record
 
 
-def save_closest_pairs(
-    found: Memorisation, images: ImageSet, training: ImageSet, path: Path
-) -> None:
+def save_closest_pairs(images: ImageSet, training: ImageSet, path: Path) -> None:
     """Draws each synthetic image above the training image that it is nearest to, the nearest
     pair first."""
-    pairs = torch.from_numpy(found.closest_pairs(PAIRS))
+    pairs = torch.from_numpy(find_closest_pairs(training.images, images.images, PAIRS))
     rows = [
         torch.cat([images.images[part[:, 0]], training.images[part[:, 1]]])
         for part in pairs.split(PAIRS_IN_A_ROW)
@@ -145,100 +168,96 @@ def save_closest_pairs(
     say(f"{path}: the closest pairs; it shows real images")
 
 
-def _find_run(recorded: str, runs: Path) -> Path:
+def find_run_folder(recorded: str, runs: Path) -> Path:
     """A run's folder as recorded, or of that name in the folder of runs."""
     path = Path(recorded)
     return path if path.is_dir() else runs / path.name
 
 
-def _stream_of_run(judge: Judge, synthetic: SyntheticSet, runs: Path) -> MakeBatches:
-    folder, manifest = synthetic.folder, synthetic.manifest
-    if manifest.get("labels") != "conditional" or "run" not in manifest:
+def _stream_of_run(evaluator: Evaluator, synthetic: SyntheticSet, runs: Path) -> MakeBatches:
+    folder, manifest, protocol = synthetic.folder, synthetic.manifest, evaluator.protocol
+    if manifest is None or manifest.labels != "conditional" or manifest.run is None:
         raise SynthError(
-            f"{folder}: {judge.protocol.name} draws fresh samples from a conditional run, and "
+            f"{folder}: {protocol.name} draws fresh samples from a conditional run, and "
             "this set comes from none; use --protocol fixed-v1"
         )
-    run = open_run(_find_run(manifest["run"], runs))
-    weights = weights_of_hash(run, manifest.get("checkpoint"))
+    run = open_run(find_run_folder(manifest.run, runs))
+    weights = weights_of_hash(run, manifest.checkpoint)
     if weights is None:
         raise SynthError(
             f"{run.folder}: its weights have changed since {folder} was made; generate it again"
         )
-    return sample_batches(judge.protocol, weights, len(judge.test.classes), judge.device)
+    return sample_batches(protocol, weights, len(evaluator.test.classes), evaluator.device)
 
 
-def ensure_references(judge: Judge, per_class: int, places: Places) -> None:
-    """Evaluates the ceilings and floors that have no record yet for sets of this size, or none
-    with the figures that are asked for.
+# The baselines beside it
 
-    A streaming protocol has one, the real training split: the others are sets of a size.
-    """
-    real, count = judge.train, per_class * len(judge.train.classes)
-    sources: list[tuple[Entry, Callable[[], ImageSet]]] = [
-        (Entry("real", "real", len(real), real.fingerprint), lambda: real)
-    ]
-    if judge.protocol.data == "disk":
-        sources += [
-            (
-                Entry("real-same-size", "real, same size", count, None),
-                lambda: real_same_size(real, per_class),
-            ),
-            (
-                Entry("pca-gaussian", "PCA + Gaussian per class", count, None),
-                lambda: pca_gaussian(real, per_class),
-            ),
-            (Entry("copier", "copier", count, None), lambda: copier(real, per_class)),
-        ]
-    if judge.protocol.data == "disk" and "augmentation" in judge.groups:
-        tenth = first_of_each_class(real, TENTH)
-        entry = Entry("real-tenth", "real, a tenth", len(tenth), tenth.fingerprint)
-        sources.append((entry, lambda: tenth))
-    for entry, make in sources:
-        if judge.known(entry) is None:
-            images = make()
-            entry = replace(entry, sha256=images.fingerprint)
-            batches = disk_batches(judge.protocol, images, judge.device)
-            record = judge.evaluate(entry, batches, images)
-            if entry.kind == "pca-gaussian":  # real images are not ours to show
-                _keep_samples(judge.results, record, images)
-    if judge.protocol.data == "disk":
-        _ensure_baseline(judge, per_class, places)
+
+def ensure_baselines(evaluator: Evaluator, per_class: int, workspace: Workspace) -> None:
+    """Evaluates the baselines that have no record yet for sets of this size with the metrics that
+    are asked for."""
+    on_disk = evaluator.protocol.data == "disk"
+    for kind, baseline in BASELINES.items():
+        needed = baseline.needs is None or baseline.needs in evaluator.metrics
+        if needed and (on_disk or baseline.streams):
+            _ensure_baseline(evaluator, kind, per_class)
+    if on_disk:
+        _ensure_unconditional(evaluator, per_class, workspace)
+
+
+def _ensure_baseline(evaluator: Evaluator, kind: str, per_class: int) -> None:
+    baseline, real = BASELINES[kind], evaluator.train
+    images = None if baseline.balanced else baseline.build(real, per_class)
+    count = per_class * len(real.classes) if images is None else len(images)
+    if evaluator.known(Entry(kind, baseline.name, count, None)) is not None:
+        return
+    images = baseline.build(real, per_class) if images is None else images
+    entry = Entry(kind, baseline.name, count, images.fingerprint)
+    record = evaluator.evaluate(
+        entry, disk_batches(evaluator.protocol, images, evaluator.device), images
+    )
+    if baseline.shown:
+        _keep_samples(evaluator.results, record, images)
 
 
 def _keep_samples(results: Path, record: Record, images: ImageSet) -> None:
     first = [torch.where(images.require_labels() == i)[0][:10] for i in range(len(images.classes))]
-    save_grid(images.images[torch.cat(first)], figure_path(results, record, "samples"), 10)
+    save_grid(images.images[torch.cat(first)], plot_path(results, record, "samples"), 10)
 
 
-def _ensure_baseline(judge: Judge, per_class: int, places: Places) -> None:
-    """The newest unconditional run with pseudo-labels, and one of them, which does not matter, with
-    random labels: chance."""
-    for run in reversed(all_runs(places.runs)):
+def _ensure_unconditional(evaluator: Evaluator, per_class: int, workspace: Workspace) -> None:
+    """Evaluates the newest unconditional run with pseudo-labels, and any one with random labels:
+    chance does not depend on the run."""
+    for run in reversed(all_runs(workspace.runs)):
         config = run.config
-        own_data = config.fingerprint == judge.train.fingerprint
+        own_data = config.fingerprint == evaluator.train.fingerprint
         if own_data and not config.recipe.conditional and run.finished():
-            ensure_evaluated(judge, run, per_class, places, "classifier")
-            if not judge.knows_chance(per_class * len(config.classes)):
-                ensure_evaluated(judge, run, per_class, places, "random")
+            ensure_evaluated(evaluator, run, per_class, workspace, "classifier")
+            if not evaluator.knows_chance(per_class * len(config.classes)):
+                ensure_evaluated(evaluator, run, per_class, workspace, "random")
             return
 
 
 def ensure_evaluated(
-    judge: Judge, run: Run, per_class: int, places: Places, label_with: str | None = None
+    evaluator: Evaluator,
+    run: Run,
+    per_class: int,
+    workspace: Workspace,
+    label_with: str | None = None,
 ) -> None:
     """Generates and evaluates what this run gives, unless set or record are there already.
 
-    A run that collapsed, and so cannot fill a class, is a result: it is recorded, and does not stop
+    A run that collapsed, and so cannot fill a class, is a result. It is recorded, and does not stop
     the rest.
     """
-    protocol = real_protocol(judge.protocol)
+    protocol = real_protocol(evaluator.protocol)
     labeller = protocol.name if label_with == "classifier" else None
-    origin = describe_origin(run, 0, label_with, labeller)
-    root = places.references if label_with else places.datasets
+    provenance = describe_provenance(run, 0, label_with, labeller)
+    root = workspace.baselines if label_with else workspace.datasets
     count = per_class * len(run.config.classes)
-    failed = entry_of(origin, run.folder.name, count, None, None)
-    folder = find_set(root, {**origin, "count": count})
-    if folder is None and judge.known_failure(failed):
+    failed = entry_of(provenance, run.folder.name, count, None, None)
+    folder = find_set(root, provenance, count)
+    if folder is None and evaluator.known_failure(failed):
         return
     try:
         folder = folder or generate_set(
@@ -246,30 +265,29 @@ def ensure_evaluated(
             per_class,
             0,
             root,
-            judge.device,
+            evaluator.device,
             label_with,
             lambda: labelling.train_labeller(
-                judge.train, protocol, judge.device, run.config.precision
+                evaluator.train, protocol, evaluator.device, run.config.precision
             ),
             labeller,
         )
     except ShortClass as error:
         say(f"{run.folder}: {error}")
-        judge.record_failure(failed, str(error))
+        evaluator.record_failure(failed, str(error))
         return
     synthetic = read_synthetic(folder)
-    if judge.known(synthetic_entry(synthetic, judge.protocol)) is None:
-        evaluate_set(judge, synthetic, places.runs)
+    if evaluator.known(synthetic_entry(synthetic, evaluator.protocol)) is None:
+        evaluate_set(evaluator, synthetic, workspace.runs)
 
 
-def find_set(root: Path, wanted: dict[str, Any]) -> Path | None:
-    """The newest data set in `root` whose manifest holds all of `wanted`."""
+def find_set(root: Path, provenance: Provenance, count: int) -> Path | None:
+    """The newest data set in `root` of this size and description."""
     for folder in reversed(numbered_folders(root)):
-        path = folder / "manifest.json"
-        if path.exists():
-            manifest = read_json(path)
-            if all(manifest.get(key) == value for key, value in wanted.items()):
-                return folder
+        manifest = read_manifest(folder)
+        same = manifest is not None and manifest.description() == provenance.description()
+        if manifest is not None and same and manifest.count == count:
+            return folder
     return None
 
 

@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from eval.baselines import BASELINES
 from eval.classifier_training import choose_classifier_precision
-from eval.inception_features import load_inception
-from eval.metrics import INCEPTION, Extractor, Metrics, RealSide, calibrate, measure
-from eval.metrics.neighbours import Memorisation
-from eval.protocols import Protocol, find_protocol
+from eval.features import FEATURE_SPACES, features, label
+from eval.metrics import (
+    CLASSIFIER,
+    METRICS,
+    Extractor,
+    RealReference,
+    Subject,
+    calibrate,
+    in_order,
+    measure,
+)
+from eval.protocols import PROTOCOLS, Protocol
 from eval.real_classifier import real_classifier, real_protocol
 from eval.records import (
     Entry,
@@ -34,8 +44,21 @@ from synth.data import ImageSet, load_test_images, load_training_images
 from synth.environment import describe_environment, git_commit
 
 
+def metrics_for(entry: Entry, asked: Sequence[str]) -> list[str]:
+    """Those of the metrics that mean something for this entry, without the score."""
+    baseline = BASELINES.get(entry.kind)
+    fitting = baseline.metrics if baseline is not None else None
+    return [
+        name
+        for name in asked
+        if name in METRICS
+        and METRICS[name].applies_to(entry)
+        and (fitting is None or name in fitting)
+    ]
+
+
 @dataclass(frozen=True)
-class Judge:
+class Evaluator:
     """What an evaluation needs. Holds the test split, which nothing but `evaluate` reads."""
 
     protocol: Protocol
@@ -45,28 +68,30 @@ class Judge:
     device: torch.device
     precision: str
     seeds: int
-    source: str  # what the real splits are asked for by, e.g. svhn
-    groups: tuple[str, ...] = ()  # of figures besides the accuracy; see eval.metrics.GROUPS
-    inception: Extractor | None = None
+    dataset_key: str  # what the real splits are asked for by, e.g. svhn
+    metrics: tuple[str, ...] = ()  # as `eval.metrics.parse_metrics` gives them
+    extractors: Mapping[str, Extractor] = field(default_factory=dict)  # besides the classifier's
 
     @cached_property
     def real(self) -> RealSplits:
         return RealSplits.of(self.train, self.test)
 
     @cached_property
-    def real_side(self) -> RealSide:
+    def real_reference(self) -> RealReference:
         chosen = real_protocol(self.protocol)
         classifier = real_classifier(self.train, chosen, self.device, self.precision)
-        return RealSide(self.train, self.test, classifier, self.inception)
+        extractors: dict[str, Extractor] = {CLASSIFIER: partial(features, classifier)}
+        extractors |= self.extractors
+        return RealReference(self.train, self.test, extractors, partial(label, classifier))
 
     def known(self, entry: Entry) -> Record | None:
         """The record of this entry under this protocol on these splits, if there is one that holds
-        all figures that are asked for."""
-        records = read_records(self.results)
-        return find_record(records, entry, self.protocol, self.real, self.seeds, self.groups)
+        all metrics that are asked for."""
+        records, metrics = read_records(self.results), metrics_for(entry, self.metrics)
+        return find_record(records, entry, self.protocol, self.real, self.seeds, metrics)
 
     def knows_chance(self, count: int) -> bool:
-        """Is there a record of random labels on any set of this size? Its figures don't matter."""
+        """Is there a record of random labels on any set of this size? Its metrics don't matter."""
         records = read_records(self.results)
         entries = [record.entry for record in records]
         chance = [e for e in entries if e.labels == "random" and e.count == count]
@@ -78,21 +103,16 @@ class Judge:
         return find_failure(read_records(self.results), entry, self.protocol, self.real)
 
     def evaluate(
-        self,
-        entry: Entry,
-        batches: MakeBatches,
-        images: ImageSet | None = None,
-        show: Callable[[Memorisation], None] = lambda found: None,
+        self, entry: Entry, batches: MakeBatches, images: ImageSet | None = None
     ) -> Record:
         """Scores one entry and writes its record; a failure is a record too.
 
-        images: the set that the batches come from, to measure its other figures; without it there
-        are none. `show` is told of the near copies in pixels.
+        images: the set that the batches come from, for its metrics; without it there are none.
         """
         start = time.perf_counter()
         try:
             result = self._score(f"evaluate {entry.name}", batches)
-            metrics = None if images is None else self._measure(entry, images, show)
+            metrics = None if images is None else self._measure(entry, images)
         except Exception as error:
             self.record_failure(entry, f"{type(error).__name__}: {error}")
             raise
@@ -113,20 +133,18 @@ class Judge:
                 advance,
             )
 
-    def _measure(
-        self, entry: Entry, images: ImageSet, show: Callable[[Memorisation], None]
-    ) -> Metrics | None:
-        groups = entry.groups(self.groups)
-        if not groups:
+    def _measure(self, entry: Entry, images: ImageSet) -> dict[str, Any] | None:
+        names = metrics_for(entry, self.metrics)
+        if not names:
             return None
         if entry.kind == "real":
-            return calibrate(self.real_side)
+            return calibrate(self.real_reference, names)
 
         def accuracies(union: ImageSet) -> list[float]:
             batches = disk_batches(self.protocol, union, self.device)
             return [s.accuracy for s in self._score(f"augment with {entry.name}", batches).seeds]
 
-        return measure(images, self.real_side, groups, accuracies, show)
+        return measure(Subject(images, self.real_reference, accuracies), names)
 
     def record_failure(self, entry: Entry, error: str) -> None:
         self._write(entry, None, 0.0, error)
@@ -137,7 +155,7 @@ class Judge:
         result: Score | None,
         seconds: float,
         error: str | None = None,
-        metrics: Metrics | None = None,
+        metrics: dict[str, Any] | None = None,
     ) -> Record:
         environment = describe_environment(self.device)
         record = make_record(
@@ -149,42 +167,45 @@ class Judge:
             self.precision,
             seconds,
             error,
-            self.source,
+            self.dataset_key,
             metrics,
         )
         write_record(self.results, record, result)
         return record
 
 
-def make_judge(
+def make_evaluator(
     protocol: str,
-    source: str,
+    dataset_key: str,
     data_root: Path | None,
     results: Path,
     device: torch.device,
     precision: str = "auto",
     seeds: int | None = None,
-    groups: tuple[str, ...] = (),
-) -> Judge:
+    metrics: tuple[str, ...] = (),
+) -> Evaluator:
     """Loads both real splits; this is where the test split is read.
 
-    groups: of figures besides the accuracy (see `eval.metrics.parse_groups`). Under a stream there
-    are none: they are of a set on disk, and stand in the table of `fixed-v1`. Raises `SynthError`
-    where Inception is asked for and its weights are not there.
+    metrics: as `eval.metrics.parse_metrics` gives them. Under a stream there are none: they are of
+    a set on disk, and stand in the table of `fixed-v1`. Raises `SynthError` where a feature space
+    is asked for whose weights are not there.
     """
-    chosen = find_protocol(protocol)
+    chosen = PROTOCOLS.find(protocol)
     seeds = chosen.seeds if seeds is None else seeds
     if seeds < 1:
         raise UsageError(f"--classifier-seeds {seeds}: must be 1 or more")
     if chosen.data == "stream":
-        groups = ()
-    inception = load_inception(device) if INCEPTION in groups else None
-    train = load_training_images(source, data_root)
-    test = load_test_images(source, data_root)
+        metrics = ()
+    spaces = {metric.feature_space for metric in in_order() if metric.name in metrics}
+    extractors = {name: load(device) for name, load in FEATURE_SPACES.items() if name in spaces}
+    train = load_training_images(dataset_key, data_root)
+    test = load_test_images(dataset_key, data_root)
     train.require_labels()
     test.require_labels()
     check_writable(results / "records")
     git_commit()  # of the code as it is loaded, before hours pass
     resolved, reason = choose_classifier_precision(precision, device, chosen.classifier)
     say(f"precision {resolved}: {reason}")
-    return Judge(chosen, train, test, results, device, resolved, seeds, source, groups, inception)
+    return Evaluator(
+        chosen, train, test, results, device, resolved, seeds, dataset_key, metrics, extractors
+    )

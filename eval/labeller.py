@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from eval.classifier_training import choose_classifier_precision, predict
-from eval.protocols import Protocol, find_protocol
+from eval.protocols import PROTOCOLS, Protocol
 from eval.real_classifier import real_classifier
 from synth.data import ImageSet, load_training_images
 from synth.generation import Labeller
@@ -29,6 +29,6 @@ def train_labeller(
 def labeller_for(run: Run, data_root: Path | None, device: torch.device) -> Labeller:
     """The labeller of `--label-with classifier`, trained on the images that the run was, and in the
     run's precision, so that the set follows from what its manifest says."""
-    real = load_training_images(run.config.source, data_root)
+    real = load_training_images(run.config.dataset_key, data_root)
     check_same_images(run, real)
-    return train_labeller(real, find_protocol(LABELLER_PROTOCOL), device, run.config.precision)
+    return train_labeller(real, PROTOCOLS.find(LABELLER_PROTOCOL), device, run.config.precision)

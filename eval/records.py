@@ -7,82 +7,49 @@ empty). Paths are relative to where the command ran.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any
 
 import numpy as np
+from pydantic.dataclasses import dataclass
 
-from eval.metrics import GROUPS, INCEPTION, Metrics
+from eval.metrics import check, measured
 from eval.protocols import Protocol
 from eval.score import Score, SeedScore
 from synth.base.errors import SynthError
 from synth.base.files import atomic_file, read_json, slug, write_json
+from synth.base.schema import CLOSED, dump, on_disk, parse
 from synth.data import ImageSet
+from synth.provenance import Provenance
 
 SCHEMA = 1
-Kind = Literal["synthetic", "real", "real-same-size", "real-tenth", "pca-gaussian", "copier"]
-# Groups of figures, besides the accuracy, that mean something: real images are real by definition.
-NO_GROUPS: frozenset[str] = frozenset()
-GROUPS_OF: dict[str, frozenset[str]] = {
-    "real": frozenset({"fidelity", INCEPTION}),  # the distances between its parts
-    "real-same-size": NO_GROUPS,
-    "real-tenth": NO_GROUPS,
-    "copier": frozenset({*GROUPS, INCEPTION} - {"cas", "augmentation"}),
-}
 
 
-@dataclass(frozen=True)
-class Entry:
+@dataclass(frozen=True, config=CLOSED)
+class Entry(Provenance):
     """What the classifier was trained on."""
 
-    kind: Kind
+    kind: str  # synthetic, or a name in eval.baselines.BASELINES
     name: str  # as it stands in the leaderboard, e.g. "dcgan + pseudo-labels"
     count: int  # images on disk (a stream's: images drawn)
     sha256: str | None  # of the images and labels; None for a stream
     folder: str | None = None  # of the synthetic set
-    recipe: str | None = None
-    conditional: bool | None = None
-    labels: str | None = None  # conditional, classifier or random
-    images_shown: int | None = None  # to the generator in its training
-    training_seed: int | None = None
-    generation_seed: int | None = None
-    trained_on: str | None = None  # fingerprint of the generator's training images
-    run: str | None = None
-    checkpoint: str | None = None  # sha256 of the weights
-    chosen: str | None = None  # best, last or a name, where the run selects its checkpoint
-    run_length: int | None = None  # images that such a run showed in all
-    labeller: str | None = None  # the protocol that the labelling classifier was trained by
-    config: dict[str, Any] | None = None  # the run's config.json
-    training_environment: dict[str, Any] | None = None  # the run's environment.json
-    generation_environment: dict[str, Any] | None = None
-    training_log: list[dict[str, Any]] | None = None  # the run's log.jsonl, a line per tick
 
     @property
     def length(self) -> int | None:
         """Images shown by runs that are one row: which checkpoint is the best differs by seed."""
         return self.run_length if self.chosen == "best" else self.images_shown
 
-    def groups(self, asked: Sequence[str]) -> list[str]:
-        """Those of the groups of figures that mean something for it, besides its accuracy.
-
-        The classifier that gave pseudo-labels is the one that GAN-test would check them by; random
-        labels, and real images again, add nothing to real ones.
-        """
-        fitting = GROUPS_OF.get(self.kind, {*GROUPS, INCEPTION} - {"cas"})
-        senseless = {"classifier": "gan-test", "random": "augmentation"}.get(self.labels or "")
-        return [name for name in asked if name in fitting and name != senseless]
-
     @property
     def identity(self) -> tuple[Any, ...]:
-        """Equal for two evaluations of the same content. A reference follows from the real data."""
+        """Equal for two evaluations of the same content. A baseline follows from the real data."""
         if self.kind == "synthetic":
             return self.kind, self.name, self.count, self.sha256, self.checkpoint
         return self.kind, self.count
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=CLOSED)
 class RealSplits:
     """The real data that the score refers to."""
 
@@ -99,7 +66,7 @@ class RealSplits:
         return RealSplits(name, train.fingerprint, len(train), test.fingerprint, len(test))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=CLOSED)
 class Record:
     """One evaluation."""
 
@@ -113,8 +80,9 @@ class Record:
     precision: str
     seconds: float
     error: str | None = None
-    source: str | None = None  # how the real data was asked for, e.g. svhn
-    metrics: Metrics | None = None  # None where the accuracy alone was asked for
+    # How the real data was asked for, e.g. svhn
+    dataset_key: Annotated[str | None, on_disk("source")] = None
+    metrics: dict[str, Any] | None = None  # see `eval.metrics.measure`; None with the score alone
     schema: int = SCHEMA
 
     @property
@@ -131,8 +99,8 @@ def make_record(
     precision: str,
     seconds: float,
     error: str | None = None,
-    source: str | None = None,
-    metrics: Metrics | None = None,
+    dataset_key: str | None = None,
+    metrics: dict[str, Any] | None = None,
 ) -> Record:
     now = datetime.now(timezone.utc)
     return Record(
@@ -146,7 +114,7 @@ def make_record(
         precision=precision,
         seconds=round(seconds, 2),
         error=error,
-        source=source,
+        dataset_key=dataset_key,
         metrics=metrics,
     )
 
@@ -160,7 +128,7 @@ def write_record(results: Path, record: Record, score: Score | None) -> Path:
     if score is not None:
         with atomic_file(predictions_path(results, record)) as temporary:
             np.savez_compressed(temporary, predictions=score.predictions, correct=score.correct)
-    write_json(path, asdict(record))
+    write_json(path, dump(record))
     return path
 
 
@@ -169,27 +137,23 @@ def predictions_path(results: Path, record: Record) -> Path:
     return results / "predictions" / f"{record.id}.npz"
 
 
-def figure_path(results: Path, record: Record, name: str) -> Path:
-    """A picture kept of the entry, where it has one: `samples` or `losses`."""
+def plot_path(results: Path, record: Record, name: str) -> Path:
+    """A plot kept of the entry, where it has one: `samples` or `losses`."""
     return results / "figures" / f"{record.id}-{name}.png"
 
 
 def read_record(path: Path) -> Record:
-    value = read_json(path)
+    """Raises `SynthError` that names the file where it is damaged."""
+    record = parse(Record, read_json(path), f"{path}: is no record of this version")
     try:
-        return Record(
-            **{
-                **value,
-                "entry": Entry(**value["entry"]),
-                "real": RealSplits(**value["real"]),
-                "scores": [SeedScore(**score) for score in value["scores"]],
-                "metrics": Metrics.from_json(value.get("metrics")),
-            }
-        )
-    except (KeyError, TypeError, AttributeError) as error:
-        raise SynthError(
-            f"{path}: is no record of this version ({error}); mend or remove it"
-        ) from error
+        check(record.metrics)
+        if {"name", "hash", "data"} - record.protocol.keys():
+            raise ValueError("its protocol is damaged")
+        if record.error is None and not record.scores:
+            raise ValueError("it has neither scores nor an error")
+    except ValueError as error:
+        raise SynthError(f"{path}: is no record of this version: {error}") from error
+    return record
 
 
 def read_records(results: Path) -> list[Record]:
@@ -203,11 +167,10 @@ def find_record(
     protocol: Protocol,
     real: RealSplits,
     seeds: int,
-    groups: Sequence[str] = (),
+    metrics: Sequence[str] = (),
 ) -> Record | None:
     """The newest good record of the same content under the same protocol, splits and seeds, that
-    holds the figures of `groups` (see `Entry.groups`)."""
-    wanted = set(entry.groups(groups))
+    holds all of `metrics`."""
     for record in reversed(records):
         if (
             record.error is None
@@ -215,7 +178,7 @@ def find_record(
             and record.protocol["hash"] == protocol.hash
             and record.real == real
             and len(record.scores) >= seeds
-            and wanted <= set(record.metrics.seconds if record.metrics else ())
+            and set(metrics) <= set(measured(record.metrics))
         ):
             return record
     return None

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from eval.aggregate import Row, Table
-from eval.leaderboard import format_interval, frames_for_people
-from eval.records import Record, figure_path
+from eval.leaderboard import frames_for_people
+from eval.records import Record, plot_path
 from synth.base.files import atomic_file, write_text
 
 STYLE = """
@@ -19,7 +19,7 @@ body { font: 15px/1.5 system-ui, sans-serif; margin: 2em auto; max-width: 75em; 
 table { border-collapse: collapse; font-variant-numeric: tabular-nums }
 th, td { border-bottom: 1px solid #ddd; padding: .3em .7em; text-align: right; white-space: nowrap }
 th:nth-child(2), td:nth-child(2) { text-align: left }
-.figures { display: flex; flex-wrap: wrap; gap: 1em; align-items: flex-start }
+.plots { display: flex; flex-wrap: wrap; gap: 1em; align-items: flex-start }
 figure { margin: 0 } figcaption { color: #555; font-size: 13px }
 img { max-width: 34em; border: 1px solid #ddd }
 .confusion th, .confusion td { border: 0; padding: .2em .5em; text-align: right; font-size: 12px }
@@ -27,14 +27,14 @@ img.samples { image-rendering: pixelated; width: 22em }
 """
 
 
-def keep_figures(results: Path, record: Record, figures: dict[str, Path]) -> None:
-    """Copies an entry's pictures beside its record, so that the report outlives its data set.
+def keep_plots(results: Path, record: Record, plots: dict[str, Path]) -> None:
+    """Copies an entry's plots beside its record, so that the report outlives its data set.
 
-    figures: name (`samples`, `losses`) → PNG; those that don't exist are passed over.
+    plots: name (`samples`, `losses`) → PNG; those that don't exist are passed over.
     """
-    for name, source in figures.items():
+    for name, source in plots.items():
         if source.exists():
-            with atomic_file(figure_path(results, record, name)) as temporary:
+            with atomic_file(plot_path(results, record, name)) as temporary:
                 shutil.copyfile(source, temporary)
 
 
@@ -60,23 +60,23 @@ def _section(results: Path, row: Row) -> str:
         ("samples", "samples", "samples, one row per class"),
         ("losses", "losses", "losses and D's outputs while training"),
     ]
-    figures = [
-        _figure(path, kind, caption)
+    plots = [
+        _plot(path, kind, caption)
         for kind, name, caption in files
-        if (path := figure_path(results, record, name)).exists()
+        if (path := plot_path(results, record, name)).exists()
     ]
-    figures.append(_confusion(record))
+    plots.append(_confusion(record))
     flag = f", <strong>{html.escape(row.flag)}</strong>" if row.flag else ""
     return (
         f"<h3>{html.escape(row.entry)}: {100 * row.accuracy:.2f} % "
-        f"({format_interval(row.interval)}){flag}</h3>"
+        f"({row.shown_interval}){flag}</h3>"
         f"<p><code>{html.escape(record.environment.get('command', ''))}</code> "
         f"({html.escape(str(record.environment.get('device')))}, record {html.escape(record.id)})"
-        f"</p><div class='figures'>{''.join(figures)}</div>"
+        f"</p><div class='plots'>{''.join(plots)}</div>"
     )
 
 
-def _figure(path: Path, kind: str, caption: str) -> str:
+def _plot(path: Path, kind: str, caption: str) -> str:
     data = base64.b64encode(path.read_bytes()).decode()
     return (
         f"<figure><img class='{kind}' alt='{html.escape(caption)}' "

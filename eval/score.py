@@ -94,6 +94,7 @@ def score(
             precision,
             progress,
             protocol.classifier,
+            protocol.learning_rate,
         )
         probabilities = predict(classifier, test.images)
         if not torch.isfinite(probabilities).all():

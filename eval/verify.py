@@ -1,7 +1,7 @@
-"""Does a record hold? Its evaluation done again from what it recorded, and compared.
+"""Does a record hold? Its evaluation is repeated (`eval.repeat`), and two records are compared.
 
-Bit for bit on a CPU with the same versions, where the same arithmetic gives the same numbers;
-elsewhere within the spread that the record itself shows.
+All bits must be the same on a CPU with the same versions, where the same arithmetic gives the same
+numbers. Elsewhere the new score must lie within the spread that the record itself shows.
 """
 
 from __future__ import annotations
@@ -9,101 +9,29 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from scipy.special import stdtrit
 
 from eval.aggregate import build_tables
-from eval.evaluate import Places
-from eval.evaluator import Judge
-from eval.metrics import Metrics
-from eval.protocols import find_protocol
-from eval.records import Record, predictions_path, read_record, read_records
-from eval.repetition import as_recorded, batches_again, judge_again
+from eval.evaluate import Workspace
+from eval.evaluator import Evaluator
+from eval.metrics import measured
+from eval.protocols import PROTOCOLS
+from eval.records import Entry, Record, predictions_path, read_record, read_records
+from eval.repeat import Stage, Verification, as_recorded, evaluator_again, make_again
 from synth.base.errors import SynthError, UsageError
 from synth.base.files import read_arrays
-from synth.environment import PACKAGES
 
-Stage = Literal["evaluate", "generate", "train"]
-SAME = ("python", *PACKAGES, "platform", "device", "kernels", "deterministic")  # bits depend on
-
-
-@dataclass(frozen=True)
-class Check:
-    """One thing compared. The record holds if all that is `needed` is `met`."""
-
-    what: str
-    met: bool
-    needed: bool
-    detail: str
-
-
-@dataclass
-class Verification:
-    """What was compared, and what came out."""
-
-    record: Record
-    stage: Stage
-    differences: list[str] = field(default_factory=list)  # of the environments
-    notes: list[str] = field(default_factory=list)
-    checks: list[Check] = field(default_factory=list)
-
-    @property
-    def exact(self) -> bool:
-        """Must every bit be the same?"""
-        return not self.differences
-
-    @property
-    def holds(self) -> bool:
-        return all(check.met for check in self.checks if check.needed)
-
-    @property
-    def verdict(self) -> str:
-        if not self.holds:
-            failed = [check.what for check in self.checks if check.needed and not check.met]
-            return f"does not hold: {', '.join(failed)}"
-        return "holds, bit for bit" if self.exact else "holds, within its interval"
-
-    def add(self, what: str, met: bool, detail: str, always: bool = False) -> None:
-        """A check that is needed where bits must be the same, or `always`."""
-        self.checks.append(Check(what, met, always or self.exact, detail))
-
-    def meet(self, stage: str, recorded: dict[str, Any] | None, now: dict[str, Any]) -> None:
-        """Notes how the environment of a stage differs from the one at hand."""
-        if recorded is None:
-            self.differences.append(f"{stage}: its environment is not in the record")
-            return
-        if not now["device"].startswith("CPU"):
-            self.differences.append(f"{stage}: on a GPU, which need not repeat its bits")
-        for key in SAME:
-            if recorded.get(key) != now.get(key):
-                self.differences.append(f"{stage}: {key} {recorded.get(key)}, now {now.get(key)}")
-        if recorded.get("commit") != now.get("commit"):
-            self.notes.append(f"{stage}: commit {recorded.get('commit')}, now {now.get('commit')}")
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "record": self.record.id,
-            "from": self.stage,
-            "holds": self.holds,
-            "exact": self.exact,
-            "verdict": self.verdict,
-            "differences": self.differences,
-            "notes": self.notes,
-            "checks": [asdict(check) for check in self.checks],
-        }
-
-    def to_text(self) -> str:
-        lines = [f"{self.record.id}, from {self.stage}"]
-        lines += [f"differs       {line}" for line in self.differences]
-        lines += [f"note          {line}" for line in self.notes]
-        for check in self.checks:
-            word = "yes" if check.met else "NO" if check.needed else "no, and need not"
-            lines.append(f"{check.what}: {word} ({check.detail})")
-        return "\n".join([*lines, f"verdict       {self.verdict}"])
+# What makes an entry's name, rank and row. It must be what the set or the run says of itself.
+DESCRIPTION = (
+    *("kind", "name", "count", "labels", "recipe", "conditional"),
+    *("labeller", "chosen", "run_length"),
+)
+SEEDS = ("training_seed", "generation_seed", "trained_on")
 
 
 def find_record_file(results: Path, name: str) -> Path:
@@ -119,23 +47,27 @@ def find_record_file(results: Path, name: str) -> Path:
 
 
 def verify(
-    path: Path, stage: Stage, places: Places, source: str | None = None, device: str = "auto"
+    path: Path,
+    stage: Stage,
+    workspace: Workspace,
+    dataset_key: str | None = None,
+    device: str = "auto",
 ) -> Verification:
     """Repeats a record's evaluation, from its data set (`evaluate`), from its generator's
     checkpoint (`generate`) or from the real training split (`train`), and compares.
 
-    Nothing is written to the record's folder. With the same versions on a CPU, in the recorded
-    number of threads, on which rounding depends, all bits must be the same; else the new mean must
-    lie where a repetition's would, by the spread of the record's seeds or, of a generator trained
-    anew, of its row's runs. Raises `SynthError` when there is nothing to compare: the real splits
-    are others, what is needed is not there, or there is no spread to go by.
+    Nothing is written to the record's folder. All bits must be the same with the same versions on
+    a CPU; the recorded number of threads is set, since rounding depends on it. Elsewhere the new
+    mean must lie where a repetition's would: by the spread of the record's seeds or, where the
+    generator is trained anew, of its row's runs. Raises `SynthError` when there is nothing to
+    compare: the real splits are others, something is missing, or no spread is known.
     """
     record = read_record(path)
     if record.error is not None:
         raise SynthError(f"{path}: is the record of a failure ({record.error}): nothing to verify")
     if record.entry.kind != "synthetic" and stage != "evaluate":
         raise UsageError(f"--from {stage}: {record.entry.name} has no generator; leave it out")
-    if find_protocol(record.protocol["name"]).hash != record.protocol["hash"]:
+    if PROTOCOLS.find(record.protocol["name"]).hash != record.protocol["hash"]:
         raise SynthError(
             f"{path}: {record.protocol['name']} is another protocol now "
             f"({record.protocol['hash']} in the record); check out its commit "
@@ -143,10 +75,10 @@ def verify(
         )
     found = Verification(record, stage)
     with tempfile.TemporaryDirectory() as scratch:
-        judge = judge_again(record, places, source, device, Path(scratch))
+        evaluator = evaluator_again(record, workspace, dataset_key, device, Path(scratch))
         with as_recorded(record.environment) as environment:
-            found.meet("evaluate", record.environment, environment(judge.device))
-        batches, images = batches_again(found, judge, places, Path(scratch))
+            found.meet("evaluate", record.environment, environment(evaluator.device))
+        entry, batches, images = make_again(found, evaluator, workspace, Path(scratch))
         units = _run_means(path) if stage == "train" else record.accuracies
         if not found.exact and len(units) < 2:
             what = (
@@ -157,8 +89,9 @@ def verify(
                 f"({'; '.join(found.differences)}), and only one {what}, whose spread is unknown"
             )
         with as_recorded(record.environment):
-            again = judge.evaluate(record.entry, batches, images)
-        _compare_scores(found, again, predictions_path(path.parent.parent, record), judge)
+            again = evaluator.evaluate(entry, batches, images)
+        _compare_entries(found, again.entry)
+        _compare_scores(found, again, predictions_path(path.parent.parent, record), evaluator)
         if not found.exact:
             repeated = 1 if stage == "train" else len(units)
             found.add(*_within(units, float(np.mean(again.accuracies)), repeated), always=True)
@@ -167,16 +100,33 @@ def verify(
     return found
 
 
-# What came out
+# Two records compared
 
 
-def _compare_scores(found: Verification, again: Record, recorded: Path, judge: Judge) -> None:
+def _compare_entries(found: Verification, again: Entry) -> None:
+    """What decides an entry's name, rank and row must be what its set or run says of itself."""
+    old = found.record.entry
+    # A generator trained anew elsewhere may choose another checkpoint.
+    exact = ("images_shown", "checkpoint") if found.stage != "train" else ()
+    names = (*DESCRIPTION, *(SEEDS if old.kind == "synthetic" else ()), *exact)
+    other = [
+        f"{name} is {getattr(old, name)!r}, not {getattr(again, name)!r}"
+        for name in names
+        if getattr(old, name) != getattr(again, name)
+    ]
+    detail = "; ".join(other) or "name, labels and what else decides its row"
+    found.add("same description", not other, detail, always=True)
+
+
+def _compare_scores(
+    found: Verification, again: Record, recorded: Path, evaluator: Evaluator
+) -> None:
     record = found.record
     old = read_arrays(recorded) if recorded.exists() else {}
     if "predictions" not in old:
         raise SynthError(f"{recorded}: is missing, and so the predictions cannot be compared")
-    new = read_arrays(predictions_path(judge.results, again))
-    truth = judge.test.require_labels().numpy()
+    new = read_arrays(predictions_path(evaluator.results, again))
+    truth = evaluator.test.require_labels().numpy()
     shape = (len(record.scores), record.real.test_size)
     own = False
     if old["predictions"].shape == shape:
@@ -186,22 +136,28 @@ def _compare_scores(found: Verification, again: Record, recorded: Path, judge: J
     found.add("record agrees with its own predictions", own, "accuracy of each seed", always=True)
     same = all(np.array_equal(old[name], new[name]) for name in old)
     found.add("same predictions", same, f"{shape[0]} × {shape[1]:,}")
-    figures = [[replace(s, seconds=0.0) for s in r.scores] for r in (record, again)]
+    scores = [[replace(s, seconds=0.0) for s in r.scores] for r in (record, again)]
     accuracies = ", ".join(f"{100 * value:.2f}" for value in again.accuracies)
-    found.add("same figures", figures[0] == figures[1], f"accuracy {accuracies} %")
+    found.add("same scores", scores[0] == scores[1], f"accuracy {accuracies} %")
 
 
-def _compare_metrics(found: Verification, recorded: Metrics, again: Metrics | None) -> None:
-    """All figures besides the accuracy, to 1e-9 of each: sums of float64 may take another order."""
+def _compare_metrics(
+    found: Verification, recorded: dict[str, Any], again: dict[str, Any] | None
+) -> None:
+    """All metrics besides the accuracy, to 1e-9 of each: sums of float64 may take another order."""
     old, new = (
-        {name: value for name, value in _leaves(asdict(m)) if not name.startswith("seconds")}
-        for m in (recorded, again or Metrics({}))
+        {
+            name: value
+            for name, value in _leaves(metrics)
+            if value is not None and not name.startswith("seconds")
+        }
+        for metrics in (recorded, again or {})
     )
     other = [name for name in old if not _equal(old[name], new.get(name))]
     found.add(
-        "same other figures",
+        "same metrics",
         not other and old.keys() == new.keys(),
-        f"{', '.join(recorded.groups)}" + (f"; not {', '.join(other)}" if other else ""),
+        f"{', '.join(measured(recorded))}" + (f"; not {', '.join(other)}" if other else ""),
     )
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from synth.data import SIZE, ImageSet
+from synth.data import ImageSet
 from synth.recipes import GeneratorRecipe, Recipe
 
 BLOCK = 64  # steps whose randomness is drawn at once
@@ -70,11 +70,3 @@ def torch_random(seed: int, purpose: str, index: int) -> torch.Generator:
     """An independent random stream for each (seed, purpose, index)."""
     key = np.random.SeedSequence([seed, index, *purpose.encode()])
     return torch.Generator().manual_seed(int(key.generate_state(1, np.uint64)[0] >> np.uint64(1)))
-
-
-def example_batch(recipe: Recipe, classes: int, device: torch.device) -> Batch:
-    size, random = recipe.training.batch, torch_random(0, "example", 0)
-    images = torch.randint(256, (size, 3, SIZE, SIZE), generator=random, dtype=torch.uint8)
-    labels = torch.randint(classes, (size,), generator=random)
-    latents = draw_latents(recipe.generator, (2, size), random)
-    return Batch(*(tensor.to(device) for tensor in (images, labels, latents[0], latents[1])))

@@ -31,7 +31,7 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
-        raise _damaged(path, error) from error
+        raise damaged(path, error) from error
     return tensors, read_metadata(path)
 
 
@@ -41,16 +41,16 @@ def read_metadata(path: Path) -> dict[str, Any]:
             metadata: dict[str, Any] = json.loads((file.metadata() or {})[METADATA])
             return metadata
     except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise _damaged(path, error) from error
+        raise damaged(path, error) from error
 
 
-def _get(metadata: dict[str, Any], key: str, path: Path) -> Any:
+def get_entry(metadata: dict[str, Any], key: str, path: Path) -> Any:
     if key not in metadata:
         raise SynthError(f"{path}: is damaged (it lacks {key}); train the run again")
     return metadata[key]
 
 
-def _damaged(path: Path, error: Exception) -> SynthError:
+def damaged(path: Path, error: Exception) -> SynthError:
     if not path.exists():
         return SynthError(
             f"{path}: is missing, so the run has no weights yet; "

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,12 +19,12 @@ from torch import Tensor
 from synth.base.errors import SynthError, UsageError
 from synth.base.files import portable, read_json, sha256
 from synth.base.progress import progress_bar
-from synth.data import SIZE, uint8_from_signed
+from synth.data import SIZE
 from synth.environment import describe_environment
-from synth.networks import Generator
-from synth.ops.acceleration import autocast
+from synth.families import Sampler
+from synth.provenance import Manifest, Provenance
 from synth.runs import Run, load_generator
-from synth.synthetic_set import Format, write_synthetic
+from synth.synthetic_set import write_synthetic
 
 CHUNK = 250
 MOST = 10_000_000  # images per class
@@ -54,7 +53,7 @@ class Generated:
 
 
 def generate(
-    generator: Generator,
+    sampler: Sampler,
     classes: int,
     per_class: int,
     seed: int,
@@ -65,24 +64,24 @@ def generate(
     Raises `UsageError` for more classes than a conditional generator was trained on.
     """
     check_count(per_class)
-    known = generator.label_embedding
-    if known is not None and classes > known.num_embeddings:
-        raise UsageError(f"classes {classes}: this generator knows {known.num_embeddings}")
+    if sampler.classes and classes > sampler.classes:
+        raise UsageError(f"classes {classes}: this generator knows {sampler.classes}")
 
     def make_chunks() -> Iterator[np.ndarray]:
         for label in range(classes):
-            chunks = stream_images(generator, label, seed)
+            chunks = stream_images(sampler, label, seed)
             for at in range(0, per_class, CHUNK):
                 count = min(CHUNK, per_class - at)
                 yield _channels_last(next(chunks)[:count])
                 progress(count)
 
-    labels = None if known is None else np.repeat(np.arange(classes, dtype=np.int64), per_class)
+    made = np.repeat(np.arange(classes, dtype=np.int64), per_class)
+    labels = made if sampler.classes else None
     return Generated(make_chunks, classes * per_class, labels, classes * per_class)
 
 
 def generate_labelled(
-    generator: Generator,
+    sampler: Sampler,
     labeller: Labeller,
     classes: tuple[str, ...],
     per_class: int,
@@ -98,7 +97,7 @@ def generate_labelled(
     images = np.empty((len(classes), per_class, SIZE, SIZE, 3), np.uint8)
     filled = [0] * len(classes)
     candidates = 0
-    for chunk in stream_images(generator, 0, seed):
+    for chunk in stream_images(sampler, 0, seed):
         candidates += len(chunk)
         assigned = labeller(chunk)
         for label in range(len(classes)):
@@ -121,7 +120,7 @@ def generate_labelled(
 
 
 def generate_as(
-    generator: Generator,
+    sampler: Sampler,
     classes: tuple[str, ...],
     per_class: int,
     seed: int,
@@ -134,42 +133,27 @@ def generate_as(
     if label_with == "classifier":
         if labeller is None:
             raise ValueError("label_with classifier: needs a labeller")
-        return generate_labelled(generator, labeller, classes, per_class, seed, progress)
-    made = generate(generator, len(classes), per_class, seed, progress)
+        return generate_labelled(sampler, labeller, classes, per_class, seed, progress)
+    made = generate(sampler, len(classes), per_class, seed, progress)
     if label_with == "random":
         made = replace(made, labels=np.repeat(np.arange(len(classes)), per_class))
     return made
 
 
-def stream_images(generator: Generator, label: int, seed: int) -> Iterator[Tensor]:
+def stream_images(sampler: Sampler, label: int, seed: int) -> Iterator[Tensor]:
     """Endless chunks, uint8 (CHUNK, 3, 32, 32) on the CPU, of one class's stream."""
     labels = torch.full((CHUNK,), label)
     random = np.random.default_rng([seed, label])
     while True:
-        yield _sample(generator, _latents(random, generator, CHUNK), labels)
+        yield sampler(labels, random)
 
 
 def fresh_batch(
-    generator: Generator, classes: int, count: int, random: np.random.Generator
+    sampler: Sampler, classes: int, count: int, random: np.random.Generator
 ) -> tuple[Tensor, Tensor]:
     """Images uint8 (count, 3, 32, 32) of labels int64 (count,) drawn uniformly, both on the CPU."""
     labels = torch.from_numpy(random.integers(classes, size=count))
-    return _sample(generator, _latents(random, generator, count), labels), labels
-
-
-def _sample(generator: Generator, latents: np.ndarray, labels: Tensor) -> Tensor:
-    """Images uint8 (B, 3, 32, 32) on the CPU, in the precision it was trained in."""
-    device = next(generator.parameters()).device
-    with torch.inference_mode(), autocast(device, generator.precision):
-        images = generator(torch.from_numpy(latents).to(device), labels.to(device))
-    return uint8_from_signed(images).cpu()
-
-
-def _latents(random: np.random.Generator, generator: Generator, count: int) -> np.ndarray:
-    shape = (count, generator.recipe.latent_size)
-    if generator.recipe.latent_distribution == "normal":
-        return random.standard_normal(shape, dtype=np.float32)
-    return random.random(shape, dtype=np.float32) * 2 - 1
+    return sampler(labels, random), labels
 
 
 def _channels_last(images: Tensor) -> np.ndarray:
@@ -191,71 +175,72 @@ def generate_set(
     label_with: str | None = None,
     make_labeller: Callable[[], Labeller] | None = None,
     labeller_protocol: str | None = None,
-    form: Format = "npz",
+    format: str = "npz",
     checkpoint: str | None = None,
 ) -> Path:
     """Writes a synthetic set from a run into `root`; returns its folder.
 
-    label_with: None, `random`, or `classifier`, which needs the two that follow it.
-    checkpoint: see `Run.find_checkpoint`.
+    label_with: None, `random`, or `classifier`, which needs the two that follow it. format: a name
+    in `synth.formats.FORMATS`. checkpoint: see `Run.find_checkpoint`.
     """
     check_count(per_class)
     config, classes = run.config, run.config.classes
     if config.recipe.conditional and label_with is not None:
         raise UsageError(f"--label-with {label_with}: {run.folder} is conditional")
-    generator = load_generator(run.find_checkpoint(checkpoint), device)
+    sampler = load_generator(run.find_checkpoint(checkpoint), device)
     labeller = make_labeller() if make_labeller and label_with == "classifier" else None
+    protocol = labeller_protocol if labeller else None
     environment = describe_environment(device)
     slug = f"{config.slug}-{label_with}" if label_with else config.slug
     with progress_bar(
         f"generate from {run.folder.name}", per_class * len(classes), "images"
     ) as bar:
-        made = generate_as(generator, classes, per_class, seed, label_with, labeller, bar)
-        origin = {
-            **describe_origin(
-                run, seed, label_with, labeller_protocol if labeller else None, checkpoint
-            ),
-            "candidates": made.candidates,
-            "commit": environment["commit"],
-            "command": environment["command"],
-            "environment": environment,
-            "training_environment": read_json(run.folder / "environment.json"),
-            "config": read_json(run.folder / "config.json"),
-            "training_log": run.read_log(),
-        }
-        return write_synthetic(
-            root, slug, made.make_chunks(), made.count, made.labels, origin, form
+        made = generate_as(sampler, classes, per_class, seed, label_with, labeller, bar)
+        provenance = replace(
+            describe_provenance(run, seed, label_with, protocol, checkpoint),
+            config=config.to_json(),
+            training_environment=read_json(run.folder / "environment.json"),
+            generation_environment=environment,
+            training_log=run.read_log(),
         )
+        manifest = Manifest(
+            **vars(provenance),
+            format=format,
+            sha256="",  # known once the images are written
+            classes=classes,
+            dataset=config.dataset,
+            dataset_key=config.dataset_key,
+            candidates=made.candidates,
+            commit=environment["commit"],
+            command=environment["command"],
+        )
+        return write_synthetic(root, slug, made.make_chunks(), made.count, made.labels, manifest)
 
 
-def describe_origin(
+def describe_provenance(
     run: Run,
     seed: int,
     label_with: str | None,
     labeller: str | None,
     checkpoint: str | None = None,
-) -> dict[str, Any]:
-    """The part of a manifest that follows from the run and from what is asked of it.
+) -> Provenance:
+    """What follows from the run and from what is asked of it, before anything is generated.
 
-    A run that selects its checkpoint learned from less: its sets say how theirs was chosen, and
-    how long the run went on.
+    A run that selects its checkpoint learned from fewer images. Its sets say how theirs was chosen,
+    and how long the run went on.
     """
     config, weights = run.config, run.find_checkpoint(checkpoint)
-    chosen = checkpoint or run.default_checkpoint
-    return {
-        "classes": list(config.classes),
-        "labels": label_with or ("conditional" if config.recipe.conditional else "none"),
-        "labeller": labeller,
-        "seed": seed,
-        "recipe": config.recipe.name,
-        "conditional": config.recipe.conditional,
-        "dataset": config.dataset,
-        "source": config.source,
-        "trained_on": config.fingerprint,
-        "training_seed": config.seed,
-        "images_shown": run.images_shown(weights),
-        "chosen": chosen if config.select else None,
-        "run_length": config.images if config.select else None,
-        "run": portable(run.folder),
-        "checkpoint": sha256(weights),
-    }
+    return Provenance(
+        recipe=config.recipe.name,
+        conditional=config.recipe.conditional,
+        labels=label_with or ("conditional" if config.recipe.conditional else "none"),
+        labeller=labeller,
+        images_shown=run.images_shown(weights),
+        training_seed=config.seed,
+        generation_seed=seed,
+        trained_on=config.fingerprint,
+        run=portable(run.folder),
+        checkpoint=sha256(weights),
+        chosen=(checkpoint or run.default_checkpoint) if config.select else None,
+        run_length=config.total_images if config.select else None,
+    )

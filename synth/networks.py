@@ -24,8 +24,6 @@ class Generator(nn.Module):
     `classes` is 0 for an unconditional generator, which ignores the labels.
     """
 
-    precision = "fp32"  # to sample in; a run's generator knows which it was trained in
-
     def __init__(self, recipe: GeneratorRecipe, classes: int) -> None:
         super().__init__()
         self.recipe = recipe

@@ -2,32 +2,42 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import replace
+from pathlib import Path
 
 from synth.base.errors import UsageError
-from synth.recipes import DiscriminatorRecipe, GeneratorRecipe, Norm, Recipe, TrainingRecipe
+from synth.base.registry import Registry
+from synth.recipes import (
+    DiscriminatorRecipe,
+    GeneratorRecipe,
+    Norm,
+    Recipe,
+    RecipeBase,
+    TrainingRecipe,
+    change,
+    read_toml,
+)
 
 SVHN_TRAIN, CELEBA = 73_257, 202_599  # images in an epoch of the published recipes
 KERAS_NORM = Norm(momentum=0.01, epsilon=1e-3)  # Keras counts momentum the other way: 0.99
 
 _CDCGAN = Recipe(
     name="cdcgan",
-    source="svhn-synthesis (EESTech AI Marathon 2024), plus an averaged generator",
+    citation="svhn-synthesis (EESTech AI Marathon 2024), plus an averaged generator",
     conditional=True,
     assumed="fakes are made for the labels of the real batch",
 )
 _CDCGAN_QUICK = replace(
     _CDCGAN,
     name="cdcgan-quick",
-    source="cdcgan with a projection for the label, to learn labels in minutes, for demos",
+    citation="cdcgan with a projection for the label, to learn labels in minutes, for demos",
     generator=GeneratorRecipe(label_size=10),
     discriminator=DiscriminatorRecipe(label="projection"),
     training=TrainingRecipe(images=100_000, batch=64, learning_rate_g=5e-4, learning_rate_d=5e-4),
 )
 _SHAHRULLO = Recipe(
     name="shahrullo",
-    source="shahrullo, GAN/dcgan notebook",
+    citation="shahrullo, GAN/dcgan notebook",
     conditional=False,
     generator=GeneratorRecipe(
         latent_distribution="uniform",
@@ -49,7 +59,7 @@ _SHAHRULLO = Recipe(
 )
 _SSSINGH_SVHN = Recipe(
     name="sssingh-svhn",
-    source="sssingh, svhn-and-celebrity-image-generation-dcgan, part 1",
+    citation="sssingh, svhn-and-celebrity-image-generation-dcgan, part 1",
     conditional=False,
     assumed="real images in [-1, 1] as its README says, not as its notebook does; the loss is the "
     "sum of both halves, new fakes for the generator's step, PyTorch's initialisation",
@@ -67,7 +77,7 @@ _SSSINGH_SVHN = Recipe(
 )
 _KERAS = Recipe(
     name="keras-trial-1",
-    source="Generate Fake Images on Google Street View House Number Using GAN Model, trial 1",
+    citation="Generate Fake Images on Google Street View House Number Using GAN Model, trial 1",
     conditional=False,
     assumed="new fakes for the generator's step; BatchNorm in training mode in every step; 'same' "
     "padding of 5×5 kernels is mirrored; Adam's epsilon 1e-8; learns from nine tenths of the "
@@ -100,95 +110,90 @@ def _keras_trial(number: int, rate_d: float, rate_g: float) -> Recipe:
     training = replace(
         _KERAS.training, learning_rate_d=rate_d, learning_rate_g=rate_g, betas=(0.5, 0.999)
     )
-    source = _KERAS.source.replace("trial 1", f"trial {number}")
-    return replace(_KERAS, name=f"keras-trial-{number}", source=source, training=training)
+    citation = _KERAS.citation.replace("trial 1", f"trial {number}")
+    return replace(_KERAS, name=f"keras-trial-{number}", citation=citation, training=training)
 
 
-RECIPES: dict[str, Recipe] = {
-    recipe.name: recipe
-    for recipe in (
+_TABLE = (
+    _CDCGAN,
+    replace(
         _CDCGAN,
-        replace(
-            _CDCGAN,
-            name="dcgan",
-            source="Radford et al. 2015 (arXiv:1511.06434), sized as cdcgan",
-            conditional=False,
-            assumed="",
-        ),
+        name="dcgan",
+        citation="Radford et al. 2015 (arXiv:1511.06434), sized as cdcgan",
+        conditional=False,
+        assumed="",
+    ),
+    _CDCGAN_QUICK,
+    replace(
         _CDCGAN_QUICK,
-        replace(
-            _CDCGAN_QUICK,
-            name="dcgan-quick",
-            source="dcgan, trained as cdcgan-quick",
-            conditional=False,
-            assumed="",
-        ),
-        replace(
-            _CDCGAN,
-            name="svhn-synthesis",
-            source="svhn-synthesis (EESTech AI Marathon 2024)",
-            training=TrainingRecipe(images=35 * SVHN_TRAIN, ema_half_life=0),
-        ),
+        name="dcgan-quick",
+        citation="dcgan, trained as cdcgan-quick",
+        conditional=False,
+        assumed="",
+    ),
+    replace(
+        _CDCGAN,
+        name="svhn-synthesis",
+        citation="svhn-synthesis (EESTech AI Marathon 2024)",
+        training=TrainingRecipe(images=35 * SVHN_TRAIN, ema_half_life=0),
+    ),
+    _SHAHRULLO,
+    replace(
         _SHAHRULLO,
-        replace(
-            _SHAHRULLO,
-            name="house-number-recognition",
-            source="House-Number-Recognition, README",
-            assumed="all that its README leaves open is as in shahrullo: biases, slope 0.2, "
-            "latent, losses, learning rates, initialisation, 50 epochs",
-            generator=replace(
-                _SHAHRULLO.generator,
-                stem_norm=True,
-                stem_activation="leaky_relu",
-                widths=(512, 256, 128),
-            ),
-            discriminator=replace(
-                _SHAHRULLO.discriminator, widths=(128, 256, 512), first_norm=True
-            ),
+        name="house-number-recognition",
+        citation="House-Number-Recognition, README",
+        assumed="all that its README leaves open is as in shahrullo: biases, slope 0.2, "
+        "latent, losses, learning rates, initialisation, 50 epochs",
+        generator=replace(
+            _SHAHRULLO.generator,
+            stem_norm=True,
+            stem_activation="leaky_relu",
+            widths=(512, 256, 128),
         ),
-        _SSSINGH_SVHN,
-        Recipe(
-            name="sssingh-celeba",
-            source="sssingh, svhn-and-celebrity-image-generation-dcgan, part 2",
-            conditional=False,
-            assumed="latent and losses as in part 1",
-            generator=GeneratorRecipe(
-                latent_distribution="uniform",
-                stem="linear",
-                stem_activation="leaky_relu",
-                base=2,
-                widths=(512, 256, 128, 64),
-                activation="leaky_relu",
-            ),
-            discriminator=DiscriminatorRecipe(
-                widths=(32, 128, 256, 512), first_norm=True, bias="never", head="linear"
-            ),
-            training=replace(_SSSINGH_SVHN.training, images=25 * CELEBA, initialisation="dcgan"),
+        discriminator=replace(_SHAHRULLO.discriminator, widths=(128, 256, 512), first_norm=True),
+    ),
+    _SSSINGH_SVHN,
+    Recipe(
+        name="sssingh-celeba",
+        citation="sssingh, svhn-and-celebrity-image-generation-dcgan, part 2",
+        conditional=False,
+        assumed="latent and losses as in part 1",
+        generator=GeneratorRecipe(
+            latent_distribution="uniform",
+            stem="linear",
+            stem_activation="leaky_relu",
+            base=2,
+            widths=(512, 256, 128, 64),
+            activation="leaky_relu",
         ),
-        _KERAS,
-        _keras_trial(2, rate_d=1e-3, rate_g=1e-4),
-        _keras_trial(3, rate_d=1e-3, rate_g=2e-4),
-    )
-}
+        discriminator=DiscriminatorRecipe(
+            widths=(32, 128, 256, 512), first_norm=True, bias="never", head="linear"
+        ),
+        training=replace(_SSSINGH_SVHN.training, images=25 * CELEBA, initialisation="dcgan"),
+    ),
+    _KERAS,
+    _keras_trial(2, rate_d=1e-3, rate_g=1e-4),
+    _keras_trial(3, rate_d=1e-3, rate_g=2e-4),
+)
+RECIPES: Registry[RecipeBase] = Registry(
+    "--recipe", "synth.recipes", {recipe.name: recipe for recipe in _TABLE}
+)
 CONDITIONAL = "-conditional"  # ends the name of an unconditional recipe's conditional form
 UNCONDITIONAL = "-unconditional"  # of a recipe from a file, of which it is asked
 
 
-def find_recipe(name: str | None, conditional: bool | None) -> Recipe:
+def find_recipe(name: str | None, conditional: bool | None) -> RecipeBase:
     """The named recipe, or the default of its kind.
 
     `conditional` asks for the conditional form of an unconditional recipe, as does the ending
-    `-conditional`: label embedding into the latent, label plane into the discriminator. Raises
-    `UsageError` for an unknown name, or when a conditional recipe is asked to be the other.
+    `-conditional`. That form has a label embedding beside the latent and a label plane in the
+    discriminator. Raises `UsageError` for an unknown name, or when a conditional recipe is asked
+    to be unconditional.
     """
     if name is None:
         return RECIPES["dcgan" if conditional is False else "cdcgan"]
     plain = name.removesuffix(CONDITIONAL)
-    if plain not in RECIPES:
-        near = difflib.get_close_matches(plain.lower(), RECIPES, 1)
-        hint = f"did you mean {near[0]}? " if near else ""
-        raise UsageError(f"--recipe {name}: unknown; {hint}choose {', '.join(RECIPES)}")
-    recipe = RECIPES[plain]
+    recipe = RECIPES.find(plain)
     if conditional is False and (recipe.conditional or name != plain):
         raise UsageError(f"--recipe {name}: is conditional; leave out --unconditional")
     if recipe.conditional and name != plain:
@@ -196,3 +201,19 @@ def find_recipe(name: str | None, conditional: bool | None) -> Recipe:
     if not recipe.conditional and (conditional or name != plain):
         return replace(recipe, name=recipe.name + CONDITIONAL, conditional=True)
     return recipe
+
+
+def read_recipe(path: Path) -> RecipeBase:
+    """A recipe from TOML: `base` names the one to start from; tables and keys change its values.
+
+    Without a `name` it is called after the file.
+    """
+    value = read_toml(path)
+    base = value.pop("base", "cdcgan")
+    if not isinstance(base, str):
+        raise UsageError(f"--recipe {path}: base is {base!r}; give the name of a recipe")
+    try:
+        start = find_recipe(base, None)
+    except UsageError as error:
+        raise UsageError(f"--recipe {path}: base {str(error).removeprefix('--recipe ')}") from None
+    return change(start, value, path)

@@ -1,142 +1,207 @@
-"""Recipes: how a generator is built and trained, as data. A new recipe is one entry in `RECIPES`.
+"""The schema of a recipe: how a generator is built and trained, as data.
 
-The dials span the DCGANs that people have published for 32×32 images; each entry names its source.
+The values span the DCGANs that people have published for 32×32 images; `synth.published` has those.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+import sys
+from dataclasses import field, replace
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from synth.base.errors import UsageError
+from pydantic import Field, model_validator
+from pydantic.dataclasses import dataclass
+
+from synth.base.errors import SynthError, UsageError
+from synth.base.schema import CLOSED, Count, Number, Text, dump, on_disk, parse
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 Activation = Literal["none", "relu", "leaky_relu"]
 Bias = Literal["without_norm", "always", "never"]
+Share = Annotated[float, Field(ge=0, lt=1)]
+SIDE = 32  # of every image, in pixels
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True, config=CLOSED)
+class RecipeBase:
+    """What every family's recipe has."""
+
+    family: ClassVar[str]  # a name in synth.families.FAMILIES
+
+    name: Text
+    # Prose does not take part in comparisons: two recipes are equal when they do the same.
+    citation: Annotated[str, on_disk("source")] = field(compare=False)
+    conditional: bool
+    assumed: str = field(default="", compare=False)  # where the source is silent
+
+    @property
+    def batch(self) -> int:
+        """Real images that one training step shows."""
+        raise NotImplementedError
+
+    @property
+    def total_images(self) -> int:
+        """Training length when the user names none, in real images shown."""
+        raise NotImplementedError
+
+    @property
+    def keeps_heldout(self) -> bool:
+        """True if a tenth of the training images is kept out of training, to measure on."""
+        return False
+
+
+@dataclass(frozen=True, kw_only=True, config=CLOSED)
 class Norm:
-    """BatchNorm's dials, by PyTorch's convention: `running = (1 - momentum)·running + …`."""
+    """BatchNorm, by PyTorch's convention: `running = (1 - momentum)·running + …`."""
 
-    momentum: float = 0.1
-    epsilon: float = 1e-5
+    momentum: Annotated[float, Field(ge=0, le=1)] = 0.1
+    epsilon: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1e-5
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True, config=CLOSED)
 class GeneratorRecipe:
     """Latent → stem → `base`×`base` map → transposed convolutions that double → 32×32, tanh."""
 
-    latent_size: int = 100
+    latent_size: Count = 100
     latent_distribution: Literal["normal", "uniform"] = "normal"  # N(0, 1) or U(-1, 1)
-    label_size: int = 5  # width of the label embedding that a conditional generator appends
+    label_size: Count = 5  # width of the label embedding that a conditional generator appends
     stem: Literal["conv", "linear"] = "conv"  # a transposed convolution of the latent, or a matrix
     stem_bias: bool = False
     stem_norm: bool = True
     stem_activation: Activation = "relu"
-    base: int = 4
-    widths: tuple[int, ...] = (256, 128, 64)  # channels from the base map to the last hidden layer
-    kernel: int = 4
+    base: Count = 4
+    widths: Annotated[tuple[Count, ...], Field(min_length=1)] = (256, 128, 64)  # channels per map
+    kernel: Literal[4, 5] = 4  # these double the side exactly
     activation: Activation = "relu"
     bias: Bias = "without_norm"  # of the transposed convolutions after the stem
     norm: Norm = Norm()
 
+    @model_validator(mode="after")
+    def check_side(self) -> GeneratorRecipe:
+        side = self.base << len(self.widths)
+        if side != SIDE:
+            raise ValueError(
+                f"generator.base {self.base} doubled by {len(self.widths)} generator.widths makes "
+                f"images of {side}×{side}, not {SIDE}×{SIDE}"
+            )
+        return self
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, kw_only=True, config=CLOSED)
 class DiscriminatorRecipe:
     """Image (and a label) → strided convolutions that halve → head → one logit."""
 
-    # How a conditional one reads the label: an embedding of 32·32 as one more input plane, or one
-    # whose product with the last map is added to the logit (Miyato & Koyama 2018, arXiv:1802.05637)
+    # A conditional one reads the label as one more input plane, an embedding of 32·32, or as a
+    # projection: the embedding's product with the last map is added to the logit (Miyato & Koyama
+    # 2018, arXiv:1802.05637).
     label: Literal["plane", "projection"] = "plane"
-    widths: tuple[int, ...] = (64, 128, 256)
-    kernel: int = 4
-    slope: float = 0.2  # of the LeakyReLU
+    widths: Annotated[tuple[Count, ...], Field(min_length=1, max_length=5)] = (64, 128, 256)
+    kernel: Literal[4, 5] = 4  # these halve the side exactly
+    slope: Number = 0.2  # of the LeakyReLU
     first_norm: bool = False  # BatchNorm after the first convolution too
     bias: Bias = "without_norm"
     head: Literal["conv", "linear"] = "conv"  # from the last map to the logit
     norm: Norm = Norm()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True, config=CLOSED)
 class TrainingRecipe:
     """How the two networks are trained; lengths are counted in real images shown."""
 
-    images: int = 1_000_000  # length when the user names none
-    batch: int = 128
+    images: Count = 1_000_000  # length when the user names none
+    batch: Count = 128
     initialisation: Literal["dcgan", "pytorch", "keras"] = "dcgan"
-    learning_rate_g: float = 2e-4
-    learning_rate_d: float = 2e-4
-    betas: tuple[float, float] = (0.5, 0.999)
+    learning_rate_g: Number = 2e-4
+    learning_rate_d: Number = 2e-4
+    betas: tuple[Share, Share] = (0.5, 0.999)
     discriminator_loss: Literal["mean", "sum"] = "mean"  # of the real and the fake half
     discriminator_steps: Literal["joint", "separate"] = "joint"  # one for both halves, or one each
-    fakes: Literal["shared", "new"] = "shared"  # does the generator's step draw fakes of its own
-    ema_half_life: int = 10_000  # of the averaged generator, in images; 0 samples the last one
-    heldout_every: int = 0  # steps between losses on a tenth of the images kept out of training
+    fakes: Literal["shared", "new"] = "shared"  # "new": the generator's step draws its own fakes
+    ema_half_life: Annotated[int, Field(ge=0)] = 10_000  # in images; 0 samples the last weights
+    heldout_every: Annotated[int, Field(ge=0)] = 0  # steps between losses on held-out images
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """One published way to train a generator."""
+@dataclass(frozen=True, kw_only=True, config=CLOSED)
+class Recipe(RecipeBase):
+    """How a (conditional) DCGAN is built and trained: the recipe of the family `gan`."""
 
-    name: str
-    source: str = field(compare=False)  # prose: two recipes are equal when they do the same
-    conditional: bool
-    assumed: str = field(default="", compare=False)  # where the source is silent
-    generator: GeneratorRecipe = field(default_factory=GeneratorRecipe)
-    discriminator: DiscriminatorRecipe = field(default_factory=DiscriminatorRecipe)
-    training: TrainingRecipe = field(default_factory=TrainingRecipe)
+    family: ClassVar[str] = "gan"
 
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+    generator: GeneratorRecipe = GeneratorRecipe()
+    discriminator: DiscriminatorRecipe = DiscriminatorRecipe()
+    training: TrainingRecipe = TrainingRecipe()
 
-    @staticmethod
-    def from_json(value: dict[str, Any]) -> Recipe:
-        """The inverse of `to_json`, after a round through a JSON file."""
+    @property
+    def batch(self) -> int:
+        return self.training.batch
 
-        def part(kind: type, values: dict[str, Any]) -> Any:
-            values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-            if "norm" in values:
-                values["norm"] = Norm(**values["norm"])
-            return kind(**values)
+    @property
+    def total_images(self) -> int:
+        return self.training.images
 
-        return Recipe(
-            name=value["name"],
-            source=value["source"],
-            conditional=value["conditional"],
-            assumed=value.get("assumed", ""),
-            generator=part(GeneratorRecipe, value["generator"]),
-            discriminator=part(DiscriminatorRecipe, value["discriminator"]),
-            training=part(TrainingRecipe, value["training"]),
-        )
+    @property
+    def keeps_heldout(self) -> bool:
+        return self.training.heldout_every > 0
 
 
-def check_recipe(recipe: Recipe) -> None:
-    """Raises `UsageError` unless the dials make 32×32 images and steps that learn."""
-    generator, discriminator, training = recipe.generator, recipe.discriminator, recipe.training
-    side = generator.base << len(generator.widths)
-    if side != 32:
-        raise UsageError(
-            f"{recipe.name}: generator.base {generator.base} doubled by {len(generator.widths)} "
-            f"generator.widths makes images of {side}×{side}, not 32×32"
-        )
-    if not 1 <= len(discriminator.widths) <= 5:
-        raise UsageError(f"{recipe.name}: discriminator.widths must be from 1 to 5 numbers")
-    if generator.kernel not in (4, 5) or discriminator.kernel not in (4, 5):
-        raise UsageError(f"{recipe.name}: kernels of 4 and 5 halve and double; choose one of them")
-    counts = {
-        "training.images": training.images,
-        "training.batch": training.batch,
-        "generator.latent_size": generator.latent_size,
-        "generator.widths": min(generator.widths),
-        "discriminator.widths": min(discriminator.widths),
-    }
-    for name, value in counts.items():
-        if value < 1:
-            raise UsageError(f"{recipe.name}: {name} is {value}, and must be 1 or more")
-    if max(training.betas) >= 1:
-        raise UsageError(f"{recipe.name}: training.betas are shares, and must be below 1")
-    for part, norm in (("generator", generator.norm), ("discriminator", discriminator.norm)):
-        if norm.momentum > 1:
-            raise UsageError(f"{recipe.name}: {part}.norm.momentum is a share, and must be up to 1")
-        if norm.epsilon == 0:
-            raise UsageError(f"{recipe.name}: {part}.norm.epsilon is 0, and must be above")
+AnyRecipe = TypeVar("AnyRecipe", bound=RecipeBase)
+
+
+def override(recipe: AnyRecipe, assignment: str) -> AnyRecipe:
+    """`recipe` with one hyperparameter changed, e.g. by `training.batch=64`.
+
+    The value is written as in TOML; a text needs no quotes, a list no brackets. Raises `UsageError`
+    that names the nearest right key or the right values.
+    """
+    key, equals, text = assignment.partition("=")
+    if not equals:
+        raise UsageError(f"--set {assignment}: give KEY=VALUE, such as training.batch=64")
+    value: Any = _toml_value(text.strip())
+    for part in reversed(key.strip().split(".")):
+        value = {part: value}
+    return _overridden(recipe, value, f"--set {assignment}")
+
+
+def _toml_value(text: str) -> Any:
+    for form in (text, f"[{text}]"):
+        try:
+            value: Any = tomllib.loads(f"value = {form}")["value"]
+            return value
+        except tomllib.TOMLDecodeError:
+            if "," not in text:
+                break
+    return text
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The tables of a recipe file. Raises `SynthError` when it cannot be read."""
+    try:
+        tables: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+        return tables
+    except OSError as error:
+        raise SynthError(f"--recipe {path}: cannot be read ({error.strerror})") from error
+    except ValueError as error:  # not UTF-8, or not TOML
+        raise SynthError(f"--recipe {path}: is not TOML ({error})") from error
+
+
+def change(base: AnyRecipe, value: dict[str, Any], path: Path) -> AnyRecipe:
+    """`base` with the hyperparameters of a recipe file; without a `name` it has the file's."""
+    named = replace(base, name=path.stem, citation=path.name)
+    return _overridden(named, value, f"--recipe {path}")
+
+
+def _overridden(recipe: AnyRecipe, value: dict[str, Any], what: str) -> AnyRecipe:
+    return parse(type(recipe), _merged(dump(recipe), value), what, UsageError, strict=True)
+
+
+def _merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(old)
+    for key, value in new.items():
+        both = isinstance(value, dict) and isinstance(old.get(key), dict)
+        merged[key] = _merged(old[key], value) if both else value
+    return merged

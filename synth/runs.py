@@ -12,14 +12,15 @@ losses.png
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic.dataclasses import dataclass
 
 from synth.base.errors import SynthError, UsageError
 from synth.base.files import (
@@ -33,43 +34,55 @@ from synth.base.files import (
     write_text,
 )
 from synth.base.progress import say
-from synth.checkpoints import _get, load_tensors, read_metadata
-from synth.networks import Generator
-from synth.recipes import Recipe
+from synth.base.schema import CLOSED, Count, dump, on_disk, parse
+from synth.checkpoints import get_entry, load_tensors, read_metadata
+from synth.families import FAMILIES, Family, Sampler
+from synth.recipes import RecipeBase
 
 SCHEMA = 1
+DEFAULT_FAMILY = "gan"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True, config=CLOSED)
 class RunConfig:
     """What was trained on what, and how: enough to repeat the run."""
 
-    recipe: Recipe
+    recipe: RecipeBase
     dataset: str  # the images' own name, e.g. svhn-part
-    source: str  # how they were asked for, e.g. svhn
-    fingerprint: str
+    dataset_key: Annotated[str, on_disk("source")]  # how they were asked for, e.g. svhn
+    fingerprint: str  # of the training split
     training_size: int
     classes: tuple[str, ...]
-    images: int  # length, in real images shown
-    tick: int  # images between two checkpoints
+    total_images: Annotated[Count, on_disk("images")]  # length, in real images shown
+    images_per_tick: Annotated[Count, on_disk("tick")]  # between two checkpoints
     seed: int
     precision: str
     select: str | None = None  # protocol that scores checkpoints on the validation part, if any
     schema: int = SCHEMA
 
     def to_json(self) -> dict[str, Any]:
-        """Without `select` where there is none: weights hold this text, and those of runs from
-        before there was a selection are to stay what they were, byte for byte."""
-        value = {**asdict(self), "classes": list(self.classes)}
-        return {k: v for k, v in value.items() if k != "select" or v is not None}
+        """The content of `config.json`.
+
+        Weights hold this text, and equal runs give equal files. So a key that came later is left
+        out at its default: `select` where there is none, `family` where it is `gan`.
+        """
+        value = {**dump(self), "recipe": dump(self.recipe)}
+        if self.select is None:
+            del value["select"]
+        family = self.recipe.family
+        return value if family == DEFAULT_FAMILY else {**value, "family": family}
 
     @staticmethod
-    def from_json(value: dict[str, Any], path: Path) -> RunConfig:
-        try:
-            recipe = Recipe.from_json(value["recipe"])
-            return RunConfig(**{**value, "recipe": recipe, "classes": tuple(value["classes"])})
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise SynthError(f"{path}: is damaged or from another version ({error})") from error
+    def from_json(value: dict[str, Any], path: Path | str) -> RunConfig:
+        """The inverse of `to_json`. Raises `SynthError` that names `path` and what is wrong."""
+        what, rest = f"{path}: is damaged or from another version", dict(value)
+        family = FAMILIES.find(rest.pop("family", DEFAULT_FAMILY))
+        recipe = parse(family.recipe, rest.get("recipe"), f"{what}, recipe")
+        return parse(RunConfig, {**rest, "recipe": recipe}, what)
+
+    @property
+    def family(self) -> Family:
+        return FAMILIES.find(self.recipe.family)
 
     @property
     def slug(self) -> str:
@@ -77,7 +90,7 @@ class RunConfig:
         return f"{self.dataset}-{slug(self.recipe.name)}-{kind}-seed{self.seed}"
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Run:
     """One run folder. Made with `create`, found again with `open_run`."""
 
@@ -158,14 +171,14 @@ class Run:
         weights = weights or self.weights
         if not weights.exists():
             return 0
-        return int(_get(read_metadata(weights), "images", weights))
+        return int(get_entry(read_metadata(weights), "images", weights))
 
     def finished(self) -> bool:
-        """Is the last checkpoint, whose state is written last of all, that of the last step?"""
+        """True if training is complete. The state file is written last, so it marks completion."""
         if not self.state.exists():
             return False
-        step = int(_get(read_metadata(self.state), "step", self.state))
-        return step * self.config.recipe.training.batch >= self.config.images
+        step = int(get_entry(read_metadata(self.state), "step", self.state))
+        return step * self.config.recipe.batch >= self.config.total_images
 
     def read_log(self) -> list[dict[str, Any]]:
         """The complete lines of the log, oldest first; a line cut off by a kill is left out."""
@@ -231,7 +244,7 @@ def newest_run(root: Path, finished: bool) -> Run:
     raise SynthError(f"{root}: holds no {kind} run; {mend}, or name one with --run")
 
 
-def load_generator(path: Path | str, device: torch.device | str = "cpu") -> Generator:
+def load_generator(path: Path | str, device: torch.device | str = "cpu") -> Sampler:
     """The generator of a run folder, or of a file with its weights alone, ready to sample.
 
     Of a folder, it is the checkpoint that `synth generate` would use; see `Run.find_checkpoint`.
@@ -241,11 +254,6 @@ def load_generator(path: Path | str, device: torch.device | str = "cpu") -> Gene
     tensors, metadata = load_tensors(path)
     try:
         config = RunConfig.from_json(metadata["config"], path)
-        classes = len(config.classes) if config.recipe.conditional else 0
-        generator = Generator(config.recipe.generator, classes)
-        generator.load_state_dict(tensors)
-        generator.precision = config.precision
+        return config.family.load_sampler(config, tensors, torch.device(device))
     except (KeyError, RuntimeError) as error:
         raise SynthError(f"{path}: holds no generator of synth ({error})") from error
-    generator.to(memory_format=torch.channels_last)
-    return generator.to(device).eval().requires_grad_(False)

@@ -14,6 +14,9 @@ from torchvision.utils import make_grid
 
 from synth.base.files import atomic_file
 
+OUTPUTS = {"d_real", "d_fake"}  # a discriminator's mean outputs, in [0, 1]
+NAMES = {"d_loss": "discriminator", "g_loss": "generator", "d_real": "D(real)", "d_fake": "D(fake)"}
+
 
 def save_grid(images: Tensor, path: Path, columns: int) -> None:
     """Writes uint8 (N, 3, H, W) as one PNG, `columns` in a row."""
@@ -23,29 +26,31 @@ def save_grid(images: Tensor, path: Path, columns: int) -> None:
 
 
 def draw_losses(log: Sequence[dict[str, Any]], path: Path) -> None:
-    """Losses of both networks and D's mean output on real and on fake images, by images shown.
+    """The log's losses by images shown and, of a GAN, D's mean output on real and on fake images.
 
-    D(real) and D(fake) near 1 and 0 mean a discriminator that wins; both near 0.5, a generator
-    that the discriminator cannot tell from the data. Where a recipe measures it, also the
-    discriminator's loss on held-out images, several times a tick.
+    D(real) and D(fake) near 1 and 0 mean a discriminator that wins. Both near 0.5 mean a generator
+    that the discriminator cannot tell from the data. Where a recipe measures it, the loss on
+    held-out images is drawn too, several times a tick.
     """
     shown = [line["images"] / 1000 for line in log]
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
-    losses, outputs = figure.subplots(2, 1, sharex=True)
+    panels = [("loss", [key for key in log[-1] if key.endswith("loss")])]
+    if log[-1].keys() >= OUTPUTS:
+        panels.append(("mean output", sorted(OUTPUTS, reverse=True)))
+    figure = Figure(figsize=(7, 2.25 * len(panels)), layout="constrained")
+    rows = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
     at, heldout = _heldout_losses(log)
     if heldout:
-        losses.plot(at, heldout, lw=0.7, color="0.6", label="discriminator, held-out images")
-    for axes, keys, label in (
-        (losses, {"d_loss": "discriminator", "g_loss": "generator"}, "loss"),
-        (outputs, {"d_real": "D(real)", "d_fake": "D(fake)"}, "mean output"),
-    ):
-        for key, name in keys.items():
-            axes.plot(shown, [line[key] for line in log], marker=".", label=name)
-        axes.set_ylabel(label)
-        axes.legend(loc="best")
+        rows[0].plot(at, heldout, lw=0.7, color="0.6", label="discriminator, held-out images")
+    for axes, (title, keys) in zip(rows, panels, strict=True):
+        for key in keys:
+            axes.plot(shown, [line[key] for line in log], marker=".", label=NAMES.get(key, key))
+        axes.set_ylabel(title)
         axes.grid(alpha=0.3)
-    outputs.set_ylim(0, 1)
-    outputs.set_xlabel("real images shown (thousands)")
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(loc="best")
+    if len(panels) > 1:
+        rows[1].set_ylim(0, 1)
+    rows[-1].set_xlabel("real images shown (thousands)")
     save_figure(figure, path)
 
 

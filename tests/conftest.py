@@ -48,6 +48,7 @@ def drawn() -> ImageSet:
 def tiny(name: str, conditional: bool) -> Recipe:
     """A recipe that trains in milliseconds."""
     base = RECIPES["cdcgan"]
+    assert isinstance(base, Recipe)
     return replace(
         base,
         name=name,
@@ -61,11 +62,11 @@ def tiny(name: str, conditional: bool) -> Recipe:
 @pytest.fixture
 def tiny_names(monkeypatch: pytest.MonkeyPatch) -> None:
     """Puts tiny recipes and protocols into the tables, for tests through the command line."""
-    monkeypatch.setitem(RECIPES, "tiny", tiny("tiny", True))
-    monkeypatch.setitem(RECIPES, "tiny-uncond", tiny("tiny-uncond", False))
+    monkeypatch.setitem(RECIPES.entries, "tiny", tiny("tiny", True))
+    monkeypatch.setitem(RECIPES.entries, "tiny-uncond", tiny("tiny-uncond", False))
     for name, data in (("tiny-v1", "disk"), ("tiny-stream-v1", "stream")):
         protocol = Protocol(name, data, steps=3, batch=32, seeds=2)  # type: ignore[arg-type]
-        monkeypatch.setitem(PROTOCOLS, name, protocol)
+        monkeypatch.setitem(PROTOCOLS.entries, name, protocol)
     protocol = Protocol("tiny-select", "stream", steps=3, batch=32, seeds=1)
     monkeypatch.setattr("eval.selection.SELECTION", protocol)
 

@@ -29,7 +29,7 @@ from synth.base.errors import UsageError
 from synth.base.files import read_json
 from synth.data import load_training_images
 from synth.environment import command_line
-from synth.gan import Adversaries
+from synth.gan import GANTrainer
 from synth.published import RECIPES
 from synth.runs import newest_run, open_run
 from tests.conftest import ROOT, Ran, tiny, write_mat
@@ -184,15 +184,15 @@ def test_resume_from_the_command_line(synth: Synth, trained: Path, mats: Path) -
 def test_a_stopped_run_goes_on_with_the_very_line_it_printed(
     synth: Synth, mats: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    step = Adversaries.step
+    step = GANTrainer.step
 
-    def interrupting(self: Adversaries, *arguments: object) -> None:
+    def interrupting(self: GANTrainer, *arguments: object) -> None:
         step(self, *arguments)  # type: ignore[arg-type]
         os.kill(os.getpid(), signal.SIGINT)
 
     root = mats.rename(mats.parent / "my own digits")
     with monkeypatch.context() as patch:
-        patch.setattr(Adversaries, "step", interrupting)
+        patch.setattr(GANTrainer, "step", interrupting)
         ran = synth("train", "--recipe", "tiny", "--data-root", root, *TRAIN)
     assert ran.code == 130
     assert newest_run(Path("runs"), finished=False).images_shown() == 16
@@ -213,7 +213,7 @@ def test_resume_refuses_other_images(synth: Synth, trained: Path, mats: Path) ->
 def test_benchmark_skips_what_is_there(
     synth: Synth, trained: Path, mats: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(RECIPES, "tiny-other", tiny("tiny-other", False))
+    monkeypatch.setitem(RECIPES.entries, "tiny-other", tiny("tiny-other", False))
     command = (
         "benchmark",
         "--recipes",
@@ -277,7 +277,7 @@ def test_the_labeller_is_the_one_that_the_set_names(
 ) -> None:
     """Under a protocol of another network, too: see `real_protocol`."""
     other = Protocol("tiny-resnet-v1", "disk", steps=3, batch=32, seeds=1, classifier="resnet20")
-    monkeypatch.setitem(PROTOCOLS, other.name, other)
+    monkeypatch.setitem(PROTOCOLS.entries, other.name, other)
     asked: list[str] = []
 
     def any_labels(real: object, protocol: Protocol, *_: object) -> object:

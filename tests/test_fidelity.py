@@ -10,9 +10,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eval import fidelity
 from eval.classifiers import FixedClassifier
-from eval.metrics.distances import fid, frechet_distance, kid, manifolds, statistics
+from eval.features import features
+from eval.metrics import fidelity
+from eval.metrics.fidelity import fid, frechet_distance, kid, manifolds, statistics
 from synth.data import ImageSet, unit_from_uint8
 
 
@@ -100,7 +101,7 @@ def test_copies_agree_with_prdc() -> None:
         assert manifolds(real, synthetic)._asdict() == pytest.approx(theirs, rel=1e-9)
 
 
-def test_copies_get_the_same_figures_in_any_order() -> None:
+def test_copies_get_the_same_metrics_in_any_order() -> None:
     real = draw(1000, 64) * 10 + 100  # far from the origin: a matrix product rounds
     order = np.random.default_rng(0).permutation(1000)
     ours = manifolds(real, real[order])
@@ -223,7 +224,7 @@ def test_kid_repeats_by_its_seed() -> None:
 def test_features_are_what_the_last_layer_reads(drawn: ImageSet) -> None:
     torch.manual_seed(0)
     classifier = FixedClassifier().eval().requires_grad_(False)
-    ours = fidelity.features(classifier, drawn.images)
+    ours = features(classifier, drawn.images)
     assert ours.shape == (500, 64)
     assert ours.dtype == torch.float32
     assert ours.min() == 0
@@ -234,7 +235,7 @@ def test_features_are_what_the_last_layer_reads(drawn: ImageSet) -> None:
         logits = classifier(unit_from_uint8(drawn.images[:40]))
     torch.testing.assert_close(ours[:40], images)
     torch.testing.assert_close(classifier.head[-1](ours[:40]), logits)
-    parts = [fidelity.features(classifier, part) for part in drawn.images.split(77)]
+    parts = [features(classifier, part) for part in drawn.images.split(77)]
     torch.testing.assert_close(torch.cat(parts), ours)
     assert not classifier.head[-1]._forward_pre_hooks
 

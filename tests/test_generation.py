@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import weakref
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,40 +19,44 @@ from torch import Tensor
 from synth import generation
 from synth.base.errors import SynthError, UsageError
 from synth.base.files import read_json
+from synth.gan import GANSampler
 from synth.generation import fresh_batch, generate, generate_labelled, stream_images
-from synth.networks import Generator, build
+from synth.networks import build
+from synth.provenance import Manifest
 from synth.published import RECIPES
 from synth.synthetic_set import read_synthetic, write_synthetic
 from tests.conftest import tiny
 
 CLASSES = tuple("0123456789")
-ORIGIN: dict[str, Any] = {
-    "classes": list(CLASSES),
-    "recipe": "tiny",
-    "seed": 0,
-    "dataset": "drawn",
-    "source": "house-numbers",
-    "labels": "conditional",
-}
+MANIFEST = Manifest(
+    format="npz",
+    sha256="",
+    classes=CLASSES,
+    recipe="tiny",
+    generation_seed=0,
+    dataset="drawn",
+    dataset_key="house-numbers",
+    labels="conditional",
+)
 
 
 @pytest.fixture(scope="module")
-def generator() -> Generator:
-    return build(tiny("tiny", True), 10, 0)[0].eval().requires_grad_(False)
+def generator() -> GANSampler:
+    return GANSampler(build(tiny("tiny", True), 10, 0)[0].eval().requires_grad_(False))
 
 
 @pytest.fixture(scope="module")
-def unconditional() -> Generator:
+def unconditional() -> GANSampler:
     generator = build(tiny("tiny-uncond", False), 10, 0)[0].eval().requires_grad_(False)
     for weight in generator.parameters():
         weight.mul_(10)  # an untrained one makes all but the same grey image every time
-    return generator
+    return GANSampler(generator)
 
 
 @settings(max_examples=12)
 @given(few=st.integers(1, 40), more=st.integers(0, 600), chunk=st.sampled_from([1, 7, 250]))
 def test_a_larger_set_begins_with_the_smaller(
-    generator: Generator, few: int, more: int, chunk: int
+    generator: GANSampler, few: int, more: int, chunk: int
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(generation, "CHUNK", chunk)
@@ -67,18 +72,18 @@ def test_published_networks_give_the_same_images_on_any_batch_size() -> None:
     for chunk in (250, 100, 33):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(generation, "CHUNK", chunk)
-            sets.append(generate(generator, 2, 100, seed=1).images)
+            sets.append(generate(GANSampler(generator), 2, 100, seed=1).images)
     assert np.array_equal(sets[0], sets[1])
     assert np.array_equal(sets[0], sets[2])
 
 
-def test_images_differ_by_class_index_and_seed(generator: Generator) -> None:
+def test_images_differ_by_class_index_and_seed(generator: GANSampler) -> None:
     images = generate(generator, 10, 20, seed=0).images.reshape(200, -1)
     assert len(np.unique(images, axis=0)) == 200
     assert not np.array_equal(images, generate(generator, 10, 20, seed=1).images.reshape(200, -1))
 
 
-def test_sets_are_balanced_and_in_class_order(generator: Generator) -> None:
+def test_sets_are_balanced_and_in_class_order(generator: GANSampler) -> None:
     made = generate(generator, 10, 7, seed=0)
     assert made.labels is not None
     assert made.labels.tolist() == [label for label in range(10) for _ in range(7)]
@@ -86,14 +91,14 @@ def test_sets_are_balanced_and_in_class_order(generator: Generator) -> None:
     assert made.images.dtype == np.uint8
 
 
-def test_each_image_is_its_latents_image(generator: Generator) -> None:
+def test_each_image_is_its_latents_image(generator: GANSampler) -> None:
     latents = np.random.default_rng([5, 4]).standard_normal((3, 8), dtype=np.float32)
-    images = generator(torch.from_numpy(latents), torch.full((3,), 4))
+    images = generator.generator(torch.from_numpy(latents), torch.full((3,), 4))
     expected = ((images + 1) * 127.5).round().to(torch.uint8)
     assert torch.equal(next(stream_images(generator, 4, seed=5))[:3], expected)
 
 
-def test_unconditional_sets_are_unlabelled(unconditional: Generator) -> None:
+def test_unconditional_sets_are_unlabelled(unconditional: GANSampler) -> None:
     assert generate(unconditional, 10, 2, seed=0).labels is None
 
 
@@ -101,7 +106,7 @@ def by_pixel_sum(images: Tensor) -> Tensor:
     return images.long().sum((1, 2, 3)) % 10
 
 
-def test_labeller_fills_each_class_with_the_first_that_fit(unconditional: Generator) -> None:
+def test_labeller_fills_each_class_with_the_first_that_fit(unconditional: GANSampler) -> None:
     made = generate_labelled(unconditional, by_pixel_sum, CLASSES, 30, seed=0)
     assert made.labels is not None
     assert np.bincount(made.labels).tolist() == [30] * 10
@@ -113,7 +118,7 @@ def test_labeller_fills_each_class_with_the_first_that_fit(unconditional: Genera
     assert made.candidates >= 300
 
 
-def test_a_class_that_stays_short_is_named(unconditional: Generator) -> None:
+def test_a_class_that_stays_short_is_named(unconditional: GANSampler) -> None:
     def never_six(images: Tensor) -> Tensor:
         labels = torch.arange(len(images)) % 10
         return labels.where(labels != 6, torch.tensor(5))
@@ -122,22 +127,22 @@ def test_a_class_that_stays_short_is_named(unconditional: Generator) -> None:
         generate_labelled(unconditional, never_six, CLASSES, 10, seed=0)
 
 
-def test_fresh_batches_have_uniform_labels(generator: Generator) -> None:
+def test_fresh_batches_have_uniform_labels(generator: GANSampler) -> None:
     images, labels = fresh_batch(generator, 10, 5000, np.random.default_rng(0))
     assert images.shape == (5000, 3, 32, 32)
     assert images.dtype == torch.uint8
     assert labels.bincount(minlength=10).float().std() < 50  # binomial: 21
 
 
-def test_classes_that_the_generator_does_not_know_are_refused(generator: Generator) -> None:
-    assert generator.label_embedding is not None
-    known = generator.label_embedding.num_embeddings
+def test_classes_that_the_generator_does_not_know_are_refused(generator: GANSampler) -> None:
+    known = generator.classes
+    assert known == 10
     assert len(generate(generator, known, 1, seed=0).images) == known
     with pytest.raises(UsageError, match=f"classes {known + 1}: this generator knows {known}"):
         generate(generator, known + 1, 1, seed=0)
 
 
-def test_nothing_is_asked_for_is_refused(generator: Generator) -> None:
+def test_nothing_is_asked_for_is_refused(generator: GANSampler) -> None:
     with pytest.raises(UsageError, match="--per-class 0"):
         generate(generator, 10, 0, seed=0)
 
@@ -145,13 +150,13 @@ def test_nothing_is_asked_for_is_refused(generator: Generator) -> None:
 @pytest.mark.parametrize("form", ["npz", "folder"])
 @pytest.mark.parametrize("labelled", [True, False])
 def test_sets_survive_the_disk(
-    form: Any, labelled: bool, generator: Generator, tmp_path: Path
+    form: Any, labelled: bool, generator: GANSampler, tmp_path: Path
 ) -> None:
     made = generate(generator, 10, 12, seed=0)
     labels = made.labels if labelled else None
-    origin = {**ORIGIN, "labels": "conditional" if labelled else "none"}
+    manifest = replace(MANIFEST, labels="conditional" if labelled else "none", format=form)
     chunks = made.make_chunks()
-    folder = write_synthetic(tmp_path / "sets", "tiny", chunks, 120, labels, origin, form)
+    folder = write_synthetic(tmp_path / "sets", "tiny", chunks, 120, labels, manifest)
     assert folder == tmp_path / "sets" / "00000-tiny"
     read = read_synthetic(folder)
     assert np.array_equal(read.images.images.permute(0, 2, 3, 1).numpy(), made.images)
@@ -160,7 +165,8 @@ def test_sets_survive_the_disk(
     else:
         assert read.images.labels is not None
         assert np.array_equal(read.images.labels.numpy(), labels)
-    assert read.manifest["per_class"] == ([12] * 10 if labelled else None)
+    assert read.manifest is not None
+    assert read.manifest.per_class == ([12] * 10 if labelled else None)
     names = {path.name for path in folder.iterdir()}
     data = "images.npz" if form == "npz" else "train"
     assert names == {"manifest.json", "README.md", "preview.png", data}
@@ -180,16 +186,20 @@ def test_writing_forgets_what_is_written(form: Any, tmp_path: Path) -> None:
             del chunk
 
     labels = np.repeat(np.arange(10), 30)
-    folder = write_synthetic(tmp_path, "grey", chunks(), 300, labels, ORIGIN, form)
+    folder = write_synthetic(
+        tmp_path, "grey", chunks(), 300, labels, replace(MANIFEST, format=form)
+    )
     images = read_synthetic(folder).images.images
     assert images[:, 0, 0, 0].tolist() == np.repeat(np.arange(30), 10).tolist()
     with pytest.raises(ValueError, match="300 images where 301"):
-        write_synthetic(tmp_path, "grey", chunks(), 301, None, {**ORIGIN, "labels": "none"}, form)
+        write_synthetic(
+            tmp_path, "grey", chunks(), 301, None, replace(MANIFEST, labels="none", format=form)
+        )
 
 
-def test_npz_holds_plain_arrays(generator: Generator, tmp_path: Path) -> None:
+def test_npz_holds_plain_arrays(generator: GANSampler, tmp_path: Path) -> None:
     made = generate(generator, 10, 3, seed=0)
-    folder = write_synthetic(tmp_path, "tiny", [made.images], made.count, made.labels, ORIGIN)
+    folder = write_synthetic(tmp_path, "tiny", [made.images], made.count, made.labels, MANIFEST)
     with np.load(folder / "images.npz", allow_pickle=False) as arrays:
         assert arrays["images"].shape == (30, 32, 32, 3)
         assert arrays["images"].dtype == np.uint8
@@ -197,7 +207,7 @@ def test_npz_holds_plain_arrays(generator: Generator, tmp_path: Path) -> None:
 
 
 def test_failed_writing_leaves_nothing(
-    generator: Generator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    generator: GANSampler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = generate(generator, 10, 3, seed=0)
 
@@ -206,7 +216,7 @@ def test_failed_writing_leaves_nothing(
 
     monkeypatch.setattr("synth.synthetic_set.save_grid", full)
     with pytest.raises(SynthError, match=r"No space left on device.*--out"):
-        write_synthetic(tmp_path, "tiny", [made.images], made.count, made.labels, ORIGIN)
+        write_synthetic(tmp_path, "tiny", [made.images], made.count, made.labels, MANIFEST)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -215,7 +225,7 @@ def test_failed_writing_leaves_nothing(
     [
         ("swap", "do not match manifest.json"),
         ("manifest", r"manifest.json: is damaged"),
-        ("keys", "sha256 is 'missing'"),
+        ("keys", "sha256 is missing"),
         ("types", "classes is 5"),
         ("source", r"source is \[1\]"),
         ("cut", r"images.npz: cannot be read"),
@@ -224,10 +234,10 @@ def test_failed_writing_leaves_nothing(
     ],
 )
 def test_damaged_sets_are_refused(
-    damage: str, message: str, generator: Generator, tmp_path: Path
+    damage: str, message: str, generator: GANSampler, tmp_path: Path
 ) -> None:
     made = generate(generator, 10, 3, seed=0)
-    folder = write_synthetic(tmp_path, "tiny", [made.images], made.count, made.labels, ORIGIN)
+    folder = write_synthetic(tmp_path, "tiny", [made.images], made.count, made.labels, MANIFEST)
     npz, manifest = folder / "images.npz", folder / "manifest.json"
     if damage == "swap":
         np.savez(npz, images=255 - made.images, labels=made.labels)
@@ -255,7 +265,7 @@ def test_foreign_set_needs_no_manifest(tmp_path: Path) -> None:
     images = np.zeros((20, 32, 32, 3), np.uint8)
     np.savez(tmp_path / "images.npz", images=images, labels=np.arange(20) % 10)
     read = read_synthetic(tmp_path)
-    assert read.manifest == {}
+    assert read.manifest is None
     assert len(read.images.classes) == 10
     np.savez(tmp_path / "images.npz", images=images.astype(np.float32), labels=np.arange(20))
     with pytest.raises(SynthError, match="not uint8"):

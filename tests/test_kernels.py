@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from synth.ops import kernels, layers, native, tiles
+from synth.ops import dispatch, kernels, layers, native
 
 ROUNDING = 2**-8  # of bf16, relative
 
@@ -62,7 +62,7 @@ def test_norm_activation_pooling_and_their_gradients(
     exact = in_double(norm)
     x = random_map(batch, channels, 2 * half, 2 * half, seed=seed, offset=offset).requires_grad_()
     wide = x.detach().double().requires_grad_()
-    assert kernels.can_fuse(norm, x)
+    assert dispatch.supports_fused_norm(x, norm)
     ours = kernels.norm_activate(x, norm, slope, pool)
     expected = F.leaky_relu(exact(wide), slope)
     expected = F.max_pool2d(expected, 2) if pool else expected
@@ -84,7 +84,7 @@ def test_evaluation_mode_uses_running_statistics_and_leaves_them(pool: bool) -> 
     norm = random_norm(48, 1).eval()
     exact, before = in_double(norm), {k: v.clone() for k, v in norm.state_dict().items()}
     x = random_map(4, 48, 8, 8)
-    assert not kernels.can_fuse(norm, x)  # gradients would be lost
+    assert not dispatch.supports_fused_norm(x, norm)  # gradients would be lost
     with torch.no_grad():
         ours = kernels.norm_activate(x, norm, 0.0, pool)
         expected = F.relu(exact(x.double()))
@@ -186,11 +186,17 @@ def test_without_a_compiler_the_layers_say_the_same(monkeypatch: pytest.MonkeyPa
         return [y, *torch.autograd.grad(y.float().square().mean(), weights)]
 
     fused = outcome()
-    for module in (native, kernels, tiles):
+    for module in (native, dispatch):  # a call of a kernel would now raise
         monkeypatch.setattr(module, "native", lambda: None)
     for ours, plain in zip(fused, outcome(), strict=True):
         ours, plain = ours.detach().double(), plain.detach().double()
         assert float((ours - plain).norm() / plain.norm()) < 0.02
+
+
+def test_without_a_library_a_kernel_raises(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "native", lambda: None)
+    with pytest.raises(RuntimeError, match="no compiled library"):
+        kernels.sum_pixels(random_map(1, 3, 2, 2))
 
 
 def test_a_broken_compiler_means_no_kernels(monkeypatch: pytest.MonkeyPatch) -> None:

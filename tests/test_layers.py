@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import time
+from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import replace
 
 import pytest
@@ -14,11 +17,13 @@ from torch.nn import functional as F
 
 from eval.classifier_training import shuffled_batches, train_classifier
 from eval.classifiers import FixedClassifier
+from synth.base.errors import UsageError
 from synth.batches import draw_batches
 from synth.data import ImageSet, unit_from_uint8
-from synth.gan import Adversaries
-from synth.ops import layers
+from synth.gan import GANTrainer
+from synth.ops import acceleration, dispatch, layers
 from synth.published import RECIPES
+from synth.recipes import Recipe
 from tests.conftest import tiny
 
 CPU = torch.device("cpu")
@@ -60,7 +65,7 @@ def test_convolution_and_its_gradients(
     x = torch.randn(2, channels, size, size)
     weight = torch.randn(outputs, channels, side, side) / (side * channels**0.5)
     compare(
-        lambda x, w, b: layers._Convolution.apply(x, w, b, stride, padding, None),
+        lambda x, w, b: dispatch.Convolution.apply(x, w, b, stride, padding, None, None),
         lambda x, w, b: F.conv2d(x, w, b, stride, padding),
         [x, weight, torch.randn(outputs)],
         1e-5,
@@ -82,7 +87,7 @@ def test_transposed_convolution_and_its_gradients(
     padding, extra = (kernel - 1) // 2, kernel % 2
     weight = torch.randn(inputs, channels, kernel, kernel) / (kernel * inputs**0.5)
     compare(
-        lambda x, w, b: layers._TransposedConvolution.apply(x, w, b, 2, padding, extra),
+        lambda x, w, b: dispatch.Convolution.apply(x, w, b, 2, padding, extra, None),
         lambda x, w, b: F.conv_transpose2d(x, w, b, 2, padding, extra),
         [torch.randn(2, inputs, size, size), weight, torch.randn(channels)],
         1e-5,
@@ -134,17 +139,19 @@ def test_pooling_before_relu_changes_nothing() -> None:
             nn.init.normal_(module.weight)  # of both signs
             nn.init.normal_(module.bias)
     images = torch.rand(16, 3, 32, 32)
-    published = classifier.head(classifier.features(images))
-    torch.testing.assert_close(classifier(images), published, rtol=1e-4, atol=1e-5)
+    plain = deepcopy(nn.Sequential(*classifier.features))  # torch's own, which pools after ReLU
+    torch.testing.assert_close(classifier.features(images), plain(images), rtol=1e-4, atol=1e-5)
 
 
 def test_bf16_training_follows_fp32_over_50_steps(drawn: ImageSet) -> None:
     """The losses of the fast path drift from plain fp32 no more than rounding makes them."""
-    recipe = replace(tiny("tiny", True), training=replace(RECIPES["cdcgan"].training, batch=64))
-    fast, plain = (Adversaries(recipe, 10, 0, CPU) for _ in range(2))
+    cdcgan = RECIPES["cdcgan"]
+    assert isinstance(cdcgan, Recipe)
+    recipe = replace(tiny("tiny", True), training=replace(cdcgan.training, batch=64))
+    fast, plain = (GANTrainer(recipe, 10, 0, CPU, precision) for precision in ("bf16", "fp32"))
     for batch in itertools.islice(draw_batches(recipe, drawn, 0, CPU), 50):
-        fast.step(batch, "bf16")
-        plain.step(batch, "fp32")
+        fast.update(batch)
+        plain.update(batch)
     torch.testing.assert_close(fast.sums / 50, plain.sums / 50, rtol=0.03, atol=0.01)
 
 
@@ -158,3 +165,50 @@ def test_bf16_classifier_learns_what_fp32_learns(drawn: ImageSet) -> None:
         accuracies.append(float((predicted == labels).float().mean()))
     assert min(accuracies) > 0.6
     assert abs(accuracies[0] - accuracies[1]) < 0.1
+
+
+def probe(monkeypatch: pytest.MonkeyPatch, seconds: dict[str, list[float]]) -> tuple[str, str]:
+    """`choose_precision` on steps that take so long by a clock of its own; uses all of them up."""
+    clock = [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
+
+    def prepare(precision: str) -> Callable[[], None]:
+        def step() -> None:
+            clock[0] += seconds[precision].pop(0)
+
+        return step
+
+    chosen = acceleration.choose_precision("auto", prepare, CPU)
+    assert not any(seconds.values())
+    return chosen
+
+
+def test_the_probe_chooses_the_faster_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = {"fp32": [3.0, 0.5, 0.4, 0.6], "bf16": [1.5, 0.3, 0.2, 0.25]}
+    expected = "bf16", "a step in a short probe took fp32 400 ms, bf16 200 ms"
+    assert probe(monkeypatch, seconds) == expected
+
+
+@pytest.mark.parametrize("best", [0.3, 0.5])
+def test_the_probe_takes_one_step_where_bf16_is_emulated(
+    monkeypatch: pytest.MonkeyPatch, best: float
+) -> None:
+    seconds = {"fp32": [3.0, best, 1.0, 0.6], "bf16": [4.1 * best]}
+    chosen, reason = probe(monkeypatch, seconds)
+    assert chosen == "fp32"
+    assert reason.endswith(f"bf16 {4100 * best:g} ms (its first step, and the only one)")
+
+
+def test_the_probe_is_patient_while_bf16_warms_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = {"fp32": [0.2, 0.01, 0.01, 0.01], "bf16": [0.9, 0.005, 0.005, 0.005]}
+    assert probe(monkeypatch, seconds)[0] == "bf16"
+
+
+def test_the_probe_is_left_out_where_a_precision_is_asked_for() -> None:
+    for precision in ("fp32", "bf16"):
+        assert acceleration.choose_precision(precision, lambda name: 1 / 0, CPU) == (  # type: ignore
+            precision,
+            "as asked",
+        )
+    with pytest.raises(UsageError, match="choose auto, fp32 or bf16"):
+        acceleration.choose_precision("fp16", lambda name: 1 / 0, CPU)  # type: ignore

@@ -12,23 +12,28 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eval.aggregate import build_tables
+from eval.aggregate import build_tables, configuration_hash, recipe_length
+from eval.evaluator import metrics_for
 from eval.leaderboard import (
-    format_figures,
-    format_frame,
+    METHOD,
+    format_metrics,
+    format_scores,
     format_training,
-    training_figures,
+    to_csv,
+    to_page,
+    training_values,
     write_leaderboard,
 )
-from eval.metrics import Diversity, Fidelity, Metrics, NearCopies
+from eval.metrics import describe
 from eval.protocols import PROTOCOLS
 from eval.records import (
     Entry,
     RealSplits,
     Record,
-    figure_path,
     find_record,
     make_record,
+    plot_path,
+    read_record,
     read_records,
     write_record,
 )
@@ -36,9 +41,11 @@ from eval.report import write_report
 from eval.score import Score, SeedScore
 from eval.statistics import interval
 from synth.base.errors import SynthError
+from synth.base.schema import dump
 from synth.data import ImageSet
-from synth.dials import set_dial
 from synth.published import RECIPES
+from synth.recipes import override
+from tests.conftest import ROOT
 
 REAL = RealSplits("svhn-part", "a" * 64, 4434, "b" * 64, 8000)
 FIXED = PROTOCOLS["fixed-v1"]
@@ -127,8 +134,8 @@ def test_rows_are_ranked_and_read_against_real() -> None:
     known = interval([[0.70, 0.74]])
     assert (frame["interval_low"][1], frame["interval_high"][1]) == (known.low, known.high)
     assert "classifier seeds alone" in frame["interval_covers"][1]
-    assert format_frame(table).iloc[1]["95 % interval"] == "46.59 to 97.41 *"
-    assert format_frame(table).iloc[1]["accuracy %"] == "72.00"
+    assert format_scores(table).iloc[1]["95 % interval"] == "46.59 to 97.41 *"
+    assert format_scores(table).iloc[1]["accuracy %"] == "72.00"
 
 
 def test_generator_seeds_of_one_recipe_share_a_row() -> None:
@@ -139,7 +146,7 @@ def test_generator_seeds_of_one_recipe_share_a_row() -> None:
     assert row.accuracy == pytest.approx(0.65)
     assert row.seeds == "2 × 2"
     assert row.interval == interval([[0.7, 0.7], [0.6, 0.6]])
-    assert "*" not in format_frame(table).iloc[0]["95 % interval"]
+    assert "*" not in format_scores(table).iloc[0]["95 % interval"]
 
 
 def test_a_part_never_passes_for_the_whole(drawn: ImageSet) -> None:
@@ -161,21 +168,78 @@ def test_of_two_sets_of_one_run_the_newer_counts() -> None:
     assert (table.rows[0].seeds, table.rows[0].accuracy) == ("1 × 2", pytest.approx(0.7))
 
 
+def configured(digest: str, recipe: object, **more: object) -> Entry:
+    return replace(synthetic(digest=digest), config={"recipe": recipe, **more})
+
+
 def test_recipes_of_one_name_that_differ_do_not_share_a_row() -> None:
     older, same, other = (
-        RECIPES["cdcgan"].to_json(),
-        set_dial(RECIPES["cdcgan"], "training.images=5").to_json(),
-        set_dial(RECIPES["cdcgan"], "training.batch=64").to_json(),
+        {**dump(override(RECIPES["cdcgan"], assignment)), "name": "cdcgan"}
+        for assignment in ("training.batch=128", "training.images=5", "training.batch=64")
     )
     del older["assumed"], older["training"]["heldout_every"]  # as records were once
-    entries = [
-        replace(synthetic(digest=str(seed)), config={"recipe": {**recipe, "name": "cdcgan"}})
-        for seed, recipe in enumerate((older, same, other))
-    ]
+    recipes = (older, {**same, "source": "elsewhere"}, other)
+    entries = [configured(str(seed), recipe) for seed, recipe in enumerate(recipes)]
     (table,) = build_tables([record(entry, 0.5 + i / 10) for i, entry in enumerate(entries)])
     assert [row.seeds for row in table.rows] == ["1 × 1", "2 × 1"]
-    with pytest.raises(SynthError, match="another version"):
-        build_tables([record(replace(entries[0], config={"recipe": {"name": "x"}}), 0.5)])
+
+
+FOREIGN = (
+    {"name": "x"},
+    {"name": "x", "images": 7, "training": None},
+    {"name": "x", "generator": {"widths": "none"}, "training": {"images": "long", "batch": [1]}},
+    {"training": {"images": 9, "steps": {"a": 1}}},
+    "a text",
+    [1, {"a": None}],
+    0,
+    None,
+)
+
+
+@pytest.mark.parametrize("recipe", FOREIGN)
+@pytest.mark.parametrize("family", [{}, {"family": "diffusion"}])
+def test_what_no_recipe_of_this_version_made_is_still_a_row(
+    tmp_path: Path, recipe: object, family: dict[str, str]
+) -> None:
+    """Nor does a metric that is not installed stop the leaderboard: its value is kept."""
+    unknown = {"seconds": {"sharpness": 1.0, "gan-test": 1.0}, "sharpness": 7.0, "gan_test": 0.5}
+    made = [
+        replace(record(configured("1", recipe, **family), 0.7), metrics=unknown),
+        record(configured("2", recipe, **family), 0.5),
+        record(CEILING, 0.8),
+    ]
+    for one in made:
+        write_record(tmp_path, one, None)
+    (table,) = write_leaderboard(tmp_path)
+    assert [(row.entry, row.seeds, row.rank) for row in table.rows] == [
+        ("real", "1 × 1", None),
+        ("cdcgan", "2 × 1", 1),
+    ]
+    assert table.rows[1].metrics == {"gan_test": 0.5}
+    (kept,) = [r for r in read_records(tmp_path) if r.metrics]
+    assert kept.metrics == unknown
+    known = find_record(made, made[0].entry, FIXED, REAL, 1, ("gan-test",))
+    assert known is made[0]
+
+
+def test_the_hash_of_a_configuration() -> None:
+    """Family, name and values tell configurations apart; length, prose, defaults do not."""
+
+    def hash_of(family: str = "gan", **recipe: object) -> str | None:
+        return configuration_hash({"family": family, "recipe": {"name": "x", **recipe}})
+
+    assert hash_of() == configuration_hash({"recipe": {"name": "x"}}) != hash_of("diffusion")
+    assert hash_of() == hash_of(training={"images": 5, "batch": 128}, source="a", assumed="b")
+    assert hash_of() == hash_of(training={"betas": [0.5, 0.999], "ema_half_life": 10_000.0})
+    assert (
+        len({hash_of(training={"batch": 128}), hash_of("diffusion", training={"batch": 128})}) == 2
+    )
+    assert hash_of("diffusion", training={"batch": 128}) != hash_of("diffusion", training={})
+    assert hash_of("diffusion", images=5) == hash_of("diffusion", images=6)
+    assert hash_of(conditional=True) != hash_of(conditional=False)
+    assert configuration_hash(None) is configuration_hash({}) is None
+    lengths = [recipe_length({"recipe": recipe}) for recipe in FOREIGN]
+    assert lengths == [None, 7, None, 9, None, None, None, None]
 
 
 @given(st.permutations(range(4)))
@@ -227,22 +291,22 @@ def test_published_files_follow_from_the_records(tmp_path: Path) -> None:
 
 
 def test_a_run_shorter_than_its_recipe_says_so() -> None:
-    config = {"recipe": RECIPES["shahrullo"].to_json(), "images": 1_000_000}
+    config = {"recipe": dump(RECIPES["shahrullo"]), "images": 1_000_000}
     (table,) = build_tables([record(replace(synthetic("shahrullo"), config=config), 0.7)])
-    shown = format_frame(table).iloc[0]
+    shown = format_scores(table).iloc[0]
     assert (shown["GAN images shown"], shown["recipe's length"]) == ("1,000,000", "3,662,850")
     assert table.to_frame()["recipe_images"].tolist() == [50 * 73_257]
 
 
-def test_pictures_that_are_kept_are_linked_by_run(tmp_path: Path) -> None:
+def test_plots_that_are_kept_are_linked_by_run(tmp_path: Path) -> None:
     known = [record(synthetic(digest=digest), 0.7) for digest in ("1", "2")]
     for each in (record(CEILING, 0.8), *known):
         write_record(tmp_path, each, None)
     write_leaderboard(tmp_path)
     assert "samples |" not in (tmp_path / "LEADERBOARD.md").read_text(encoding="utf-8")
     for each, name in zip(known, ("samples", "losses"), strict=True):
-        figure_path(tmp_path, each, name).parent.mkdir(exist_ok=True)
-        figure_path(tmp_path, each, name).touch()
+        plot_path(tmp_path, each, name).parent.mkdir(exist_ok=True)
+        plot_path(tmp_path, each, name).touch()
     write_leaderboard(tmp_path)
     lines = (tmp_path / "LEADERBOARD.md").read_text(encoding="utf-8").splitlines()
     at = lines.index("| entry | samples | losses |")
@@ -252,16 +316,17 @@ def test_pictures_that_are_kept_are_linked_by_run(tmp_path: Path) -> None:
     ]
 
 
-def measured(fid: float, **more: object) -> Metrics:
-    return Metrics({}, fidelity={"classifier": Fidelity(fid=fid, kid=0.5)}, **more)  # type: ignore[arg-type]
+def measured(fid: float, **more: object) -> dict[str, object]:
+    return {"seconds": {}, "fidelity": {"classifier": {"fid": fid, "kid": 0.5}}, **more}
 
 
-def test_figures_are_means_over_runs_and_absent_ones_are_dashes(tmp_path: Path) -> None:
-    copies = {"features": NearCopies(0.4, 0.001, 0.0, 0.9, True)}
+def test_metrics_are_means_over_runs_and_absent_ones_are_dashes(tmp_path: Path) -> None:
+    copies = {"features": {"share": 0.4, "flagged": True}}
+    thief = {"seconds": {}, "memorisation": copies}
     made = [
         replace(record(synthetic(digest="1"), 0.7), metrics=measured(10.0, gan_test=0.8)),
         replace(record(synthetic(digest="2"), 0.6), metrics=measured(14.0)),
-        replace(record(synthetic("thief", "3"), 0.9), metrics=Metrics({}, memorisation=copies)),
+        replace(record(synthetic("thief", "3"), 0.9), metrics=thief),
         record(CEILING, 0.8),
     ]
     (table,) = build_tables(made)
@@ -270,7 +335,7 @@ def test_figures_are_means_over_runs_and_absent_ones_are_dashes(tmp_path: Path) 
     assert frame.loc["cdcgan", "gan_test"] == 0.8  # of the run that has one
     assert frame.loc["cdcgan", "interval_low"] == interval([[0.7], [0.6]]).low
     assert frame["flag"].dropna().to_dict() == {"thief": "near copies (features)"}
-    shown = format_figures(table)
+    shown = format_metrics(table)
     assert shown is not None
     rows = {row[0]: row[1:] for row in shown.values.tolist()}
     assert list(shown.columns[2:]) == ["FID", "KID", "GAN-test %", "near copies, features %"]
@@ -288,8 +353,8 @@ def test_figures_are_means_over_runs_and_absent_ones_are_dashes(tmp_path: Path) 
     assert "<strong>near copies (features)</strong>" in page
 
 
-def test_a_score_of_many_seeds_keeps_the_figures_of_another_record() -> None:
-    diversity = Metrics({}, diversity=Diversity(2.0, 4.0, [2.0], [4.0]))
+def test_a_score_of_many_seeds_keeps_the_metrics_of_another_record() -> None:
+    diversity = {"seconds": {}, "diversity": {"mean": 2.0, "real": 4.0}}
     records = [
         replace(record(synthetic(), 0.7, 0.7, 0.7), metrics=measured(10.0)),
         replace(record(synthetic(), 0.1), metrics=diversity),
@@ -297,24 +362,78 @@ def test_a_score_of_many_seeds_keeps_the_figures_of_another_record() -> None:
     ]
     (row,) = build_tables(records)[0].rows
     assert row.accuracy == pytest.approx(0.7)
-    assert row.figures == {"fid": 10.0, "kid": 0.5, "diversity": 2.0, "real_diversity": 4.0}
+    assert row.metrics == {"fid": 10.0, "kid": 0.5, "diversity": 2.0, "real_diversity": 4.0}
 
 
-def test_known_results_need_the_figures_that_are_asked_for() -> None:
-    measured = replace(record(synthetic(), 0.7), metrics=Metrics({"diversity": 1.0}))
+def test_known_results_need_the_metrics_that_are_asked_for() -> None:
+    measured = replace(record(synthetic(), 0.7), metrics={"seconds": {"diversity": 1.0}})
     records = [record(CEILING, 0.8), measured]
-    assert find_record(records, synthetic(), FIXED, REAL, 1, ("cas", "diversity")) is measured
-    assert find_record(records, synthetic(), FIXED, REAL, 1, ("cas", "fidelity")) is None
-    assert find_record(records, CEILING, FIXED, REAL, 1, ("cas", "diversity")) is records[0]
-    assert find_record(records, CEILING, FIXED, REAL, 1, ("fidelity",)) is None  # calibration
+
+    def found(entry: Entry, *asked: str) -> Record | None:
+        return find_record(records, entry, FIXED, REAL, 1, metrics_for(entry, asked))
+
+    assert found(synthetic(), "cas", "diversity") is measured
+    assert found(synthetic(), "cas", "fidelity") is None
+    assert found(CEILING, "cas", "diversity") is records[0]
+    assert found(CEILING, "fidelity") is None  # calibration
 
 
-def test_groups_that_mean_nothing_are_left_out() -> None:
-    asked = ("cas", "gan-test", "fidelity", "memorisation")
-    assert synthetic().groups(asked) == ["gan-test", "fidelity", "memorisation"]
-    assert CEILING.groups(asked) == ["fidelity"]
-    assert replace(CEILING, kind="real-same-size").groups(asked) == []
-    assert synthetic(labels="classifier").groups(asked) == ["fidelity", "memorisation"]
+def test_metrics_that_mean_nothing_are_left_out() -> None:
+    asked = ("cas", "gan-test", "fidelity", "memorisation", "inception", "augmentation")
+    most = ["gan-test", "fidelity", "memorisation", "inception"]
+    expected = {
+        "synthetic": [*most, "augmentation"],
+        "pca-gaussian": [*most, "augmentation"],
+        "copier": most,
+        "real": ["fidelity", "inception"],
+        "real-same-size": [],
+        "real-tenth": [],
+    }
+    for kind, names in expected.items():
+        assert metrics_for(replace(CEILING, kind=kind), asked) == names
+    assert metrics_for(synthetic(labels="classifier"), asked) == [*most[1:], "augmentation"]
+    assert metrics_for(synthetic(labels="random"), asked) == most
+
+
+def test_a_damaged_record_is_named(tmp_path: Path) -> None:
+    path = write_record(tmp_path, replace(record(synthetic(), 0.7), metrics=measured(1.0)), None)
+    value = json.loads(path.read_text())
+    for change in (
+        {"metrics": {**value["metrics"], "fidelity": {"classifier": {"fid": "low"}}}},
+        {"metrics": []},
+        {"scores": [{"seed": 0}]},
+        {"entry": {**value["entry"], "images_shown": "many"}},
+        {"surprise": 1},
+        {"protocol": {"name": "fixed-v1"}},
+        {"scores": []},
+    ):
+        path.write_text(json.dumps({**value, **change}))
+        with pytest.raises(SynthError, match="is no record of this version") as raised:
+            read_record(path)
+        assert str(path) in str(raised.value)
+
+
+def test_what_is_committed_follows_from_the_records() -> None:
+    """The leaderboard and the METHOD page are what `synth leaderboard` writes, byte for byte."""
+    results = ROOT / "results"
+    tables = build_tables(read_records(results))
+    assert to_csv(tables).encode() == (results / "leaderboard.csv").read_bytes()
+    page, committed = to_page(results, tables), (results / "LEADERBOARD.md").read_text("utf-8")
+    lines = [[x for x in text.splitlines() if x.startswith("|")] for text in (page, committed)]
+    assert lines[0] == lines[1]
+    assert page == committed
+    method = (results / "METHOD.md").read_text(encoding="utf-8")
+    assert method.split(METHOD[0])[1].split(METHOD[1])[0] == f"\n{describe()}\n"
+
+
+def test_the_method_page_is_kept_up_to_date(tmp_path: Path) -> None:
+    write_record(tmp_path, record(CEILING, 0.8), None)
+    method = tmp_path / "METHOD.md"
+    for text in ("no marks", f"before {METHOD[0]} old {METHOD[1]} after"):
+        method.write_text(text, encoding="utf-8")
+        write_leaderboard(tmp_path)
+        expected = text.replace(" old ", f"\n{describe()}\n")
+        assert method.read_text(encoding="utf-8") == expected
 
 
 def test_records_are_plain_json(tmp_path: Path) -> None:
@@ -346,10 +465,10 @@ def test_training_is_summed_up_over_its_second_half() -> None:
         "held-out D loss": 2,
         "± of held-out D loss": 1,  # of 1, 2 and 3
     }
-    assert training_figures(log) == pytest.approx(expected)
+    assert training_values(log) == pytest.approx(expected)
     newer = [{**tick, **more} for tick, more in zip(log, spread, strict=True)]
     expected |= {"step ± of D loss": 5, "step ± of G loss": 0.5}  # variances 1 and 49
-    assert training_figures(newer) == pytest.approx(expected)
+    assert training_values(newer) == pytest.approx(expected)
 
 
 def test_training_stands_in_the_tables_where_a_record_has_its_log(tmp_path: Path) -> None:
@@ -372,3 +491,5 @@ def test_training_stands_in_the_tables_where_a_record_has_its_log(tmp_path: Path
     write_leaderboard(tmp_path)
     assert "held-out D loss" in (tmp_path / "LEADERBOARD.md").read_text(encoding="utf-8")
     assert format_training(build_tables(records[:1])[0]) is None
+    other = record(replace(none, training_log=[{"images": 1, "loss": 0.5}]), 0.7)  # no GAN's
+    assert format_training(build_tables([other])[0]) is None

@@ -14,10 +14,12 @@ from sklearn.neighbors import NearestNeighbors
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
-from eval import memorisation as module
 from eval.classifier_training import shuffled_batches, train_classifier
-from eval.metrics.distances import features
-from eval.metrics.neighbours import memorisation, within_class_bandwidths, within_class_diversity
+from eval.features import features
+from eval.metrics import diversity
+from eval.metrics import memorisation as module
+from eval.metrics.diversity import within_class_bandwidths, within_class_diversity
+from eval.metrics.memorisation import closest_pairs, memorisation
 from synth.data import DIGITS, ImageSet
 from synth.data.house_numbers import render
 
@@ -94,7 +96,7 @@ def test_a_part_of_copies_is_flagged_with_its_share(world: World, space: str, sh
     found = memorisation(view(world.training.images), view(world.held_out), view(mixed))
     assert found.flagged
     assert found.share == pytest.approx(share, abs=0.01)
-    pairs = found.closest_pairs(count)
+    pairs = closest_pairs(view(world.training.images), view(mixed), count)
     assert pairs.shape == (count, 2)
     assert (pairs[:, 0] == pairs[:, 1]).mean() > 0.95  # image i was copied to place i
     assert (np.diff(found.ratios[pairs[:, 0]]) >= 0).all()
@@ -127,7 +129,7 @@ def test_distances_agree_with_scikit_learn(dtype: torch.dtype, world: World) -> 
     np.testing.assert_allclose(found.ratios, distances[:, 0] / distances.mean(1), rtol=1e-4)
 
 
-def test_figures_do_not_depend_on_blocks(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_distances_do_not_depend_on_blocks(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     sets = world.training.images[:200], world.held_out[:100], world.honest[:90]
     whole = memorisation(*sets)
     monkeypatch.setattr(module, "QUERIES", 31)
@@ -180,7 +182,7 @@ def test_diversity_is_the_entropy_of_the_kernel(count: int, seed: int, block: in
     squares = ((rows[:, None] - rows) ** 2).sum(-1)
     eigenvalues = np.linalg.eigvalsh(np.exp(-squares / (2 * 1.5**2)) / count)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "QUERIES", block)
+        patch.setattr(diversity, "BLOCK", block)
         found = within_class_diversity(torch.from_numpy(rows), labels, np.array([1.5, 1.0]))
     assert found[0] == pytest.approx(np.exp(-np.log((eigenvalues**2).sum())), rel=1e-5)
     assert 1 <= found[0] <= count

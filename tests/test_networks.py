@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 import torch
 from torch import nn
@@ -119,11 +117,6 @@ def test_initial_weights_are_dcgans_and_follow_the_seed_alone() -> None:
             if isinstance(module, nn.BatchNorm2d):
                 assert module.weight.detach().eq(1).all()
                 assert module.bias.detach().eq(0).all()
-
-
-@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
-def test_recipe_survives_json(recipe: Recipe) -> None:
-    assert Recipe.from_json(json.loads(json.dumps(recipe.to_json()))) == recipe
 
 
 def test_losses_agree_with_their_formulas() -> None:

@@ -19,12 +19,12 @@ from torch import nn
 
 from synth import generation
 from synth.base.errors import UsageError
+from synth.base.schema import all_keys, dump, parse
 from synth.data import ImageSet, split_validation
-from synth.dials import all_dials, read_recipe, set_dial
 from synth.generation import generate
 from synth.networks import build, measure_networks
-from synth.published import RECIPES, find_recipe
-from synth.recipes import Recipe, check_recipe
+from synth.published import RECIPES, find_recipe, read_recipe
+from synth.recipes import Recipe, override
 from synth.runs import load_generator, newest_run
 from synth.training import train
 from synth.visuals import _heldout_losses
@@ -213,7 +213,7 @@ def test_every_recipe_trains_for_two_ticks_and_samples(
     recipe = find_recipe(name, None)
     batch = recipe.training.batch // 8
     recipe = replace(recipe, training=replace(recipe.training, batch=batch, heldout_every=1))
-    run = make_run(tmp_path, drawn, recipe, 2 * batch, tick=batch, precision="bf16")
+    run = make_run(tmp_path, drawn, recipe, 2 * batch, images_per_tick=batch, precision="bf16")
     train(run, drawn, CPU)
     log = run.read_log()
     assert [line["images"] for line in log] == [batch, 2 * batch]
@@ -228,12 +228,12 @@ def test_heldout_images_are_one_block_and_never_trained_on(drawn: ImageSet) -> N
     assert torch.equal(torch.cat([kept.images, heldout.images]), drawn.images)
 
 
-@given(st.sampled_from(all_dials(RECIPES["cdcgan"])), st.text(max_size=8))
-def test_dials_take_a_right_value_or_say_what_is_wrong(dial: str, text: str) -> None:
+@given(st.sampled_from(list(all_keys(Recipe))), st.text(max_size=8))
+def test_hyperparameters_take_a_right_value_or_say_what_is_wrong(key: str, text: str) -> None:
     try:
-        changed = set_dial(RECIPES["cdcgan"], f"{dial}={text}")
+        changed = override(RECIPES["cdcgan"], f"{key}={text}")
     except UsageError as error:
-        assert dial in str(error)
+        assert key.split(".")[0] in str(error)
     else:
         assert isinstance(changed, Recipe)
 
@@ -244,28 +244,30 @@ def test_dials_take_a_right_value_or_say_what_is_wrong(dial: str, text: str) -> 
         ("training.batch", "give KEY=VALUE"),
         ("training.bach=3", "did you mean training.batch"),
         ("generator.norm.epsilonn=1", "did you mean generator.norm.epsilon"),
-        ("training.batch=-1", "a whole number, 0 or more"),
+        ("training.batch=-1", "training.batch is -1; input should be greater"),
         ("batch=3", "did you mean training.batch"),
-        ("training.fakes=neww", "did you mean new"),
-        ("training=3", "is a group"),
-        ("training.batch.size=3", "is a dial, not a group"),
-        ("training.batch=many", "whole number"),
-        ("generator.stem_norm=perhaps", "true or false"),
-        ("training.betas=0.5", "give 2"),
-        ("training.learning_rate_g=inf", "give a number"),
+        ("training.fakes=neww", "input should be 'shared' or 'new'"),
+        ("training=3", "training is a group; set a value in it, such as training.images"),
+        ("training.batch.size=3", "training.batch is .*; input should be a valid integer"),
+        ("training.batch=many", "training.batch is 'many'; input should be a valid integer"),
+        ("generator.stem_norm=perhaps", "should be a valid boolean"),
+        ("training.betas=0.5", "should be a valid array"),
+        ("training.betas=0.5,0.9,0.9", "at most 2 items"),
+        ("training.learning_rate_g=inf", "finite number"),
         ("generator.slope=0.1", "did you mean discriminator.slope"),
         ("generator.batch=3", "did you mean training.batch"),
         ("slop=3", "did you mean discriminator.slope"),
         ("discriminator.norm.eps=3", "did you mean discriminator.norm.epsilon"),
-        ("name=", "give a text"),
+        ("citation=x", "there is no citation; did you mean"),
+        ("name=", "name is ''; string should have at least 1 character"),
     ],
 )
-def test_wrong_dials_name_the_right_ones(assignment: str, said: str) -> None:
+def test_wrong_overrides_name_the_right_ones(assignment: str, said: str) -> None:
     with pytest.raises(UsageError, match=said):
-        set_dial(RECIPES["cdcgan"], assignment)
+        override(RECIPES["cdcgan"], assignment)
 
 
-def test_dials_are_set_by_their_type() -> None:
+def test_overrides_are_read_by_their_type() -> None:
     recipe = RECIPES["cdcgan"]
     for assignment in (
         "generator.widths=64, 32,16",
@@ -274,7 +276,7 @@ def test_dials_are_set_by_their_type() -> None:
         "generator.stem_norm=false",
         "conditional=false",
     ):
-        recipe = set_dial(recipe, assignment)
+        recipe = override(recipe, assignment)
     assert recipe.generator.widths == (64, 32, 16)
     assert recipe.training.betas == (0.0, 0.9)
     assert recipe.generator.norm.epsilon == 1e-3
@@ -285,22 +287,28 @@ def test_dials_are_set_by_their_type() -> None:
 def test_shapes_that_do_not_fit_are_refused() -> None:
     for assignment, said in (
         ("generator.widths=64,32", "makes images of 16×16"),
-        ("generator.kernel=6", "kernels of 4 and 5"),
-        ("discriminator.kernel=3", "kernels of 4 and 5"),
-        ("discriminator.widths=64,64,64,64,64,64", "from 1 to 5 numbers"),
+        ("generator.kernel=6", "should be 4 or 5"),
+        ("discriminator.kernel=3", "should be 4 or 5"),
+        ("discriminator.widths=64,64,64,64,64,64", "at most 5 items"),
         ("training.batch=0", "training.batch is 0"),
         ("training.images=0", "training.images is 0"),
         ("generator.latent_size=0", "generator.latent_size is 0"),
-        ("generator.widths=64,0,64", "generator.widths is 0"),
-        ("discriminator.widths=0", "discriminator.widths is 0"),
-        ("training.betas=0.5,1", "training.betas are shares"),
-        ("generator.norm.momentum=7", "generator.norm.momentum is a share"),
+        ("generator.widths=64,0,64", "generator.widths.1 is 0"),
+        ("discriminator.widths=0,", "discriminator.widths.0 is 0"),
+        ("training.betas=0.5,1", "training.betas.1 is 1; input should be less than 1"),
+        ("generator.norm.momentum=7", "generator.norm.momentum is 7"),
         ("discriminator.norm.epsilon=0", "discriminator.norm.epsilon is 0"),
     ):
         with pytest.raises(UsageError, match=said):
-            check_recipe(set_dial(RECIPES["cdcgan"], assignment))
-    for recipe in RECIPES.values():
-        check_recipe(recipe)
+            override(RECIPES["cdcgan"], assignment)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipes_survive_a_file(name: str) -> None:
+    recipe = RECIPES[name]
+    again = parse(Recipe, json.loads(json.dumps(dump(recipe))), name)
+    assert again == recipe
+    assert again.citation == recipe.citation
 
 
 def test_a_changed_recipe_does_not_keep_the_published_name(synth: Callable[..., Ran]) -> None:
@@ -326,22 +334,22 @@ def test_recipe_from_a_file(tmp_path: Path, synth: Callable[..., Ran]) -> None:
     assert ran.code == 2
     assert "did you mean training.batch" in ran.err
     path.write_text("not TOML")
-    assert "is no TOML" in synth("recipes", path).err
+    assert "is not TOML" in synth("recipes", path).err
     assert "cannot be read" in synth("recipes", tmp_path / "none.toml").err
 
 
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("training.batch = 64.7", "training.batch is 64.7; give a whole number"),
-        ("training.batch = inf", "training.batch is inf; give a whole number"),
-        ("training.batch = true", "training.batch is True; give a whole number"),
-        ("training.fakes = [1]", "training.fakes is [1]; choose shared or new"),
-        ("generator.widths = [256.9, 128, 64]", "generator.widths is 256.9; give a whole number"),
-        ("generator.widths = 256", "generator.widths is 256; give numbers"),
-        ("generator.widths = []", "generator.widths is []; give numbers"),
-        ("conditional = [1]", "conditional is [1]; choose true or false"),
-        ('name = ["x"]', "name is ['x']; give a text"),
+        ("training.batch = 64.7", "training.batch is 64.7; input should be a valid integer"),
+        ("training.batch = inf", "training.batch is inf; input should be a valid integer"),
+        ("training.batch = true", "training.batch is True; input should be a valid integer"),
+        ("training.fakes = [1]", "training.fakes is [1]; input should be 'shared' or 'new'"),
+        ("generator.widths = [256.9, 128, 64]", "generator.widths.0 is 256.9; input should be"),
+        ("generator.widths = 256", "generator.widths is 256; input should be a valid array"),
+        ("generator.widths = []", "generator.widths is []; tuple should have at least 1 item"),
+        ("conditional = [1]", "conditional is [1]; input should be a valid boolean"),
+        ('name = ["x"]', "name is ['x']; input should be a valid string"),
         ('base = ["x"]', "base is ['x']; give the name of a recipe"),
         ('base = "KERAS-TRIAL-9"', "base KERAS-TRIAL-9: unknown; did you mean keras-trial-"),
     ],

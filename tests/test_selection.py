@@ -27,7 +27,7 @@ from synth.base.errors import SynthError, UsageError
 from synth.base.files import read_json, sha256
 from synth.checkpoints import load_tensors
 from synth.data import DATASETS, Dataset, ImageSet, load_training_images, split_validation
-from synth.gan import Adversaries
+from synth.gan import GANTrainer
 from synth.generation import generate_set
 from synth.runs import Run, RunConfig, load_generator, open_run
 from synth.training import Interrupted, check_trainable, train, train_run
@@ -304,7 +304,7 @@ def test_one_function_reads_the_test_split_and_one_calls_it() -> None:
                     arguments = [ast.unparse(a) for a in node.args]
                     if name.endswith("load") and "'test'" in arguments:
                         literals.add((path.stem, function.name))
-    assert callers == {("judge", "make_judge")}
+    assert callers == {("judge", "make_evaluator")}
     assert literals == {("data", "load_test_images")}
 
 
@@ -346,7 +346,7 @@ def test_killed_and_resumed_chooses_as_uninterrupted(
     with monkeypatch.context() as patch:
         scorer = dying(by_length, 2 if killed_in == "score" else 99)
         if killed_in == "step":
-            patch.setattr(Adversaries, "step", dying(Adversaries.step, 15))
+            patch.setattr(GANTrainer, "step", dying(GANTrainer.step, 15))
         elif killed_in == "append_log":
             patch.setattr(Run, "append_log", dying(Run.append_log, 2))
         elif killed_in == "save_tensors":  # each tick saves the weights, then the state
@@ -370,15 +370,15 @@ def test_ctrl_c_adds_no_candidate(
 ) -> None:
     whole, stopped = (selecting(tmp_path, drawn) for _ in range(2))
     train(whole, drawn, CPU, score_checkpoint=by_length)
-    step, calls = Adversaries.step, itertools.count(1)
+    step, calls = GANTrainer.step, itertools.count(1)
 
-    def interrupting(self: Adversaries, *arguments: object) -> None:
+    def interrupting(self: GANTrainer, *arguments: object) -> None:
         step(self, *arguments)  # type: ignore[arg-type]
         if next(calls) == 15:
             os.kill(os.getpid(), signal.SIGINT)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Adversaries, "step", interrupting)
+        patch.setattr(GANTrainer, "step", interrupting)
         with pytest.raises(Interrupted):
             train(stopped, drawn, CPU, score_checkpoint=by_length)
     train(stopped, drawn, CPU, score_checkpoint=by_length)

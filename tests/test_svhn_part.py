@@ -22,7 +22,7 @@ def test_the_three_commands_on_real_svhn(
     """Real digits teach the fixed classifier something in 60 steps, and hardly trained fakes
     teach it next to nothing: had the real images leaked into the set, this would show."""
     short = Protocol("short-v1", "disk", steps=60, batch=128, seeds=1)
-    monkeypatch.setitem(PROTOCOLS, short.name, short)
+    monkeypatch.setitem(PROTOCOLS.entries, short.name, short)
     monkeypatch.setenv("SYNTH_DATA", str(svhn_part))
     assert synth("train", "--conditional", "--images", "2k", "--precision", "bf16").code == 0
     assert synth("generate", "--per-class", "100").code == 0

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from synth.ops import tiles
+from synth.ops import dispatch, tiles
 from tests.test_kernels import ROUNDING, close, random_map
 
 SHAPES = st.sampled_from([(4, 2, 1), (3, 1, 1), (5, 2, 2), (4, 1, 0), (2, 3, 0)])
@@ -17,7 +17,7 @@ SHAPES = st.sampled_from([(4, 2, 1), (3, 1, 1), (5, 2, 2), (4, 1, 0), (2, 3, 0)]
 
 @pytest.fixture(autouse=True)
 def units() -> None:
-    if not tiles.fit(torch.empty(32, 32, 1, 1, dtype=torch.bfloat16)):
+    if not dispatch.supports_tiles(torch.empty(32, 32, 1, 1, dtype=torch.bfloat16)):
         pytest.skip("no matrix units here")
 
 
@@ -55,20 +55,20 @@ def test_convolution_transposed_and_weight_gradient(
 
     y = random_map(*exact.shape, seed=seed + 2)
     exact = F.conv_transpose2d(y.double(), kernel.double(), _double(at_channels), stride, padding)
-    ours = tiles.convolve_transposed(y, kernel, at_channels, stride, padding)
+    ours = tiles.convolve(y, kernel, at_channels, stride, padding, 0)
     close(ours, exact, ROUNDING)
 
     at_kernel = torch.nn.grad.conv2d_weight(
         x.double(), kernel.shape, y.double(), stride=stride, padding=padding
     )
-    close(tiles.weight_gradient(x, y, side, stride, padding), at_kernel, 1e-5)
+    close(tiles.weight_gradient(x, y, kernel, stride, padding), at_kernel, 1e-5)
 
 
 def test_a_transposed_convolution_can_reach_one_line_further() -> None:
     y, kernel = random_map(3, 64, 4, 4), random_kernel(64, 32, 5, 0)
     exact = F.conv_transpose2d(y.double(), kernel.double(), None, 2, 2, 1)
     assert exact.shape[2:] == (8, 8)
-    close(tiles.convolve_transposed(y, kernel, None, 2, 2, 1), exact, ROUNDING)
+    close(tiles.convolve(y, kernel, None, 2, 2, 1), exact, ROUNDING)
 
 
 def test_results_do_not_depend_on_the_number_of_threads() -> None:
@@ -78,8 +78,8 @@ def test_results_do_not_depend_on_the_number_of_threads() -> None:
         for count in (1, 2, 3):
             torch.set_num_threads(count)
             y = tiles.convolve(x, kernel, None, 2, 1)
-            back = tiles.convolve_transposed(y, kernel, None, 2, 1)
-            outcomes.append([y, back, tiles.weight_gradient(x, y, 4, 2, 1)])
+            back = tiles.convolve(y, kernel, None, 2, 1, 0)
+            outcomes.append([y, back, tiles.weight_gradient(x, y, kernel, 2, 1)])
     finally:
         torch.set_num_threads(threads)
     for other in outcomes[1:]:

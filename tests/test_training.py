@@ -21,15 +21,13 @@ from torch.nn.functional import binary_cross_entropy_with_logits as bce
 
 from synth import training
 from synth.base.errors import SynthError
-from synth.batches import draw_batches, draw_latents, example_batch, torch_random
+from synth.batches import draw_batches, draw_latents, torch_random
 from synth.checkpoints import load_tensors
 from synth.data import ImageSet
-from synth.dials import set_dial
-from synth.gan import Adversaries, average_decay, sampling_generator
-from synth.generation import _latents
+from synth.gan import GANSampler, GANTrainer, ema_decay, sampling_generator
 from synth.networks import build
 from synth.published import RECIPES
-from synth.recipes import Recipe
+from synth.recipes import Recipe, override
 from synth.runs import Run, RunConfig, load_generator, open_run
 from synth.training import Interrupted, train
 from tests.conftest import tiny
@@ -41,12 +39,12 @@ def make_run(root: Path, images: ImageSet, recipe: Recipe, length: int, **change
     config = RunConfig(
         recipe=recipe,
         dataset=images.name,
-        source="svhn",
+        dataset_key="svhn",
         fingerprint=images.fingerprint,
         training_size=len(images),
         classes=images.classes,
-        images=length,
-        tick=160,
+        total_images=length,
+        images_per_tick=160,
         seed=0,
         precision="fp32",
     )
@@ -76,8 +74,8 @@ def test_step_equals_a_plain_loop(
         ema_half_life=half_life,
     )
     recipe = replace(RECIPES["cdcgan"], training=changed)
-    fast = Adversaries(recipe, 10, 3, CPU)
-    for network in (fast.generator, fast.discriminator, fast.average):
+    fast = GANTrainer(recipe, 10, 3, CPU)
+    for network in (fast.generator, fast.discriminator, fast.generator_ema):
         network.double()
     generator, discriminator = (network.double() for network in build(recipe, 10, 3))
     g_adam = torch.optim.Adam(generator.parameters(), 2e-4, betas=(0.5, 0.999))
@@ -88,7 +86,7 @@ def test_step_equals_a_plain_loop(
         batch = batch._replace(
             latent=batch.latent.double(), second_latent=batch.second_latent.double()
         )
-        fast.step(batch, "fp32")
+        fast.update(batch)
 
         real = (batch.images / 127.5 - 1).double()
         fake = generator(batch.latent, batch.labels)
@@ -118,7 +116,7 @@ def test_step_equals_a_plain_loop(
         plain += [d_loss**2, g_loss**2]
         expected = torch.stack(plain).detach().float()
         torch.testing.assert_close(fast.sums, expected, rtol=1e-3, atol=1e-4)
-    for ours, theirs in zip(fast.average.parameters(), average, strict=True):
+    for ours, theirs in zip(fast.generator_ema.parameters(), average, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
 
 
@@ -129,7 +127,7 @@ def test_heldout_loss_is_that_of_both_networks_in_evaluation(
     """Of images that are all alike no draw matters; written with torch's own cross-entropy."""
     recipe = tiny("tiny", True)
     training = replace(recipe.training, discriminator_loss=reduction)  # type: ignore[arg-type]
-    both = Adversaries(replace(recipe, training=training), 10, 0, CPU)
+    both = GANTrainer(replace(recipe, training=training), 10, 0, CPU)
     labels = torch.full((9,), 3)
     alike = replace(drawn, images=drawn.images[:1].repeat(9, 1, 1, 1), labels=labels)
     seen: list[tuple[bool, torch.Tensor]] = []
@@ -158,7 +156,7 @@ def test_latents_have_their_distribution_in_training_and_in_sampling(
     recipe = replace(RECIPES["cdcgan"].generator, latent_distribution=kind)  # type: ignore[arg-type]
     generator, _ = build(replace(RECIPES["cdcgan"], generator=recipe), 10, 0)
     drawn = draw_latents(recipe, (2, 500), torch_random(0, "test", 0)).numpy()
-    for latents in (drawn, _latents(np.random.default_rng(0), generator, 1000)):
+    for latents in (drawn, GANSampler(generator).latents(1000, np.random.default_rng(0))):
         assert latents.mean() == pytest.approx(0, abs=0.01)
         assert latents.std() == pytest.approx(spread, rel=0.01)
         assert (np.abs(latents).max() < 1) == (kind == "uniform")
@@ -166,9 +164,9 @@ def test_latents_have_their_distribution_in_training_and_in_sampling(
 
 @given(st.integers(1, 500_000), st.integers(1, 1024))
 def test_average_keeps_a_half_after_its_half_life(half_life: int, batch: int) -> None:
-    keep = average_decay(half_life, batch)
+    keep = ema_decay(half_life, batch)
     assert keep ** (half_life / batch) == pytest.approx(0.5)
-    assert average_decay(0, batch) == 0
+    assert ema_decay(0, batch) == 0
 
 
 def test_norm_statistics_of_the_averaged_generator_are_its_own(drawn: ImageSet) -> None:
@@ -176,11 +174,11 @@ def test_norm_statistics_of_the_averaged_generator_are_its_own(drawn: ImageSet) 
     here on fresh latents, and the trained generator's own do not fit."""
     recipe = tiny("tiny", True)
     recipe = replace(recipe, training=replace(recipe.training, ema_half_life=2_000, batch=64))
-    both = Adversaries(recipe, 10, 0, CPU)
+    both = GANTrainer(recipe, 10, 0, CPU)
     for batch in itertools.islice(draw_batches(recipe, drawn, 0, CPU), 60):
-        both.step(batch, "fp32")
-    sampler = sampling_generator(both, drawn, recipe)
-    naive = deepcopy(both.average)
+        both.update(batch)
+    sampler = sampling_generator(both, drawn)
+    naive = deepcopy(both.generator_ema)
     for copied, trained in zip(naive.buffers(), both.generator.buffers(), strict=True):
         copied.copy_(trained)
 
@@ -232,7 +230,7 @@ def test_each_pass_shows_each_image_once_from_any_step(count: int, first: int) -
 
 
 def test_run_folder_holds_what_the_design_says(tmp_path: Path, drawn: ImageSet) -> None:
-    run = make_run(tmp_path, drawn, tiny("tiny", True), 2016, tick=1008)
+    run = make_run(tmp_path, drawn, tiny("tiny", True), 2016, images_per_tick=1008)
     train(run, drawn, CPU)
     assert run.folder.name == "00000-drawn-tiny-cond-seed0"
     assert run.finished()
@@ -251,7 +249,7 @@ def test_every_tick_samples_the_same_latents(tmp_path: Path, drawn: ImageSet) ->
     """A generator that learns nothing makes the same grid again."""
     recipe = tiny("tiny", True)
     still = replace(recipe, training=replace(recipe.training, learning_rate_g=0.0))
-    run = make_run(tmp_path, drawn, still, 2016, tick=1008)
+    run = make_run(tmp_path, drawn, still, 2016, images_per_tick=1008)
     train(run, drawn, CPU)
     first, second = (path.read_bytes() for path in (run.folder / "samples").iterdir())
     assert first == second
@@ -264,19 +262,19 @@ def test_killed_and_resumed_equals_uninterrupted(
     whole = make_run(tmp_path, drawn, tiny("tiny", True), 480)
     train(whole, drawn, CPU)
     killed = make_run(tmp_path, drawn, tiny("tiny", True), 480)
-    step, calls = Adversaries.step, itertools.count()
+    step, calls = GANTrainer.step, itertools.count()
 
-    def dying(self: Adversaries, *arguments: object) -> None:
+    def dying(self: GANTrainer, *arguments: object) -> None:
         if next(calls) == kill_at:
             raise RuntimeError("killed")
         step(self, *arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(Adversaries, "step", dying)
+    monkeypatch.setattr(GANTrainer, "step", dying)
     with pytest.raises(RuntimeError, match="killed"):
         train(killed, drawn, CPU)
     with killed.log.open("a") as log:
         log.write('{"images": 9')  # a line cut off by the kill
-    monkeypatch.setattr(Adversaries, "step", step)
+    monkeypatch.setattr(GANTrainer, "step", step)
     assert not killed.finished()
     train(open_run(killed.folder), drawn, CPU)
     for name in ("state/latest.safetensors", "generator.safetensors"):
@@ -335,15 +333,15 @@ def test_two_processes_do_not_train_one_run(tmp_path: Path, drawn: ImageSet) -> 
 def test_ctrl_c_saves_and_says_how_to_go_on(
     tmp_path: Path, drawn: ImageSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = make_run(tmp_path, drawn, tiny("tiny", True), 16_000, tick=8_000)
-    step, calls = Adversaries.step, itertools.count(1)
+    run = make_run(tmp_path, drawn, tiny("tiny", True), 16_000, images_per_tick=8_000)
+    step, calls = GANTrainer.step, itertools.count(1)
 
-    def interrupting(self: Adversaries, *arguments: object) -> None:
+    def interrupting(self: GANTrainer, *arguments: object) -> None:
         step(self, *arguments)  # type: ignore[arg-type]
         if next(calls) == 7:
             os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(Adversaries, "step", interrupting)
+    monkeypatch.setattr(GANTrainer, "step", interrupting)
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(Interrupted, match="synth train --resume --run") as caught:
         train(run, drawn, CPU)
@@ -359,9 +357,9 @@ def test_numbers_that_blow_up_stop_the_run_and_keep_the_last_checkpoint(
 ) -> None:
     """Also when the very last step of a tick spoils the weights, which no loss has seen yet."""
     run = make_run(tmp_path, drawn, tiny("tiny", True), 480)
-    step, calls = Adversaries.step, itertools.count()
+    step, calls = GANTrainer.step, itertools.count()
 
-    def poisoned(self: Adversaries, *arguments: object) -> None:
+    def poisoned(self: GANTrainer, *arguments: object) -> None:
         poison = next(calls) == (14 if when == "before" else 19)
         if poison and when == "before":
             getattr(self, network)[0].data.fill_(float("nan"))
@@ -369,7 +367,7 @@ def test_numbers_that_blow_up_stop_the_run_and_keep_the_last_checkpoint(
         if poison and when == "after":
             getattr(self, network)[0].data.fill_(float("nan"))
 
-    monkeypatch.setattr(Adversaries, "step", poisoned)
+    monkeypatch.setattr(GANTrainer, "step", poisoned)
     with pytest.raises(SynthError, match="no longer finite in the tick that ends at 320 images"):
         train(run, drawn, CPU)
     assert run.images_shown() == 160
@@ -380,10 +378,15 @@ def test_numbers_that_blow_up_stop_the_run_and_keep_the_last_checkpoint(
 def test_saved_generator_samples_what_was_trained(tmp_path: Path, drawn: ImageSet) -> None:
     run = make_run(tmp_path, drawn, tiny("tiny", True), 160)
     train(run, drawn, CPU)
-    generator = load_generator(run.folder)
-    assert not generator.training
-    latent, labels = torch.randn(5, 8), torch.arange(5)
-    assert torch.equal(generator(latent, labels), load_generator(run.weights)(latent, labels))
+    labels = torch.arange(5)
+    images = [
+        load_generator(p)(labels, np.random.default_rng(0)) for p in (run.folder, run.weights)
+    ]
+    assert images[0].dtype == torch.uint8
+    assert images[0].shape == (5, 3, 32, 32)
+    assert torch.equal(images[0], images[1])
+    other = load_generator(run.folder)(labels, np.random.default_rng(1))
+    assert not torch.equal(images[0], other)
 
 
 @pytest.mark.parametrize(("conditional", "rows"), [(True, 25), (False, 10)])
@@ -403,7 +406,7 @@ def test_too_few_images_and_missing_classes_are_refused(tmp_path: Path, drawn: I
     few = ImageSet(drawn.images[:10], None, drawn.classes, "few", "train")
     with pytest.raises(SynthError, match="fewer than the batch"):
         training.check_trainable(tiny("tiny", False), few)
-    measuring = set_dial(tiny("tiny", False), "training.heldout_every=1")
+    measuring = override(tiny("tiny", False), "training.heldout_every=1")
     with pytest.raises(SynthError, match=r"few: too few images .* training\.heldout_every=0"):
         training.check_trainable(measuring, replace(few, images=few.images[:5]))
     assert drawn.labels is not None
@@ -418,10 +421,9 @@ def test_too_few_images_and_missing_classes_are_refused(tmp_path: Path, drawn: I
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_recorded_steps_equal_plain_ones_on_a_gpu(drawn: ImageSet) -> None:
     recipe, device = tiny("tiny", True), torch.device("cuda")
-    plain, recorded = (Adversaries(recipe, 10, 0, device) for _ in range(2))
-    example = example_batch(recipe, 10, device)
-    take_step = training._fastest_step(recorded, example, "fp32")
+    plain = GANTrainer(recipe, 10, 0, device)
+    recorded = GANTrainer(recipe, 10, 0, device, images=drawn)
     for batch in itertools.islice(draw_batches(recipe, drawn, 0, device), 20):
-        plain.step(batch, "fp32")
-        take_step(*batch)
+        plain.update(batch)
+        recorded.step()
     torch.testing.assert_close(plain.sums, recorded.sums, rtol=1e-3, atol=1e-3)

@@ -82,8 +82,8 @@ def test_a_synthetic_record_holds_bit_for_bit(synth: Synth, evaluated: Path, sta
     expected = {
         "record agrees with its own predictions",
         "same predictions",
-        "same figures",
-        "same other figures",
+        "same scores",
+        "same metrics",
         "same data set",
         *({"generate": ["same checkpoint"], "train": ["same checkpoint"]}.get(stage, [])),
     }
@@ -158,13 +158,13 @@ def test_tampered_images_do_not_pass(synth: Synth, evaluated: Path) -> None:
 def test_a_tampered_accuracy_does_not_pass(synth: Synth, evaluated: Path) -> None:
     path = record_of(evaluated)
     tamper(path, lambda value: value["scores"][0].update(accuracy=0.9))
-    one_line(synth("verify", path), 1, "does not hold", "its own predictions", "same figures")
+    one_line(synth("verify", path), 1, "does not hold", "its own predictions", "same scores")
 
 
 def test_a_tampered_recall_does_not_pass(synth: Synth, evaluated: Path) -> None:
     path = record_of(evaluated)
     tamper(path, lambda value: value["scores"][1]["recalls"].__setitem__(3, 0.123))
-    one_line(synth("verify", path), 1, "does not hold: same figures")
+    one_line(synth("verify", path), 1, "does not hold: same scores")
 
 
 @pytest.mark.parametrize(
@@ -181,7 +181,7 @@ def test_another_tampered_figure_does_not_pass(
 ) -> None:
     path = record_of(evaluated)
     tamper(path, lambda value: change(value["metrics"]))
-    one_line(synth("verify", path), 1, "does not hold: same other figures")
+    one_line(synth("verify", path), 1, "does not hold: same metrics")
 
 
 def test_tampered_predictions_do_not_pass(synth: Synth, evaluated: Path) -> None:
@@ -313,13 +313,13 @@ def test_the_number_of_threads_is_the_records(
     synth: Synth, evaluated: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     used: list[tuple[int, int | None]] = []
-    evaluate = verification.Judge.evaluate
+    evaluate = verification.Evaluator.evaluate
 
     def look(*arguments: Any) -> Any:
         used.append((torch.get_num_threads(), blas_threads()))
         return evaluate(*arguments)
 
-    monkeypatch.setattr(verification.Judge, "evaluate", look)
+    monkeypatch.setattr(verification.Evaluator, "evaluate", look)
     path, before = record_of(evaluated), (torch.get_num_threads(), blas_threads())
     other = 2 if before[1] == 1 else 1
     tamper(path, lambda value: value["environment"].update(threads=before[0] + 1))

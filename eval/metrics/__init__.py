@@ -1,337 +1,278 @@
-"""More than one number: the figures of a labelled set besides its accuracy, by named groups.
+"""Metrics: numbers about a labelled set besides its score.
 
-`Metrics` is the schema, and its comments the definitions; a record carries one. A group that was
-not asked for, or that means nothing for an entry, is None.
+A metric is one public module in this package that holds `METRIC`, or a plug-in's entry point in the
+group `eval.metrics`. Its names in `--metrics`, its columns in the leaderboard and its paragraph in
+METHOD.md follow from this declaration.
 """
 
 from __future__ import annotations
 
+import re
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from difflib import get_close_matches
-from functools import cached_property
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from itertools import groupby
+from textwrap import fill
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-
-from eval.baselines import first_of_each_class, halves
-from eval.classifiers import FixedClassifier
-from eval.metrics.distances import features, fid, kid, manifolds, statistics
-from eval.metrics.neighbours import (
-    Memorisation,
-    memorisation,
-    within_class_bandwidths,
-    within_class_diversity,
-)
-from synth.base.errors import UsageError
+from synth.base.errors import SynthError, UsageError
 from synth.base.progress import say
-from synth.data import ImageSet
+from synth.base.registry import Registry
 
-GROUPS = ("cas", "gan-test", "augmentation", "fidelity", "memorisation", "diversity")
-DEFAULT = tuple(name for name in GROUPS if name != "augmentation")  # that trains twice as much
-INCEPTION = "inception"  # a group of its own, for a feature space that costs more
-TENTH = 0.1
-KID_SUBSET = 1000  # of the smaller set, where that has fewer
+if TYPE_CHECKING:
+    from torch import Tensor
 
-Extractor = Callable[[Tensor], Tensor]  # uint8 (N, 3, 32, 32) → float (N, D)
-Accuracies = Callable[[ImageSet], list[float]]  # of the protocol's seeds, trained on this set
+    from synth.data import ImageSet
+
+SCORE = "cas"  # the accuracy: it is always measured, and it is a valid word in --metrics
+CLASSIFIER = "classifier"  # the feature space that is always there
+NOTHING = "–"  # stands in tables where there is no value
+
+Extractor = Callable[["Tensor"], "Tensor"]  # uint8 (N, 3, 32, 32) → float (N, D)
 
 
 @dataclass(frozen=True)
-class Augmentation:
-    """Accuracies by classifier seed, trained on real and synthetic images together.
+class Column:
+    """One column of the leaderboard.
 
-    The naive augmentation score of Ravuri & Vinyals 2019 (arXiv:1905.10887): the plain union of
-    both sets, shuffled as the protocol does, its own number of steps; no share is set aside for
-    the real images. To be read against *real* (all) and *real, a tenth* (tenth).
+    value: where it is found in what a record holds of the metric, e.g. "pixels.share", or a
+    function of that and of the baselines' accuracies by kind, e.g. "real". "" is all of it.
     """
 
-    all: list[float]  # with the whole real training split
-    tenth: list[float]  # with the first tenth of each of its classes
+    key: str  # in leaderboard.csv; "" for a column that only people see
+    title: str  # in tables for people; "" for a column that stands in the csv alone
+    format: str = "{}"  # "%": a share in percent; "points": a difference of shares in points
+    doc: str = ""  # for the legend; neighbours with the same doc share one sentence
+    value: str | Callable[[Any, Mapping[str, float]], Any] = ""
+
+    def read(self, found: Any, baselines: Mapping[str, float]) -> float | None:
+        """The number in this column, if there is one. Raises TypeError for anything else."""
+        if callable(self.value):
+            found = self.value(found, baselines)
+        else:
+            for key in self.value.split(".") if self.value else ():
+                found = {**found}.get(key) if found is not None else None
+        if found is not None and (isinstance(found, bool) or not isinstance(found, int | float)):
+            raise TypeError(f"{self.key} is {found!r}, which is no number")
+        return found
+
+    def show(self, value: Any) -> str:
+        """The value as text for people."""
+        if value is None or value != value:
+            return NOTHING
+        if self.format in ("%", "points"):
+            return f"{100 * value:{'+' if self.format == 'points' else ''}.2f}"
+        return self.format.format(value)
 
 
 @dataclass(frozen=True)
-class Fidelity:
-    """The set against the real training split, in one feature space."""
-
-    fid: float | None = None  # Heusel et al. 2017, arXiv:1706.08500
-    kid: float | None = None  # Bińkowski et al. 2018, arXiv:1801.01401
-    kid_std: float | None = None  # over its subsets
-    precision: float | None = None  # Kynkäänniemi et al. 2019, arXiv:1904.06991
-    recall: float | None = None
-    density: float | None = None  # Naeem et al. 2020, arXiv:2002.09797
-    coverage: float | None = None
-
-
-@dataclass(frozen=True)
-class NearCopies:
-    """Nearness to training images, in pixels or features; see `memorisation`."""
-
-    share: float  # of near copies in the set
-    expected_share: float  # of near copies among real images that were not trained on
-    p_value: float  # of so large a share, were the set like those
-    closer: float  # chance to lie nearer to training images than those do
-    flagged: bool
-
-
-@dataclass(frozen=True)
-class Diversity:
-    """Modes within a class, in the classifier's features; see `within_class_diversity`."""
-
-    mean: float  # over the classes
-    real: float  # the real training split's, at the same bandwidths
-    per_class: list[float]
-    real_per_class: list[float]
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """Distances between real images, to read FID and KID by; `halves` says how they are cut.
-
-    The classifier's feature space knows the training split, both halves alike, and not the test
-    split.
-    """
-
-    fid_halves: float
-    kid_halves: float
-    kid_halves_std: float
-    fid_test: float  # training split against test split
-    kid_test: float
-    kid_test_std: float
-
-
-@dataclass(frozen=True)
-class Metrics:
-    """The figures of one set. Feature space: the fixed classifier's (64 units before its last
-    layer, trained on the real training split with seed 0), under "classifier"; torch-fidelity's
-    Inception (2,048), under "inception"."""
-
-    seconds: dict[str, float]  # by group that was measured
-    gan_test: float | None = None  # accuracy on the set of the classifier trained on real images:
-    # Shmelkov et al. 2018, arXiv:1807.09499; are the labels right?
-    augmentation: Augmentation | None = None
-    fidelity: dict[str, Fidelity] | None = None  # by feature space
-    memorisation: dict[str, NearCopies] | None = None  # "pixels", "features"; test split held out
-    diversity: Diversity | None = None
-    calibration: dict[str, Calibration] | None = None  # of the reference *real* alone
-
-    @property
-    def groups(self) -> list[str]:
-        """Those that were measured."""
-        return [name for name in (*GROUPS, INCEPTION) if name in self.seconds]
-
-    @property
-    def flags(self) -> list[str]:
-        """The spaces in which the set holds more near copies than chance and mismatch give."""
-        found = self.memorisation or {}
-        return [space for space, copies in found.items() if copies.flagged]
-
-    @staticmethod
-    def from_json(value: dict[str, Any] | None) -> Metrics | None:
-        """The inverse of `dataclasses.asdict`. Raises TypeError for an unknown field."""
-        if value is None:
-            return None
-
-        def by_space(kind: Any, key: str) -> Any:
-            spaces = value.get(key)
-            return spaces and {space: kind(**figures) for space, figures in spaces.items()}
-
-        augmentation, diversity = value.get("augmentation"), value.get("diversity")
-        return Metrics(
-            **{
-                **value,
-                "augmentation": augmentation and Augmentation(**augmentation),
-                "fidelity": by_space(Fidelity, "fidelity"),
-                "memorisation": by_space(NearCopies, "memorisation"),
-                "diversity": diversity and Diversity(**diversity),
-                "calibration": by_space(Calibration, "calibration"),
-            }
-        )
-
-    def updated(self, newer: Metrics | None) -> Metrics:
-        """These figures, with those of `newer` in place of them where it has some."""
-        if newer is None:
-            return self
-        changes: dict[str, Any] = {}
-        for name, value in vars(newer).items():
-            known = getattr(self, name)
-            if isinstance(value, dict):
-                changes[name] = {**(known or {}), **value}
-            elif value is not None:
-                changes[name] = value
-        return replace(self, **changes)
-
-
-def parse_groups(text: str, feature_space: str = "classifier") -> tuple[str, ...]:
-    """`all`, or names from `GROUPS` with commas between them; the accuracy is always there.
-
-    feature_space: `inception` adds fidelity in that space, as a group of that name.
-    """
-    names = GROUPS if text.strip() == "all" else [name.strip() for name in text.split(",")]
-    for name in names:
-        if name not in GROUPS:
-            near = get_close_matches(name, GROUPS) or GROUPS
-            raise UsageError(f"--metrics {name}: unknown; did you mean {' or '.join(near)}?")
-    if feature_space not in ("classifier", INCEPTION):
-        raise UsageError(f"--feature-space {feature_space}: choose classifier or {INCEPTION}")
-    if feature_space == INCEPTION and "fidelity" not in names:
-        raise UsageError(f"--feature-space {INCEPTION}: goes with --metrics fidelity")
-    chosen = tuple(group for group in GROUPS if group == "cas" or group in names)
-    return (*chosen, INCEPTION) if feature_space == INCEPTION else chosen
-
-
-class _Space(NamedTuple):
-    """The real images in one feature space."""
-
-    extract: Extractor
-    train: Tensor
-    test: Tensor
-
-
-@dataclass(frozen=True)
-class RealSide:
-    """What sets are measured against: the real splits, and what is seen of them only once."""
+class RealReference:
+    """What sets are measured against: both real splits, and what networks see in them."""
 
     train: ImageSet
     test: ImageSet  # held out; what is measured against it chooses nothing
-    classifier: FixedClassifier  # trained on `train`
-    inception: Extractor | None = None  # a second feature space
+    extractors: Mapping[str, Extractor]  # by feature space
+    label: Callable[[Tensor], Tensor]  # features of `CLASSIFIER` → its classes, int64 (N,)
+    _known: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict, init=False, repr=False)
 
-    @cached_property
-    def own(self) -> _Space:
-        return self._space(lambda images: features(self.classifier, images))
-
-    @cached_property
-    def others(self) -> dict[str, _Space]:
-        """Inception's space, where there is one."""
-        return {} if self.inception is None else {INCEPTION: self._space(self.inception)}
-
-    def _space(self, extract: Extractor) -> _Space:
-        return _Space(extract, extract(self.train.images), extract(self.test.images))
+    def features(self, space: str = CLASSIFIER) -> tuple[Tensor, Tensor]:
+        """Of the training and the test split, computed once for each space."""
+        if space not in self._known:
+            extract = self.extractors[space]
+            self._known[space] = extract(self.train.images), extract(self.test.images)
+        return self._known[space]
 
 
-def measure(
-    images: ImageSet,
-    real: RealSide,
-    groups: Sequence[str],
-    accuracies: Accuracies,
-    show: Callable[[Memorisation], None] = lambda found: None,
-) -> Metrics:
-    """The figures of `groups` (without `cas`) of a labelled set.
+@dataclass(frozen=True)
+class Subject:
+    """The labelled set under measurement, and what metrics need to measure it."""
 
-    `accuracies` trains and scores the protocol's classifiers on a set; `show` is told of the near
-    copies in pixels. A set too small for a figure goes without it.
+    images: ImageSet
+    real: RealReference
+    score: Callable[[ImageSet], list[float]]  # accuracies, by seed, of training on another set
+    _known: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
+
+    def features(self, space: str = CLASSIFIER) -> Tensor:
+        """Float (N, D), computed once for each space, after those of the real images."""
+        if space not in self._known:
+            self.real.features(space)
+            self._known[space] = self.real.extractors[space](self.images.images)
+        return self._known[space]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One metric: what it is called, what it computes, and how that is shown.
+
+    compute: subject → what a record holds: a JSON value. Raises ValueError where the set has too
+    few images; the set then goes without the metric.
+    calibrate: the same measure between parts of the real data, for the record of *real*:
+    `{feature space: {name: number}}`.
+    flag: what the records of one row hold → why this entry is not what it seems, or None.
     """
-    labels = images.require_labels()
+
+    name: str  # in --metrics
+    key: str  # in a record; metrics that share one give dicts, which are joined
+    doc: str  # for METHOD.md: how it is computed, and where it comes from
+    columns: tuple[Column, ...]
+    compute: Callable[[Subject], Any]
+    position: int = 1000  # metrics are computed and shown in this order
+    default: bool = True  # measured when --metrics is not given
+    feature_space: str | None = CLASSIFIER  # the features that it needs
+    applies_to: Callable[[Any], bool] = lambda entry: True  # by `entry.kind` and `entry.labels`
+    calibrate: Callable[[RealReference], dict[str, Any]] | None = None
+    flag: Callable[[list[Any]], str | None] | None = None
+
+
+METRICS: Registry[Metric] = Registry(
+    "--metrics", "eval.metrics", modules="eval.metrics", attribute="METRIC"
+)
+
+
+@cache
+def in_order() -> tuple[Metric, ...]:
+    """All metrics by position. Raises `SynthError` for a plug-in that declares another name."""
+    for name, metric in METRICS.items():
+        if getattr(metric, "name", None) != name:
+            raise SynthError(f"--metrics {name}: its plug-in holds no metric of this name")
+    return tuple(sorted(METRICS.values(), key=lambda metric: (metric.position, metric.name)))
+
+
+def all_columns() -> list[Column]:
+    """The columns of all metrics, in the order of the leaderboard."""
+    return [column for metric in in_order() for column in metric.columns]
+
+
+def parse_metrics(text: str = "default", feature_space: str = CLASSIFIER) -> tuple[str, ...]:
+    """`all`, `default`, or names with commas between them → names; the score is always there.
+
+    `all` leaves out metrics in other feature spaces than the classifier's. `feature_space` adds
+    those of that space to their counterparts. Raises `UsageError` for an unknown name.
+    """
+    own = [m for m in in_order() if m.feature_space in (None, CLASSIFIER)]
+    words = {"all": own, "default": [metric for metric in own if metric.default]}
+    names = [name.strip() for name in text.split(",")]
+    chosen = words.get(text.strip()) or [METRICS.find(name) for name in names if name != SCORE]
+    spaces = dict.fromkeys([CLASSIFIER, *(m.feature_space for m in in_order() if m.feature_space)])
+    if feature_space not in spaces:
+        raise UsageError(f"--feature-space {feature_space}: choose {' or '.join(spaces)}")
+    if feature_space != CLASSIFIER:
+        there = {m.key: m for m in in_order() if m.feature_space == feature_space}
+        added = [there[metric.key] for metric in chosen if metric.key in there]
+        if not added:
+            partners = " or ".join(metric.name for metric in own if metric.key in there)
+            raise UsageError(f"--feature-space {feature_space}: goes with --metrics {partners}")
+        chosen = [*chosen, *added]
+    return (SCORE, *(metric.name for metric in in_order() if metric in chosen))
+
+
+def measure(subject: Subject, names: Iterable[str]) -> dict[str, Any]:
+    """What a record holds of these metrics of a labelled set, and the seconds that each took."""
+    chosen = [metric for metric in in_order() if metric.name in set(names)]
     start = time.perf_counter()
-    needed = {"gan-test", "fidelity", "memorisation", "diversity"} & set(groups)
-    seen = real.own.extract(images.images) if needed else torch.empty(0)
-    work: dict[str, tuple[str, Callable[[], Any]]] = {
-        "gan-test": ("gan_test", lambda: gan_test(real.classifier, seen, labels)),
-        "augmentation": ("augmentation", lambda: _augmentation(images, real.train, accuracies)),
-        "fidelity": ("fidelity", lambda: {"classifier": fidelity(real.own.train, seen)}),
-        INCEPTION: ("fidelity", lambda: {INCEPTION: _inception_fidelity(images, real)}),
-        "memorisation": ("memorisation", lambda: _memorisation(images, seen, real, show)),
-        "diversity": ("diversity", lambda: _diversity(seen, labels, real)),
-    }
+    for space in dict.fromkeys(m.feature_space for m in chosen if m.feature_space):
+        subject.features(space)
     seconds = {"features": time.perf_counter() - start}
-    figures: dict[str, Any] = {}
-    for group in groups:
-        if group in work:
-            start = time.perf_counter()
-            name, compute = work[group]
-            found = _unless_too_small(group, compute)
-            known = figures.get(name)  # fidelity, in the other space
-            figures[name] = {**known, **found} if known and found else found or known
-            seconds[group] = time.perf_counter() - start
-    return Metrics({name: round(value, 2) for name, value in seconds.items()}, **figures)
+    return _collect([(m.name, m.key, m.compute) for m in chosen], subject, seconds)
 
 
-def calibrate(real: RealSide) -> Metrics:
-    """What a record of the real training split carries: distances between real images."""
-    start = time.perf_counter()
-    first = halves(real.train)
-
-    def between(space: _Space) -> Calibration:
-        parts = (space.train[first], space.train[~first]), (space.train, space.test)
-        fids = [fid(statistics(a), statistics(b)) for a, b in parts]
-        kids = [kid(a, b, subset_size=_subset(a, b)) for a, b in parts]
-        return Calibration(fids[0], *kids[0], fids[1], *kids[1])
-
-    spaces = {"classifier": real.own, **real.others}
-    found = _unless_too_small(
-        "calibration", lambda: {name: between(space) for name, space in spaces.items()}
-    )
-    seconds = round(time.perf_counter() - start, 2)  # of all spaces together
-    groups = ("fidelity", *real.others)
-    return Metrics(dict.fromkeys(groups, seconds), calibration=found)
+def calibrate(real: RealReference, names: Iterable[str]) -> dict[str, Any]:
+    """What the record of the real training split holds: distances between real images."""
+    chosen = [metric for metric in in_order() if metric.name in set(names) and metric.calibrate]
+    return _collect([(m.name, "calibration", m.calibrate) for m in chosen], real, {})
 
 
-def gan_test(classifier: FixedClassifier, seen: Tensor, labels: Tensor) -> float:
-    """Share of labels that the classifier gives too; `seen`: (N, 64), from `features`."""
-    last = classifier.head[-1]
-    with torch.inference_mode():
-        guesses = last(seen.to(next(last.parameters()).device)).argmax(1).cpu()
-    return float((guesses == labels).double().mean())
+def _collect(work: Iterable[Any], of: Any, seconds: dict[str, float]) -> dict[str, Any]:
+    """A record's metrics; work: (name, key, compute). What raises ValueError is left out."""
+    found: dict[str, Any] = dict.fromkeys([*(m.key for m in in_order()), "calibration"])
+    for name, key, compute in work:
+        start = time.perf_counter()
+        try:
+            found = merge(found, {key: compute(of)})
+        except ValueError as error:
+            say(f"{name}: not measured: {error}")
+        seconds[name] = time.perf_counter() - start
+    return {"seconds": {name: round(value, 2) for name, value in seconds.items()}, **found}
 
 
-def fidelity(real: Tensor, synthetic: Tensor) -> Fidelity:
-    """All six figures, from features (N, D) and (M, D)."""
-    distance = fid(statistics(real), statistics(synthetic))
-    kernel = kid(real, synthetic, subset_size=_subset(real, synthetic))
-    return Fidelity(distance, *kernel, *manifolds(real, synthetic))
+def merge(old: dict[str, Any] | None, new: dict[str, Any] | None) -> dict[str, Any]:
+    """A record's metrics, with those of `new` in place of them where it has some."""
+    merged = dict(old or {})
+    for key, value in (new or {}).items():
+        if isinstance(value, dict):
+            merged[key] = {**(merged.get(key) or {}), **value}
+        elif value is not None or key not in merged:
+            merged[key] = value
+    return merged
 
 
-def _inception_fidelity(images: ImageSet, real: RealSide) -> Fidelity:
-    space = real.others[INCEPTION]
-    return fidelity(space.train, space.extract(images.images))
+def measured(metrics: dict[str, Any] | None) -> tuple[str, ...]:
+    """The names of the metrics that a record holds, without those that are not installed here."""
+    seconds = (metrics or {}).get("seconds", {})
+    return tuple(metric.name for metric in in_order() if metric.name in seconds)
 
 
-def _subset(real: Tensor, synthetic: Tensor) -> int:
-    return min(KID_SUBSET, len(real), len(synthetic))
-
-
-def _augmentation(images: ImageSet, real: ImageSet, accuracies: Accuracies) -> Augmentation:
-    tenth = first_of_each_class(real, TENTH)
-    return Augmentation(accuracies(_union(real, images)), accuracies(_union(tenth, images)))
-
-
-def _union(real: ImageSet, images: ImageSet) -> ImageSet:
-    return replace(
-        real,
-        images=torch.cat([real.images, images.images]),
-        labels=torch.cat([real.require_labels(), images.require_labels()]),
-    )
-
-
-def _memorisation(
-    images: ImageSet, seen: Tensor, real: RealSide, show: Callable[[Memorisation], None]
-) -> dict[str, NearCopies]:
-    pixels = memorisation(real.train.images, real.test.images, images.images)
-    show(pixels)
-    found = {"pixels": pixels, "features": memorisation(real.own.train, real.own.test, seen)}
-    return {
-        space: NearCopies(m.share, m.expected_share, m.p_value, m.closer, bool(m.flagged))
-        for space, m in found.items()
+def column_values(
+    metrics: dict[str, Any] | None, baselines: Mapping[str, float] | None = None
+) -> dict[str, float]:
+    """The values of a record's metrics by key of their column, without absent ones and without
+    metrics that are not installed here."""
+    values = {
+        column.key: column.read(found, baselines or {})
+        for metric in in_order()
+        for column in metric.columns
+        if (found := (metrics or {}).get(metric.key)) is not None
     }
+    return {key: value for key, value in values.items() if value is not None}
 
 
-def _diversity(seen: Tensor, labels: Tensor, real: RealSide) -> Diversity:
-    truth = real.train.require_labels()
-    bandwidths = within_class_bandwidths(real.own.train, truth)
-    found, own = (
-        within_class_diversity(rows, targets, bandwidths)
-        for rows, targets in ((seen, labels), (real.own.train, truth))
+def flags(rows: Iterable[dict[str, Any] | None]) -> list[str]:
+    """Why an entry is not what it seems, from the metrics of all records of its row."""
+    held = [metrics for metrics in rows if metrics]
+    found = (
+        metric.flag([metrics[metric.key] for metrics in held if metrics.get(metric.key)])
+        for metric in in_order()
+        if metric.flag is not None
     )
-    return Diversity(float(found.mean()), float(own.mean()), found.tolist(), own.tolist())
+    return [text for text in found if text]
 
 
-def _unless_too_small(group: str, compute: Callable[[], Any]) -> Any:
-    """What `compute` gives, or None: metrics raise ValueError where images are too few."""
+def check(metrics: Any) -> None:
+    """Raises ValueError where what a record holds of its metrics is damaged."""
     try:
-        return compute()
-    except ValueError as error:
-        say(f"no figures of {group}: {error}")
-        return None
+        if metrics is not None:
+            set(metrics["seconds"])
+            column_values(metrics)
+            flags([metrics])
+            for numbers in (metrics.get("calibration") or {}).values():
+                sum(numbers.values())
+    except (TypeError, AttributeError, LookupError, ArithmeticError, ValueError) as error:
+        raise ValueError(f"its metrics are damaged: {error!r}") from error
+
+
+def legend(columns: Iterable[Column]) -> str:
+    """What columns mean, in Markdown; neighbours with the same doc share a sentence."""
+    shown = [column for column in columns if column.title and column.doc]
+    sentences = []
+    for doc, alike in groupby(shown, key=lambda column: column.doc):
+        sentences.append(f"{', '.join(f'**{column.title}**' for column in alike)}: {doc}.")
+    return " ".join(sentences)
+
+
+def describe() -> str:
+    """All metrics for METHOD.md, in Markdown: a paragraph each, with columns and sources."""
+    return "\n".join(wrap(f"`{m.name}`. {legend(m.columns)} {m.doc}", "- ") for m in in_order())
+
+
+def wrap(text: str, bullet: str = "") -> str:
+    """Markdown text in lines of 100 characters."""
+    words = re.sub(r"\s+", " ", text).strip()
+    indent = " " * len(bullet)
+    return fill(
+        bullet + words,
+        100,
+        subsequent_indent=indent,
+        break_on_hyphens=False,
+        break_long_words=False,
+    )

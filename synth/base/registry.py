@@ -27,8 +27,10 @@ class Registry(Mapping[str, Entry], Generic[Entry]):
 
     option: how the command line names the choice, for errors, e.g. `--dataset`.
     group: of the plug-ins' entry points, e.g. `synth.datasets`.
-    entries: the built-in ones. Or `modules`, a package whose every public module holds one, as
-    `attribute`: a new entry is then a new module.
+    entries: the built-in ones.
+    later: built-in ones as `module:attribute`, which is imported when it is asked for.
+    modules: a package whose every public module holds one, as `attribute`. A new entry is then a
+    new module.
     """
 
     def __init__(
@@ -37,17 +39,20 @@ class Registry(Mapping[str, Entry], Generic[Entry]):
         group: str,
         entries: Mapping[str, Entry] | None = None,
         *,
+        later: Mapping[str, str] | None = None,
         modules: str = "",
         attribute: str = "",
     ) -> None:
         self.option, self.group = option, group
         self.entries = dict(entries or {})
+        self.later = dict(later or {})
         self.modules, self.attribute = modules, attribute
         self._loaded: dict[str, Entry] = {}  # from modules and plug-ins
 
     def names(self) -> list[str]:
         """All names: built-in ones first, then plug-ins'."""
-        return list(dict.fromkeys([*self.entries, *self._module_names(), *self._plugins()]))
+        listed = names_of(self.group, self.modules)
+        return list(dict.fromkeys([*self.entries, *self.later, *listed]))
 
     def find(self, name: str) -> Entry:
         """The entry of this name. Raises `UsageError` that names the nearest right ones."""
@@ -58,13 +63,16 @@ class Registry(Mapping[str, Entry], Generic[Entry]):
         return self._loaded[name]
 
     def _load(self, name: str) -> Any:
-        if name in self._module_names():
-            module = import_module(f"{self.modules}.{name.replace('-', '_')}")
-            return getattr(module, self.attribute)
-        plugin = self._plugins().get(name)
+        if name in self.later:
+            module, _, attribute = self.later[name].partition(":")
+            return getattr(import_module(module), attribute)
+        if name in _module_names(self.modules):
+            module = f"{self.modules}.{name.replace('-', '_')}"
+            return getattr(import_module(module), self.attribute)
+        plugin = _plugins(self.group).get(name)
         if plugin is None:
             names = self.names()
-            near = get_close_matches(name, names, 1)
+            near = get_close_matches(name.lower(), names, 1)
             hint = f"did you mean {near[0]}? " if near else ""
             raise UsageError(f"{self.option} {name}: unknown; {hint}choose {', '.join(names)}")
         try:
@@ -73,15 +81,6 @@ class Registry(Mapping[str, Entry], Generic[Entry]):
             raise SynthError(
                 f"{self.option} {name}: its plug-in {plugin.value} cannot be loaded ({error})"
             ) from error
-
-    def _module_names(self) -> list[str]:
-        spec = find_spec(self.modules) if self.modules else None
-        places = (spec and spec.submodule_search_locations) or []
-        found = sorted(module.name for module in iter_modules(places))
-        return [name.replace("_", "-") for name in found if not name.startswith("_")]
-
-    def _plugins(self) -> dict[str, metadata.EntryPoint]:
-        return {point.name: point for point in metadata.entry_points(group=self.group)}
 
     def __getitem__(self, name: str) -> Entry:
         try:
@@ -97,3 +96,19 @@ class Registry(Mapping[str, Entry], Generic[Entry]):
 
     def __len__(self) -> int:
         return len(self.names())
+
+
+def names_of(group: str, modules: str = "") -> list[str]:
+    """The names that a registry's package and plug-ins give, without importing either."""
+    return list(dict.fromkeys([*_module_names(modules), *_plugins(group)]))
+
+
+def _module_names(package: str) -> list[str]:
+    spec = find_spec(package) if package else None
+    places = (spec and spec.submodule_search_locations) or []
+    found = sorted(module.name for module in iter_modules(places))
+    return [name.replace("_", "-") for name in found if not name.startswith("_")]
+
+
+def _plugins(group: str) -> dict[str, metadata.EntryPoint]:
+    return {point.name: point for point in metadata.entry_points(group=group)}

@@ -1,1 +1,1 @@
-"""Layers and training steps that are fast on the machine at hand; results as torch's."""
+"""Fast layers and training steps. They compute what torch computes."""

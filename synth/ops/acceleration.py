@@ -1,30 +1,32 @@
-"""What makes a training step fast on the machine at hand, without changing what it computes.
-
-Knows nothing of generators or classifiers: both sides of synth use it.
-"""
+"""What makes a training step fast on this machine, for generators and classifiers alike."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import math
 import time
 from collections.abc import Callable, Sequence
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
 
 from synth.base.errors import UsageError
+from synth.ops.native import native
 
 Precision = Literal["fp32", "bf16"]
-MMAP_THRESHOLD, TRIM_THRESHOLD = -3, -1  # glibc's numbers for them, from malloc.h
+MMAP_THRESHOLD, TRIM_THRESHOLD = -3, -1  # numbers from glibc's malloc.h
 PROBE_STEPS = 4  # the first one warms up
+# A probe ends after a first step that took longer than both. The seconds leave time for warming up,
+# which costs oneDNN tenths of a second and says nothing of the steps that follow.
+PROBE_RATIO, PROBE_SECONDS = 4.0, 1.0
 Step = Callable[..., None]  # takes tensors, returns nothing
 
 
 def keep_freed_memory() -> None:
-    """Tells glibc to keep the memory that this process frees, rather than hand it back and fault
-    it in again at every step (mallopt(3)). The peak stays; other C libraries pass it over."""
+    """Tells glibc to keep the memory that this process frees, see mallopt(3). A step then doesn't
+    wait for the system to give the memory again. Does nothing with other C libraries."""
     with contextlib.suppress(AttributeError, OSError, TypeError):
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(MMAP_THRESHOLD, 1 << 30)
@@ -32,9 +34,9 @@ def keep_freed_memory() -> None:
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """bf16 where it is safe, with fp32 weights; does nothing for fp32.
+    """bf16 where torch holds it safe, with fp32 weights; does nothing for fp32.
 
-    Casts are not cached: weights change within one step, and a cached cast would be stale.
+    It doesn't cache casts, because weights change within one step.
     """
     return torch.autocast(
         device.type, torch.bfloat16, enabled=precision == "bf16", cache_enabled=False
@@ -44,34 +46,36 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
 def adam(
     weights: Sequence[nn.Parameter], rate: float, betas: tuple[float, float]
 ) -> torch.optim.Adam:
-    """Fused Adam, recordable in a CUDA graph where the weights are on a GPU."""
+    """Fused Adam. A CUDA graph can record it."""
     weights = list(weights)
     return torch.optim.Adam(
         weights, rate, betas=betas, fused=True, capturable=weights[0].device.type == "cuda"
     )
 
 
-def descend(
+def optimizer_step(
     optimizer: torch.optim.Optimizer, weights: Sequence[nn.Parameter], loss: Tensor
 ) -> None:
-    """One optimizer step along the gradients of `weights` alone; others' are not computed."""
+    """One step of `optimizer` on `loss`. It computes the gradients of `weights` and no others."""
     for weight, gradient in zip(weights, torch.autograd.grad(loss, list(weights)), strict=True):
         weight.grad = laid_out_like(weight, gradient)
     optimizer.step()
 
 
 def laid_out_like(weight: Tensor, tensor: Tensor) -> Tensor:
-    """`tensor` in the memory layout of `weight`: fused Adam reads both as flat memory."""
+    """`tensor` in the memory layout of `weight`, because fused Adam reads both as flat memory."""
     if tensor.stride() == weight.stride():
         return tensor
     return torch.empty_like(weight, dtype=tensor.dtype).copy_(tensor)
 
 
-def fastest(step: Step, example: Sequence[Tensor], state: Callable[[], dict[str, Tensor]]) -> Step:
-    """The step itself, or on a GPU the same step recorded once as a CUDA graph.
+def maybe_cuda_graph(
+    step: Step, example: Sequence[Tensor], state: Callable[[], dict[str, Tensor]]
+) -> Step:
+    """The same step, recorded as a CUDA graph on a GPU; `step` itself elsewhere.
 
-    example: tensors like those that the step will get. state: every tensor that the step changes,
-    by name; recording needs a few steps to warm up, after which they are put back.
+    example: tensors with the shapes, types and device of those that the step will get. state: gives
+    every tensor that the step changes, by name. Recording runs a few steps and then restores them.
     """
     if example[0].device.type != "cuda":
         return step
@@ -87,10 +91,8 @@ def fastest(step: Step, example: Sequence[Tensor], state: Callable[[], dict[str,
     with torch.cuda.graph(graph):
         step(*fixed)
     with torch.no_grad():
-        for (
-            name,
-            tensor,
-        ) in state().items():  # an optimizer's moments are zero before its first step
+        for name, tensor in state().items():
+            # An optimizer has no moments before its first step: they start at zero.
             tensor.copy_(before[name]) if name in before else tensor.zero_()
 
     def replay(*inputs: Tensor) -> None:
@@ -101,7 +103,7 @@ def fastest(step: Step, example: Sequence[Tensor], state: Callable[[], dict[str,
 
 
 def optimizer_tensors(name: str, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """An optimizer's moments by name, e.g. `g_adam.0.exp_avg`."""
+    """The moments of `optimizer` by name, e.g. `g_adam.0.exp_avg`."""
     return {
         f"{name}.{index}.{key}": value
         for index, moments in optimizer.state_dict()["state"].items()
@@ -112,7 +114,7 @@ def optimizer_tensors(name: str, optimizer: torch.optim.Optimizer) -> dict[str, 
 def load_optimizer_tensors(
     name: str, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]
 ) -> None:
-    """The inverse of `optimizer_tensors`; other names in `tensors` are passed over."""
+    """The inverse of `optimizer_tensors`. Ignores other names in `tensors`."""
     weights = optimizer.param_groups[0]["params"]
     moments: dict[int, dict[str, Tensor]] = {}
     for path, value in tensors.items():
@@ -128,22 +130,31 @@ def load_optimizer_tensors(
 def choose_precision(
     asked: str, prepare: Callable[[str], Callable[[], None]], device: torch.device
 ) -> tuple[Precision, str]:
-    """`asked`, or for `auto` the faster of fp32 and bf16 here; and the reason in words.
+    """`asked`, or for `auto` the faster of fp32 and bf16 on this machine; and the reason in words.
 
-    `prepare(precision)` returns a step to time that takes no arguments.
+    `prepare(precision)` returns a step to time, which takes no arguments. Raises UsageError for any
+    other word.
     """
-    for precision in get_args(Precision):
-        if asked == precision:
-            return precision, "as asked"
+    if asked in get_args(Precision):
+        return cast(Precision, asked), "as asked"
     if asked != "auto":
         raise UsageError(f"--precision {asked}: choose auto, fp32 or bf16")
+    if device.type == "cpu":
+        native()  # the first use compiles it, which is no part of a step
     seconds: dict[Precision, float] = {}
+    words = []
     for precision in get_args(Precision):
         step = prepare(precision)
-        seconds[precision] = min([_timed(step, device) for _ in range(PROBE_STEPS)][1:])
-    best = min(seconds, key=lambda name: seconds[name])
-    times = ", ".join(f"{name} {1000 * value:.3g} ms" for name, value in seconds.items())
-    return best, f"a step in a short probe took {times}"
+        first = _timed(step, device)
+        best = min(seconds.values(), default=math.inf)
+        if first > max(PROBE_SECONDS, PROBE_RATIO * best):
+            seconds[precision], note = first, " (its first step, and the only one)"
+        else:
+            times = [_timed(step, device) for _ in range(PROBE_STEPS - 1)]
+            seconds[precision], note = min(times), ""
+        words.append(f"{precision} {float(f'{1000 * seconds[precision]:.3g}'):g} ms{note}")
+    fastest = min(seconds, key=lambda name: seconds[name])
+    return fastest, f"a step in a short probe took {', '.join(words)}"
 
 
 def _timed(step: Callable[[], None], device: torch.device) -> float:

@@ -1,16 +1,19 @@
 // BatchNorm, activation and 2×2 max-pooling of bf16 maps, fused, forward and backward.
 //
 // A map is channels-last: pixels of `channels` values each. torch does the same in three or four
-// operations that each read and write the whole map; they are bound by memory, so fewer passes over
-// it are what there is to gain. z = scale·x + shift is the normalised value; the activation leaves
+// operations that each read and write the whole map. Memory limits their speed, so fewer passes over
+// the map are faster. z = scale·x + shift is the normalised value; the activation leaves
 // z > 0 alone and multiplies the rest by `slope`. Sums are taken over a fixed number of parts in a
 // fixed order: results do not depend on the number of threads.
+//
+// MOST_CHANNELS and MOST_LINE come from native.py, as flags of the compiler.
 
 #include <math.h>
 #include <stdint.h>
+#include <stdlib.h>
 #include <string.h>
 
-enum { PARTS = 64, BLOCK = 64, MOST_CHANNELS = 1024, MOST_LINE = 8192 };
+enum { PARTS = 64, BLOCK = 64 };
 
 static inline float widen(uint16_t half) {
     uint32_t bits = (uint32_t)half << 16;
@@ -29,7 +32,7 @@ static inline uint16_t narrow(float value) {
 static inline float greater(float a, float b) { return a >= b ? a : b; }
 
 // One pixel, or one 2×2 block of pixels: the loops over channels that the compiler vectorises. They
-// are not inlined, for the compiler would then forget that their arrays don't overlap.
+// are not inlined, because the compiler would then forget that their arrays don't overlap.
 #define LOOP static __attribute__((noinline))
 
 LOOP void add_moments(int64_t channels, const uint16_t *restrict x,
@@ -157,6 +160,8 @@ LOOP void narrow_all(int64_t count, const float *restrict sum, uint16_t *restric
 // Two sums per channel over count pixels, in blocks whose float sums are added as doubles, to
 // `total`, double (2, channels), by way of `partial`, double (PARTS, 2, channels).
 #define SUM_OVER(count, work)                                                                   \
+    double *partial = malloc(PARTS * 2 * channels * sizeof *partial);                           \
+    if (!partial) abort();                                                                      \
     _Pragma("omp parallel for schedule(static)") for (int64_t part = 0; part < PARTS; part++) { \
         float first[MOST_CHANNELS], second[MOST_CHANNELS];                                      \
         double *sums = partial + part * 2 * channels;                                           \
@@ -173,7 +178,8 @@ LOOP void narrow_all(int64_t count, const float *restrict sum, uint16_t *restric
     }                                                                                           \
     memset(total, 0, sizeof total);                                                             \
     for (int64_t part = 0; part < PARTS; part++)                                                \
-        for (int64_t i = 0; i < 2 * channels; i++) total[i] += partial[part * 2 * channels + i]
+        for (int64_t i = 0; i < 2 * channels; i++) total[i] += partial[part * 2 * channels + i]; \
+    free(partial)
 
 // y = activation(scale·x + shift), pooled where width > 0.
 void norm_apply(int64_t pixels, int64_t width, int64_t channels, const uint16_t *x,
@@ -192,7 +198,7 @@ void norm_apply(int64_t pixels, int64_t width, int64_t channels, const uint16_t 
 // mean, biased variance, 1 / deviation, scale, shift.
 void norm_forward(int64_t pixels, int64_t width, int64_t channels, const uint16_t *x,
                   const float *weight, const float *bias, float epsilon, float slope,
-                  double *partial, float *statistics, uint16_t *y) {
+                  float *statistics, uint16_t *y) {
     float *mean = statistics, *variance = mean + channels, *inverse = variance + channels;
     float *scale = inverse + channels, *shift = scale + channels, pivot[MOST_CHANNELS];
     int64_t inputs = width ? 4 * pixels : pixels;
@@ -215,7 +221,7 @@ void norm_forward(int64_t pixels, int64_t width, int64_t channels, const uint16_
 // Gradients at x and, float (2, channels), at weight and bias, from the one at y.
 void norm_backward(int64_t pixels, int64_t width, int64_t channels, const uint16_t *x,
                    const uint16_t *gradient, const float *statistics, float slope,
-                   double *partial, float *at_weights, uint16_t *at_x) {
+                   float *at_weights, uint16_t *at_x) {
     const float *mean = statistics, *inverse = mean + 2 * channels;
     const float *scale = inverse + channels, *shift = scale + channels;
     float slant[MOST_CHANNELS], offset[MOST_CHANNELS];
@@ -258,8 +264,7 @@ void activate_in_place(int64_t count, float slope, uint16_t *x) {
 // From the gradient at y = activation(x + bias), slope > 0 or y = 0 where x + bias <= 0: the one at
 // x and, float (channels), the one at bias.
 void activation_backward(int64_t pixels, int64_t channels, const uint16_t *y,
-                         const uint16_t *gradient, float slope, double *partial, float *at_bias,
-                         uint16_t *at_x) {
+                         const uint16_t *gradient, float slope, float *at_bias, uint16_t *at_x) {
     double total[2 * MOST_CHANNELS];
     SUM_OVER(pixels, add_bias_gradient(channels, y + pixel * channels, gradient + pixel * channels,
                                        slope, first, at_x + pixel * channels));
@@ -267,7 +272,7 @@ void activation_backward(int64_t pixels, int64_t channels, const uint16_t *y,
 }
 
 // Sums of x (pixels, channels) over its pixels, float (channels).
-void sum_pixels(int64_t pixels, int64_t channels, const uint16_t *x, double *partial, float *sums) {
+void sum_pixels(int64_t pixels, int64_t channels, const uint16_t *x, float *sums) {
     double total[2 * MOST_CHANNELS];
     SUM_OVER(pixels, add_values(channels, x + pixel * channels, first));
     for (int64_t c = 0; c < channels; c++) sums[c] = total[c];

@@ -1,9 +1,11 @@
 // Convolutions as products of tiles on the matrix units (Intel AMX): bf16 values, fp32 sums.
 //
 // The images of a batch lie side by side: at one pixel, or one tap of a kernel at one pixel, they make
-// a matrix product, and no patches need be written out. Operands are copied into tiles, 1 KB in a row:
+// a matrix product, without patches written out. Operands are copied into tiles, 1 KB in a row:
 // 16 rows of 32 values. The right operand of a product holds, pair by pair, the rows that are summed
 // over. Every result is one thread's work in a fixed order, whatever the number of threads.
+//
+// DEPTH, which is 32, comes from native.py, as a flag of the compiler.
 
 #include <stdint.h>
 #include <string.h>
@@ -14,7 +16,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-enum { ROWS = 16, DEPTH = 32, TILE = ROWS * DEPTH };
+enum { ROWS = 16, TILE = ROWS * DEPTH };
 enum { REQUEST_PERMISSION = 0x1023, TILE_DATA = 18 };  // arch_prctl(2), asm/prctl.h
 
 // What a convolution is: maps (batch, height, width, channels) → (batch, lines, columns, outputs), or

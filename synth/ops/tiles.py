@@ -1,116 +1,71 @@
-"""Convolutions on a CPU's matrix units, bf16 with fp32 sums: the side of tiles.c that torch sees.
+"""tiles.c on tensors: convolutions on a CPU's matrix units (Intel AMX), bf16 with fp32 sums.
 
-oneDNN runs convolutions with a stride, and weight gradients, at a half to a sixth of what these
-reach; see benchmarks/NOTES.md.
+oneDNN runs convolutions with a stride, and weight gradients, at a half to a sixth of this speed
+(benchmarks/NOTES.md). Maps are bf16, channels-last, and so are kernels (N, C, k, k); N and C are
+multiples of `DEPTH`. `dispatch` knows when these functions may be called.
 """
 
 from __future__ import annotations
 
-import ctypes
-
 import torch
 from torch import Tensor
 
-from synth.ops.native import native, usable
-
-WIDTH = 32  # channels come in so many at a time, and images of a batch
+from synth.ops.native import DEPTH, call
 
 
-class _Shape(ctypes.Structure):
-    _fields_ = [
-        (name, ctypes.c_int64)
-        for name in (
-            *("batch", "height", "width", "channels", "lines", "columns", "outputs"),
-            *("side", "stride", "padding"),
-        )
-    ]
-
-
-def fit(kernel: Tensor) -> bool:
-    """Can a convolution with this kernel (N, C, k, k) be taken here?"""
-    even = kernel.shape[0] % WIDTH == 0 and kernel.shape[1] % WIDTH == 0
-    return even and usable(kernel) and _library().tiles_usable() == 1
-
-
-def convolve(x: Tensor, kernel: Tensor, bias: Tensor | None, stride: int, padding: int) -> Tensor:
-    """torch's conv2d: bf16 (B, C, H, W) → (B, N, h, w), channels-last, as kernel (N, C, k, k)."""
-    side = kernel.shape[2]
-    height, width = ((n + 2 * padding - side) // stride + 1 for n in x.shape[2:])
-    y = _empty_map(len(x), kernel.shape[0], height, width)
-    _convolve(x, kernel, bias, y, _shape(x, y, side, stride, padding), transposed=False)
+def convolve(
+    x: Tensor,
+    kernel: Tensor,
+    bias: Tensor | None,
+    stride: int,
+    padding: int,
+    output_padding: int | None = None,
+) -> Tensor:
+    """torch's conv2d, (B, C, H, W) → (B, N, h, w), or with `output_padding` its conv_transpose2d,
+    (B, N, h, w) → (B, C, H, W)."""
+    outputs, channels, side, _ = kernel.shape
+    transposed = output_padding is not None
+    size = output_shape(x, kernel, stride, padding, output_padding)
+    y = torch.empty(size, dtype=torch.bfloat16, memory_format=torch.channels_last)
+    right, left = torch.empty_like(kernel), _empty_tiles(x)
+    call("tiles_of_kernel", outputs, side * side, channels, transposed, kernel, right)
+    call("tiles_by_channel", *_sizes(x), x, left)
+    bias = torch.zeros(y.shape[1]) if bias is None else bias.float()
+    shape = _shape(*((y, x) if transposed else (x, y)), side, stride, padding)
+    call("tiles_convolve", shape, transposed, left, right, bias, y)
     return y
 
 
-def convolve_transposed(
-    y: Tensor, kernel: Tensor, bias: Tensor | None, stride: int, padding: int, extra: int = 0
+def weight_gradient(
+    x: Tensor, gradient: Tensor, kernel: Tensor, stride: int, padding: int
 ) -> Tensor:
-    """torch's conv_transpose2d: bf16 (B, N, h, w) → (B, C, H, W), by the same kernel (N, C, k, k);
-    extra: torch's output_padding."""
-    side = kernel.shape[2]
-    height, width = ((n - 1) * stride - 2 * padding + side + extra for n in y.shape[2:])
-    x = _empty_map(len(y), kernel.shape[1], height, width)
-    _convolve(y, kernel, bias, x, _shape(x, y, side, stride, padding), transposed=True)
-    return x
-
-
-def weight_gradient(x: Tensor, gradient: Tensor, side: int, stride: int, padding: int) -> Tensor:
-    """From the input and the gradient at the output of `convolve`, that at its kernel: fp32
-    (N, C, k, k), channels-last."""
-    outputs, channels = gradient.shape[1], x.shape[1]
-    left, right = _by_image(gradient, left=True), _by_image(x, left=False)
+    """The gradient of the kernel, fp32 (N, C, k, k), from that of conv2d(x, kernel)."""
+    outputs, channels, side, _ = kernel.shape
+    left, right = _empty_tiles(gradient), _empty_tiles(x)
+    call("tiles_by_image", *_sizes(gradient), True, gradient, left)
+    call("tiles_by_image", *_sizes(x), False, x, right)
     at_kernel = torch.empty(outputs, side, side, channels)
-    _library().tiles_weight_gradient(
-        ctypes.byref(_shape(x, gradient, side, stride, padding)),
-        left.data_ptr(),
-        right.data_ptr(),
-        at_kernel.data_ptr(),
-    )
+    shape = _shape(x, gradient, side, stride, padding)
+    call("tiles_weight_gradient", shape, left, right, at_kernel)
     return at_kernel.permute(0, 3, 1, 2)
 
 
-def _convolve(
-    source: Tensor,
-    kernel: Tensor,
-    bias: Tensor | None,
-    to: Tensor,
-    shape: _Shape,
-    transposed: bool,
-) -> None:
+def output_shape(
+    x: Tensor, kernel: Tensor, stride: int, padding: int, output_padding: int | None
+) -> tuple[int, int, int, int]:
+    """The shape of the convolution of x, or with `output_padding` of the transposed convolution."""
     outputs, channels, side, _ = kernel.shape
-    right = torch.empty_like(kernel)
-    _library().tiles_of_kernel(
-        outputs, side * side, channels, transposed, kernel.data_ptr(), right.data_ptr()
-    )
-    left = _empty_tiles(source)
-    _library().tiles_by_channel(*_sizes(source), source.data_ptr(), left.data_ptr())
-    bias = torch.zeros(to.shape[1]) if bias is None else bias.detach().float()
-    _library().tiles_convolve(
-        ctypes.byref(shape),
-        transposed,
-        left.data_ptr(),
-        right.data_ptr(),
-        bias.data_ptr(),
-        to.data_ptr(),
-    )
-
-
-def _by_image(x: Tensor, left: bool) -> Tensor:
-    tiles = _empty_tiles(x)
-    _library().tiles_by_image(*_sizes(x), left, x.data_ptr(), tiles.data_ptr())
-    return tiles
+    if output_padding is None:
+        height, width = ((n + 2 * padding - side) // stride + 1 for n in x.shape[2:])
+        return len(x), outputs, height, width
+    fixed = side - 2 * padding + output_padding
+    height, width = ((n - 1) * stride + fixed for n in x.shape[2:])
+    return len(x), channels, height, width
 
 
 def _empty_tiles(x: Tensor) -> Tensor:
-    """As many values as x has, and those of the images that its last tile lacks."""
-    return x.new_empty(-(-len(x) // WIDTH) * WIDTH, x[0].numel())
-
-
-def _empty_map(batch: int, channels: int, height: int, width: int) -> Tensor:
-    return torch.empty(
-        (batch, channels, height, width),
-        dtype=torch.bfloat16,
-        memory_format=torch.channels_last,
-    )
+    """Room for the values of x, with the number of images rounded up to a multiple of `DEPTH`."""
+    return x.new_empty(-(-len(x) // DEPTH) * DEPTH, x[0].numel())
 
 
 def _sizes(x: Tensor) -> tuple[int, int, int]:
@@ -118,12 +73,8 @@ def _sizes(x: Tensor) -> tuple[int, int, int]:
     return batch, height * width, channels
 
 
-def _shape(x: Tensor, y: Tensor, side: int, stride: int, padding: int) -> _Shape:
+def _shape(x: Tensor, y: Tensor, side: int, stride: int, padding: int) -> Tensor:
+    """The struct `Shape` of tiles.c, of a convolution from x to y."""
     batch, channels, height, width = x.shape
-    return _Shape(batch, height, width, channels, *y.shape[2:], y.shape[1], side, stride, padding)
-
-
-def _library() -> ctypes.CDLL:
-    library = native()
-    assert library is not None
-    return library
+    sizes = batch, height, width, channels, *y.shape[2:], y.shape[1], side, stride, padding
+    return torch.tensor(sizes, dtype=torch.int64)

@@ -1,4 +1,4 @@
-"""Does a generator return its training images? Distances to them, near copies, diversity.
+"""Memorisation: does a generator return its training images?
 
 Everything is measured against held-out real images: what they do, an honest generator may do. They
 must share nothing with the training images: for SVHN, be digits of other houses.
@@ -7,12 +7,14 @@ must share nothing with the training images: for SVHN, be digits of other houses
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from scipy.stats import betabinom, mannwhitneyu
 from torch import Tensor
 
+from eval.metrics import Column, Metric, Subject
 from synth.data import unit_from_uint8
 
 NEIGHBOURS = 50  # Carlini et al. 2023
@@ -20,7 +22,6 @@ QUANTILE = 0.001  # of held-out images are near copies by definition
 LEVEL = 1e-6  # chance that exchangeable images are flagged
 EXCESS = 10  # a flag needs so many times the expected share
 QUERIES, REFERENCES = 1000, 8192  # rows compared at once: 100 MB of pixels
-BANDWIDTH_IMAGES = 2000  # of each class, enough for a median
 
 
 @dataclass(frozen=True)
@@ -46,11 +47,6 @@ class Memorisation:
     def flagged(self) -> bool:
         """More near copies than chance gives, and than a small mismatch of distributions does."""
         return self.p_value < LEVEL and self.share >= EXCESS * self.expected_share
-
-    def closest_pairs(self, count: int) -> np.ndarray:
-        """Indices (count, 2) of synthetic and training image, the least ratio first."""
-        order = np.argsort(self.ratios, kind="stable")[:count]
-        return np.stack([order, self.nearest[order]], axis=1)
 
 
 def memorisation(training: Tensor, held_out: Tensor, synthetic: Tensor) -> Memorisation:
@@ -128,49 +124,50 @@ def _nearest_of_block(training: Tensor, queries: Tensor) -> tuple[Tensor, Tensor
     return distances, ratios.clamp(max=1), index[:, 0]
 
 
-def within_class_bandwidths(rows: Tensor, labels: Tensor) -> np.ndarray:
-    """What counts as alike within each class: half the median distance of two of its real images.
-
-    rows: uint8 (N, 3, 32, 32) or float (N, D); labels: int64 (N,). Returns float64 (K,). For
-    `within_class_diversity`. Raises ValueError where a class has no two different images.
-    """
-    bandwidths = []
-    for label in range(int(labels.max()) + 1):
-        members = _rows(rows[labels == label][:BANDWIDTH_IMAGES]).double()
-        distances = torch.pdist(members).cpu().numpy()
-        if not len(distances) or not np.median(distances):
-            raise ValueError(f"class {label}: no two different images to set its bandwidth by")
-        bandwidths.append(np.median(distances) / 2)
-    return np.array(bandwidths)
-
-
-def within_class_diversity(rows: Tensor, labels: Tensor, bandwidths: np.ndarray) -> np.ndarray:
-    """The number of modes in each class, float64 (K,) in [1, images of the class]; nan if empty.
-
-    The Rényi kernel entropy score of order 2 (Jalali, Li & Farnia 2023, "An Information-Theoretic
-    Evaluation of Generative Models in Learning Multi-modal Distributions", NeurIPS; the Vendi
-    score of order 2 of Pasarkar & Dieng 2023, arXiv:2310.12952): 1 / mean k(x, y)² over all pairs,
-    with the kernel exp(-|x - y|² / 2σ²). A class that has collapsed onto m images scores at most
-    m. The mean distance within a class would hardly show it (ten images have 9/10 of it); nor
-    does the first-order score with a cosine kernel, since images of a class point the same way.
-    σ is the class's of `within_class_bandwidths`, from real images: what is measured stands next
-    to the real images' own diversity at the same σ. Wrong labels raise it: a class of mixed
-    contents has more modes.
-
-    rows: uint8 (N, 3, 32, 32) or float (N, D); labels: int64 (N,) in 0..K-1.
-    """
-    counts = []
-    for label, bandwidth in enumerate(bandwidths):
-        members = _rows(rows[labels == label]).double() / bandwidth
-        alike = sum(
-            float(torch.cdist(block, members).square_().neg_().exp_().sum())
-            for block in members.split(QUERIES)
-        )
-        counts.append(len(members) ** 2 / alike if alike else np.nan)
-    return np.array(counts)
-
-
 def _rows(images: Tensor) -> Tensor:
     """uint8 images (N, …) → pixels in [0, 1], float32 (N, D); features stay as they are."""
     rows = unit_from_uint8(images) if images.dtype == torch.uint8 else images.float()
     return rows.flatten(1)
+
+
+def closest_pairs(training: Tensor, synthetic: Tensor, count: int) -> np.ndarray:
+    """Indices (count, 2) of synthetic and training image, the least ratio first."""
+    _, ratios, nearest = _nearest(training, synthetic)
+    order = np.argsort(ratios, kind="stable")[:count]
+    return np.stack([order, nearest[order]], axis=1)
+
+
+def near_copies(subject: Subject) -> dict[str, dict[str, Any]]:
+    """What `memorisation` finds in pixels and in features; the test split is held out."""
+    train, test = subject.real.features()
+    pixels = (each.images for each in (subject.real.train, subject.real.test, subject.images))
+    found = {
+        "pixels": memorisation(*pixels),
+        "features": memorisation(train, test, subject.features()),
+    }
+    return {space: {name: getattr(m, name) for name in KEPT} for space, m in found.items()}
+
+
+def _flag(found: list[dict[str, Any]]) -> str | None:
+    spaces = {space for copies in found for space in copies if copies[space]["flagged"]}
+    return f"near copies ({', '.join(sorted(spaces, reverse=True))})" if spaces else None
+
+
+KEPT = ("share", "expected_share", "p_value", "closer", "flagged")  # in a record
+DOC = "share of images that stand out as near to one training image, relative to its neighbours"
+
+METRIC = Metric(
+    name="memorisation",
+    key="memorisation",
+    doc="""An image is a near copy if its distance to the nearest training image, over the mean
+    distance to the 50 nearest (after Carlini et al. 2023, arXiv:2301.13188), is as small as that of
+    the least 0.1 % of held-out real images: the test split. So 0.1 % is what an honest generator
+    has. **flag**: p < 1e-6 against that, and ten times the expected share, in either space.""",
+    columns=tuple(
+        Column(f"near_copies_{space}", f"near copies, {space} %", "%", DOC, f"{space}.share")
+        for space in ("pixels", "features")
+    ),
+    compute=near_copies,
+    position=40,
+    flag=_flag,
+)

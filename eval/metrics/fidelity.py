@@ -1,4 +1,4 @@
-"""How near a synthetic set lies to a real one in a feature space: features → statistics → metric.
+"""Fidelity: how near does a set lie to the real one in a feature space?
 
 FID, KID, precision, recall, density and coverage, each from features (N, D) of any network. They
 agree with torch-fidelity and prdc on the same features; all arithmetic is in float64. A figure
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.linalg
@@ -19,28 +19,14 @@ import torch
 from sklearn.neighbors import NearestNeighbors
 from torch import Tensor
 
-from eval.classifier_training import predict
-from eval.classifiers import Classifier
+from eval.baselines import halves
+from eval.metrics import CLASSIFIER, Column, Metric, RealReference
 
 Features = np.ndarray | Tensor  # float (N, D)
 
 BLOCK = 256  # rows of a distance matrix held at once: 100 MB against 50,000 columns
+KID_SUBSET = 1000  # of the smaller set, where that has fewer
 ROUNDING = 1e-13  # of the largest squared norm: squared distances closer than that are equal
-
-
-def features(classifier: Classifier, images: Tensor) -> Tensor:
-    """What the classifier's last layer reads: float32 (N, 64) in [0, ∞), on the CPU.
-
-    images: uint8 (N, 3, 32, 32). The classifier is in evaluation mode. 64 units after their ReLU,
-    computed in float32 and in batches.
-    """
-    seen: list[Tensor] = []
-    hook = classifier.head[-1].register_forward_pre_hook(lambda _, read: seen.append(read[0]))
-    try:
-        predict(classifier, images)
-    finally:
-        hook.remove()
-    return torch.cat(seen).cpu()
 
 
 @dataclass(frozen=True)
@@ -217,3 +203,77 @@ def _squared_radii(rows: Tensor, neighbours: int) -> Tensor:
 
 def _float64(rows: Features) -> Tensor:
     return torch.as_tensor(rows).double()
+
+
+def fidelity(real: Tensor, synthetic: Tensor) -> dict[str, float]:
+    """All metrics of this module, by key, from features (N, D) and (M, D)."""
+    kernel = kid(real, synthetic, subset_size=_subset(real, synthetic))
+    return {
+        "fid": fid(statistics(real), statistics(synthetic)),
+        "kid": kernel.mean,
+        "kid_std": kernel.std,
+        **manifolds(real, synthetic)._asdict(),
+    }
+
+
+def _subset(real: Tensor, synthetic: Tensor) -> int:
+    return min(KID_SUBSET, len(real), len(synthetic))
+
+
+def calibration(real: RealReference, space: str) -> dict[str, float]:
+    """FID and KID between real images, to read those of sets by.
+
+    halves: the training split cut in two, see `eval.baselines.halves`. test: training split and
+    test split. The classifier has learned from both halves, and not from the test split.
+    """
+    train, test = real.features(space)
+    first = halves(real.train)
+    found: dict[str, float] = {}
+    for name, a, b in (("halves", train[first], train[~first]), ("test", train, test)):
+        kernel = kid(a, b, subset_size=_subset(a, b))
+        found[f"fid_{name}"] = fid(statistics(a), statistics(b))
+        found |= {f"kid_{name}": kernel.mean, f"kid_{name}_std": kernel.std}
+    return found
+
+
+# key in a record, title, format, doc
+COLUMNS = (
+    ("fid", "FID", "{:.2f}", "Fréchet distance of Gaussians of the set and of the real images"),
+    ("kid", "KID", "{:.3g}", "kernel distance of both, the mean over 100 subsets"),
+    ("kid_std", "± of KID", "{:.3g}", "its standard deviation over the subsets"),
+    ("precision", "precision", "{:.3f}", "share of the set's images in a ball around a real one"),
+    ("recall", "recall", "{:.3f}", "share of real images in a ball around one of the set's"),
+    ("density", "density", "{:.3f}", "balls of real images around an image of the set, over 5"),
+    ("coverage", "coverage", "{:.3f}", "share of real images with one of the set's in their ball"),
+)
+
+
+def metric_in(space: str, columns: Iterable[Column], **more: Any) -> Metric:
+    """The metric in one feature space. `more`: what else `Metric` takes."""
+    return Metric(
+        key="fidelity",
+        columns=tuple(columns),
+        compute=lambda subject: {
+            space: fidelity(subject.real.features(space)[0], subject.features(space))
+        },
+        feature_space=space,
+        calibrate=lambda real: {space: calibration(real, space)},
+        **more,
+    )
+
+
+METRIC = metric_in(
+    CLASSIFIER,
+    [Column(*column, f"{CLASSIFIER}.{column[0]}") for column in COLUMNS],
+    name="fidelity",
+    position=10,
+    doc="""All are against the real training split, in the features of the fixed classifier that was
+    trained on it, and depend on the number of images. FID: Heusel et al. 2017 (arXiv:1706.08500).
+    KID: Bińkowski et al. 2018 (arXiv:1801.01401), with subsets of 1,000 images. Precision and
+    recall: Kynkäänniemi et al. 2019 (arXiv:1904.06991). Density, which is about 1 where both are
+    alike, and coverage: Naeem et al. 2020 (arXiv:2002.09797). A ball reaches to the 5th nearest
+    neighbour in its own set, and all images count. None of them looks at labels. But a set is
+    balanced and SVHN is not, so that even the copier lies at some distance from the training split
+    that it copies. And pseudo-labels choose which images fill a class, where random labels take
+    them as they come.""",
+)

@@ -1,13 +1,20 @@
-"""Inception's feature space: torch-fidelity's port of the network that FID was defined with."""
+"""Feature spaces: what a network sees in images.
+
+The fixed classifier's space is always there. `FEATURE_SPACES` has those of other networks, which
+read their weights from a file.
+"""
 
 from __future__ import annotations
 
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from eval.classifier_training import predict
+from eval.classifiers import Classifier, FixedClassifier
 from eval.metrics import Extractor
 from synth.base.errors import SynthError
 from synth.base.files import sha256
@@ -15,6 +22,29 @@ from synth.base.files import sha256
 WEIGHTS = "weights-inception-2015-12-05-6726825d.pth"
 SHA256 = "6726825d"  # how the file's hash begins
 BATCH = 100
+
+
+def features(classifier: Classifier, images: Tensor) -> Tensor:
+    """What the classifier's last layer reads: float32 (N, 64) in [0, ∞), on the CPU.
+
+    images: uint8 (N, 3, 32, 32). The classifier is in evaluation mode. 64 units after their ReLU,
+    computed in float32 and in batches.
+    """
+    seen: list[Tensor] = []
+    hook = classifier.head[-1].register_forward_pre_hook(lambda _, read: seen.append(read[0]))
+    try:
+        predict(classifier, images)
+    finally:
+        hook.remove()
+    return torch.cat(seen).cpu()
+
+
+def label(classifier: FixedClassifier, seen: Tensor) -> Tensor:
+    """The classes, int64 (N,) on the CPU, that the classifier gives to its features (N, 64)."""
+    last = classifier.head[-1]
+    with torch.inference_mode():
+        classes: Tensor = last(seen.to(next(last.parameters()).device)).argmax(1).cpu()
+    return classes
 
 
 def weights_path() -> Path:
@@ -57,3 +87,7 @@ def load_inception(device: torch.device) -> Extractor:
         return torch.cat(parts)
 
     return extract
+
+
+# name → loader, which raises `SynthError` where the weights are missing
+FEATURE_SPACES: dict[str, Callable[[torch.device], Extractor]] = {"inception": load_inception}

@@ -1,0 +1,92 @@
+"""Typed JSON and TOML: what is read is validated, what is written has the keys of its file format.
+
+Schemas are pydantic dataclasses, with one of the configurations below. An error names the value,
+the reason and, for an unknown key, the nearest right one.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import fields, is_dataclass
+from difflib import get_close_matches
+from functools import cache
+from typing import Annotated, Any, TypeVar
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+
+from synth.base.errors import SynthError
+
+T = TypeVar("T")
+Count = Annotated[int, Field(ge=1)]
+Number = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Text = Annotated[str, Field(min_length=1)]
+# Of a schema that refuses unknown keys, and of one that ignores keys of other versions
+CLOSED = ConfigDict(extra="forbid", validate_by_name=True, validate_by_alias=True)
+OPEN = ConfigDict(extra="ignore", validate_by_name=True, validate_by_alias=True)
+
+
+def on_disk(key: str) -> Any:
+    """For `Annotated`: the key that a field has in files, where that is not its name."""
+    return Field(validation_alias=key, serialization_alias=key)
+
+
+_adapter: Callable[[Any], TypeAdapter[Any]] = cache(TypeAdapter)
+
+
+def dump(value: Any) -> dict[str, Any]:
+    """A schema's instance as a JSON object, with the keys that its file has."""
+    made: dict[str, Any] = _adapter(type(value)).dump_python(value, mode="json", by_alias=True)
+    return made
+
+
+def parse(
+    kind: type[T], value: Any, what: str, error: type[SynthError] = SynthError, strict: bool = False
+) -> T:
+    """The inverse of `dump`. Raises `error` with one line that begins with `what`.
+
+    strict: types must be exactly right, as in a file that a user wrote.
+    """
+    try:
+        if strict:
+            made: T = _adapter(kind).validate_json(json.dumps(value), strict=True)
+            return made
+        made = _adapter(kind).validate_python(value)
+        return made
+    except ValidationError as found:
+        raise error(f"{what}: {_explain(kind, found)}") from found
+
+
+def _explain(kind: type, found: ValidationError) -> str:
+    """The first error as a clause, with the nearest right key where a key is unknown."""
+    first = found.errors(include_url=False)[0]
+    key, reason = ".".join(map(str, first["loc"])), first["msg"]
+    reason = reason.removeprefix("Value error, ")
+    if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+        near = nearest(key, list(all_keys(kind)))
+        return f"there is no {key}; did you mean {near}?"
+    if first["type"] in ("missing", "missing_argument"):
+        return f"{key} is missing"
+    if first["type"] in ("dataclass_type", "dataclass_exact_type"):
+        inside = [name for name in all_keys(kind) if name.startswith(f"{key}.")]
+        return f"{key} is a group; set a value in it, such as {inside[0]}" if inside else reason
+    shown = f"{key} is {first['input']!r}; " if key and first["type"] != "value_error" else ""
+    return f"{shown}{reason[0].lower()}{reason[1:]}"
+
+
+def nearest(key: str, known: list[str]) -> str:
+    """The most similar key by its last word; among those, by the whole."""
+    words = list(dict.fromkeys(name.split(".")[-1] for name in known))
+    word = get_close_matches(key.split(".")[-1], words, 1, cutoff=0.0)[0]
+    similar = [name for name in known if name.split(".")[-1] == word]
+    return get_close_matches(key, similar, 1, cutoff=0.0)[0]
+
+
+def all_keys(kind: Any, above: str = "") -> Iterator[str]:
+    """The names of all values of a schema, e.g. `generator.norm.epsilon`."""
+    for key, field in kind.__pydantic_fields__.items():
+        name, inner = above + (field.serialization_alias or key), field.annotation
+        if is_dataclass(inner) and fields(inner):
+            yield from all_keys(inner, f"{name}.")
+        else:
+            yield name

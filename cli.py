@@ -1,4 +1,4 @@
-"""The command line: translation only. torch is imported inside the commands."""
+"""The command line. It turns options into calls, and imports torch inside the commands only."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from eval.protocols import PROTOCOLS
+from synth.base.errors import SynthError, UsageError
 from synth.base.registry import names_of
 
 if TYPE_CHECKING:
@@ -25,16 +26,20 @@ def _names(group: str, modules: str = "") -> str:
 
 
 Dataset = Annotated[
-    str,
-    typer.Option(help=f"Real data: {_names('synth.datasets', 'synth.data')}; see: synth datasets"),
+    str, typer.Option(help=f"The real data: {_names('synth.datasets', 'synth.data')}.")
+]
+ScoredOn = Annotated[
+    str | None, typer.Option(help="The real data. The default is what the set or record names.")
 ]
 DataRoot = Annotated[
     Path | None,
-    typer.Option(envvar="SYNTH_DATA", help="Folder of the real data; SVHN is downloaded to it."),
+    typer.Option(envvar="SYNTH_DATA", help="Folder of the real data. SVHN is downloaded into it."),
 ]
 Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Random seed.")]
-Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
-Precision = Annotated[str, typer.Option(help="auto (times both), fp32 or bf16.")]
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda. auto takes the GPU if there is one.")]
+Precision = Annotated[
+    str, typer.Option(help="auto, fp32 or bf16. auto times both and takes the faster one.")
+]
 Deterministic = Annotated[
     bool,
     typer.Option(
@@ -42,20 +47,24 @@ Deterministic = Annotated[
         help="Use deterministic GPU algorithms (slower). CPU runs are always deterministic.",
     ),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+PerClass = Annotated[int, typer.Option(help="Number of images of each class.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Conditional = Annotated[
     bool | None,
     typer.Option("--conditional/--unconditional", help="Train a generator with or without labels."),
 ]
 Overrides = Annotated[
     list[str] | None,
-    typer.Option("--set", help="Override a hyperparameter: training.batch=64; may be repeated."),
+    typer.Option(
+        "--set",
+        help="Change a hyperparameter of the recipe, such as training.batch=64. May be repeated.",
+    ),
 ]
-Runs = Annotated[Path, typer.Option(help="Folder of runs.")]
-Datasets = Annotated[Path, typer.Option(help="Folder of synthetic sets.")]
-Results = Annotated[Path, typer.Option(help="Folder of records, leaderboard and report.")]
+Runs = Annotated[Path, typer.Option(help="Folder with the runs.")]
+Datasets = Annotated[Path, typer.Option(help="Folder with the synthetic sets.")]
+Results = Annotated[Path, typer.Option(help="Folder with the records, leaderboard and report.")]
 ClassifierSeeds = Annotated[
-    int | None, typer.Option(help="Number of classifiers; the protocol's number by default.")
+    int | None, typer.Option(help="Number of classifiers. The protocol sets the default.")
 ]
 Protocol = Annotated[
     str, typer.Option(help=f"How sets are scored: {', '.join(PROTOCOLS.names())}.")
@@ -64,20 +73,20 @@ Metrics = Annotated[
     str,
     typer.Option(
         help=f"default, all, or names with commas: cas, {_names('eval.metrics')}. cas, the "
-        "accuracy, is always measured; augmentation takes twice as long again."
+        "accuracy, is always measured. augmentation trains three times as many classifiers."
     ),
 ]
 FeatureSpace = Annotated[
-    str, typer.Option(help="classifier, or inception to measure fidelity in that space too.")
+    str, typer.Option(help="classifier, or inception to measure fidelity in both spaces.")
 ]
 Images = Annotated[
-    str | None, typer.Option(help="Training length in real images shown, e.g. 300k or 2.5M.")
+    str | None, typer.Option(help="Length of training in real images shown: 300k or 2.5M.")
 ]
 Select = Annotated[
     str | None,
     typer.Option(
-        help="cas: keep the last tenth of the training split out of training, score every "
-        "checkpoint on it, and mark the best. For conditional recipes."
+        help="cas: score every checkpoint on the last tenth of the training split, and mark the "
+        "best. Training leaves that tenth out. Only for conditional recipes."
     ),
 ]
 
@@ -86,12 +95,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     add_completion=False,
-    context_settings={
-        "auto_envvar_prefix": "SYNTH",
-        "help_option_names": ["-h", "--help"],
-    },
+    context_settings={"auto_envvar_prefix": "SYNTH", "help_option_names": ["-h", "--help"]},
     help="How much of a real data set can a generator replace?\n\n"
-    "Run train, generate and evaluate in this order, or all of them with benchmark.",
+    "Run train, generate and evaluate in this order. benchmark runs all three.",
 )
 
 DEBUG = False  # set by --debug or SYNTH_DEBUG before any command runs
@@ -102,33 +108,31 @@ def train(
     context: typer.Context,
     conditional: Conditional = None,
     recipe: Annotated[
-        str | None, typer.Option(help="A name (see: synth recipes) or a TOML file.")
+        str | None, typer.Option(help="A name that 'synth recipes' lists, or a TOML file.")
     ] = None,
     overrides: Overrides = None,
     dataset: Dataset = "svhn",
     data_root: DataRoot = None,
     images: Images = None,
     epochs: Annotated[
-        int | None, typer.Option(min=1, help="Length in passes over the data.")
+        int | None, typer.Option(min=1, help="Length of training in passes over the data.")
     ] = None,
     tick: Annotated[
-        str | None,
-        typer.Option(help="Images between two checkpoints; a sixteenth of the run by default."),
+        str | None, typer.Option(help="Images between checkpoints. By default there are 16.")
     ] = None,
     select: Select = None,
     seed: Seed = 0,
-    out: Annotated[Path, typer.Option(help="Folder to make the run folder in.")] = Path("runs"),
+    out: Annotated[Path, typer.Option(help="Make the run folder in here.")] = Path("runs"),
     device: Device = "auto",
     precision: Precision = "auto",
     resume: Annotated[bool, typer.Option(help="Continue the newest unfinished run.")] = False,
-    run: Annotated[Path | None, typer.Option(help="With --resume: the run to continue.")] = None,
+    run: Annotated[Path | None, typer.Option(help="Continue this run; needs --resume.")] = None,
     deterministic: Deterministic = False,
     dry_run: Annotated[bool, typer.Option(help="Print the configuration and stop.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Train a generator: a new folder in runs/."""
     from eval.selection import SELECTION, checkpoint_scorer
-    from synth.base.errors import UsageError
     from synth.base.progress import say
     from synth.data import load_training_images
     from synth.environment import describe_environment
@@ -136,75 +140,76 @@ def train(
     from synth.training import Interrupted, plan_run, train_run
 
     check_choice("--select", select, (None, "cas"))
-    place = prepare(device, deterministic)
+    torch_device = prepare(device, deterministic)
     if run is not None and not resume:
         raise UsageError("--run: goes with --resume")
     if resume:
-        beside = ("out", "run", "data_root", "device", "deterministic", "as_json")
-        check_alone(context, "--resume", beside)
-        going = open_run(run) if run else newest_run(out, finished=False)
-        real = load_training_images(going.config.dataset_key, data_root)
+        check_resume_options(context)
+        training_run = open_run(run) if run else newest_run(out, finished=False)
+        real = load_training_images(training_run.config.dataset_key, data_root)
     else:
         length, tick_length = parse_count("--images", images), parse_count("--tick", tick)
         if tick_length is not None and tick_length < 1000:
             raise UsageError(f"--tick {tick}: must be 1k or more")
         if epochs is not None and length is not None:
             raise UsageError("--images and --epochs: give one of them")
-        chosen = resolve_recipe(recipe, conditional, overrides)
+        resolved = resolve_recipe(recipe, conditional, overrides)
         real = load_training_images(dataset, data_root)
-        length = length if epochs is None else epochs * len(real)
         config = plan_run(
-            chosen,
+            resolved,
             dataset,
             real,
-            length,
+            length if epochs is None else epochs * len(real),
             seed,
             precision,
-            place,
+            torch_device,
             tick_length,
             SELECTION.name if select else None,
         )
         if dry_run:
             return print_json(config.to_json())
-        going = Run.create(out, config, describe_environment(place))
-    say(f"{going.folder}: {going.config.total_images:,} images of {real.name}")
+        training_run = Run.create(out, config, describe_environment(torch_device))
+    say(f"{training_run.folder}: {training_run.config.total_images:,} images of {real.name}")
     try:
-        train_run(going, real, place, checkpoint_scorer(going, place))
+        train_run(training_run, real, torch_device, checkpoint_scorer(training_run, torch_device))
     except Interrupted as stopped:
-        where = f" --data-root {shlex.quote(str(data_root))}" if data_root else ""
-        raise Interrupted(f"{stopped}{where}") from None
+        data_option = f" --data-root {shlex.quote(str(data_root))}" if data_root else ""
+        raise Interrupted(f"{stopped}{data_option}") from None
     if as_json:
-        return print_json({"run": str(going.folder), "log": going.read_log()})
-    print(going.folder)
+        return print_json({"run": str(training_run.folder), "log": training_run.read_log()})
+    print(training_run.folder)
 
 
 @app.command()
 def generate(
-    per_class: Annotated[int, typer.Option(help="Images of each class.")] = 5000,
+    per_class: PerClass = 5000,
     run: Annotated[
-        Path | None, typer.Option(help="Run folder; the newest finished one by default.")
+        Path | None, typer.Option(help="Run folder. The default is the newest finished run.")
     ] = None,
     checkpoint: Annotated[
         str | None,
         typer.Option(
-            help="last, best, or a name such as 0001024k; by default the best of a run that was "
-            "trained with --select, else the last."
+            help="last, best, or a name such as 0001024k. The default is best for a run that was "
+            "trained with --select, and last for any other run."
         ),
     ] = None,
     seed: Seed = 0,
     label_with: Annotated[
         str | None,
-        typer.Option(help="Labels for an unconditional run: classifier or random; none without."),
+        typer.Option(
+            help="Label the images of an unconditional run with: classifier or random. By default "
+            "they have no labels."
+        ),
     ] = None,
-    format: Annotated[str, typer.Option(help=f"{_names('synth.formats')}.")] = "npz",
-    out: Annotated[Path, typer.Option(help="Folder to make the data set in.")] = Path("datasets"),
+    format: Annotated[str, typer.Option(help=f"File format: {_names('synth.formats')}.")] = "npz",
+    out: Annotated[Path, typer.Option(help="Make the set in this folder.")] = Path("datasets"),
     runs: Runs = Path("runs"),
     data_root: DataRoot = None,
     device: Device = "auto",
     deterministic: Deterministic = False,
     as_json: AsJson = False,
 ) -> None:
-    """Make a balanced labelled data set: a new folder in datasets/."""
+    """Make a synthetic set: a new folder in datasets/, with equally many images of each class."""
     from eval.labeller import LABELLER_PROTOCOL, labeller_for
     from synth.base.files import read_json
     from synth.formats import FORMATS
@@ -214,16 +219,16 @@ def generate(
     check_count(per_class)
     FORMATS.find(format)
     check_choice("--label-with", label_with, (None, "classifier", "random"))
-    place = prepare(device, deterministic)
+    torch_device = prepare(device, deterministic)
     source = open_run(run) if run else newest_run(runs, finished=True)
     folder = generate_set(
         source,
         per_class,
         seed,
         out,
-        place,
+        torch_device,
         label_with,
-        lambda: labeller_for(source, data_root, place),
+        lambda: labeller_for(source, data_root, torch_device),
         LABELLER_PROTOCOL,
         format,
         checkpoint,
@@ -237,7 +242,7 @@ def generate(
 def evaluate(
     folders: Annotated[
         list[Path] | None,
-        typer.Argument(help="Data set folders; the newest in datasets/ by default."),
+        typer.Argument(help="Folders of synthetic sets. The default is the newest in datasets/."),
     ] = None,
     protocol: Protocol = "fixed-v1",
     classifier_seeds: ClassifierSeeds = None,
@@ -245,17 +250,16 @@ def evaluate(
     feature_space: FeatureSpace = "classifier",
     closest_pairs: Annotated[
         Path | None,
-        typer.Option(help="PNG of the images nearest to training images; it shows real images."),
+        typer.Option(
+            help="Write this PNG file: generated images beside the nearest training images."
+        ),
     ] = None,
-    dataset: Annotated[
-        str | None,
-        typer.Option(help="Real data to score on; by default what the set imitates."),
-    ] = None,
+    dataset: ScoredOn = None,
     data_root: DataRoot = None,
     baselines: Annotated[
         bool,
         typer.Option(
-            "--baselines/--no-baselines", help="Also evaluate the baselines that are missing."
+            "--baselines/--no-baselines", help="Also evaluate the baselines that have no record."
         ),
     ] = True,
     references: Annotated[  # the old name of --baselines
@@ -269,10 +273,9 @@ def evaluate(
     deterministic: Deterministic = False,
     as_json: AsJson = False,
 ) -> None:
-    """Score data sets on the real test split, and print the leaderboard."""
+    """Score synthetic sets on the real test split, and print the leaderboard."""
     from eval.evaluate import Workspace, evaluate_sets
     from eval.metrics import parse_metrics
-    from synth.base.errors import UsageError
     from synth.base.schema import dump
 
     names = parse_metrics(metrics, feature_space)
@@ -310,16 +313,18 @@ def leaderboard(results: Results = Path("results"), as_json: AsJson = False) -> 
 
 @app.command()
 def compare(
-    a: Annotated[str, typer.Argument(help="An entry of the leaderboard, or a record's id.")],
-    b: Annotated[str, typer.Argument(help="Another one.")],
+    a: Annotated[
+        str, typer.Argument(help="Name of an entry in the leaderboard, or id of a record.")
+    ],
+    b: Annotated[str, typer.Argument(help="The other entry, named in the same way.")],
     protocol: Protocol = "fixed-v1",
     real: Annotated[
-        str | None, typer.Option(help="The real data set, where records hold several.")
+        str | None, typer.Option(help="Real data of the scores. Needed if records hold several.")
     ] = None,
     results: Results = Path("results"),
     as_json: AsJson = False,
 ) -> None:
-    """Say whether entry A beats entry B, from their records alone."""
+    """Say whether entry A scores higher than entry B. Reads their records and trains nothing."""
     from eval.compare import compare_entries
 
     compared = compare_entries(results, a, b, protocol, real)
@@ -330,26 +335,25 @@ def compare(
 
 @app.command()
 def verify(
-    record: Annotated[str, typer.Argument(help="A record's path, or its id.")],
+    record: Annotated[str, typer.Argument(help="Path or id of a record.")],
     start: Annotated[
         str,
         typer.Option("--from", help="First stage to repeat: evaluate, generate or train."),
     ] = "evaluate",
-    dataset: Annotated[
-        str | None, typer.Option(help="Real data; by default what the record says.")
-    ] = None,
+    dataset: ScoredOn = None,
     data_root: DataRoot = None,
     datasets: Datasets = Path("datasets"),
     runs: Runs = Path("runs"),
     results: Results = Path("results"),
-    device: Annotated[str, typer.Option(help="auto (the record's), cpu or cuda.")] = "auto",
+    device: Annotated[
+        str, typer.Option(help="auto, cpu or cuda. auto takes what the record says.")
+    ] = "auto",
     as_json: AsJson = False,
 ) -> None:
-    """Repeat a record's evaluation and compare, bit for bit on the same kind of machine."""
+    """Repeat a record's evaluation. The same kind of machine must give exactly the same results."""
     from eval.evaluate import Workspace
     from eval.verify import find_record_file
     from eval.verify import verify as verify_record
-    from synth.base.errors import SynthError
     from synth.ops.acceleration import keep_freed_memory
 
     check_choice("--from", start, ("evaluate", "generate", "train"))
@@ -367,14 +371,16 @@ def verify(
 
 @app.command()
 def benchmark(
-    recipes: Annotated[str, typer.Option(help="Names, separated by commas.")] = "cdcgan,dcgan",
+    recipes: Annotated[
+        str, typer.Option(help="Names of recipes, with commas between.")
+    ] = "cdcgan,dcgan",
     overrides: Overrides = None,
-    seeds: Annotated[int, typer.Option(help="Generator runs of each recipe.")] = 1,
+    seeds: Annotated[int, typer.Option(help="Number of training runs of each recipe.")] = 1,
     dataset: Dataset = "svhn",
     data_root: DataRoot = None,
     images: Images = None,
     select: Select = None,
-    per_class: Annotated[int, typer.Option(help="Images of each class in a data set.")] = 5000,
+    per_class: PerClass = 5000,
     protocol: Protocol = "fixed-v1",
     classifier_seeds: ClassifierSeeds = None,
     metrics: Metrics = "default",
@@ -386,7 +392,7 @@ def benchmark(
     precision: Precision = "auto",
     as_json: AsJson = False,
 ) -> None:
-    """Train, generate and evaluate several recipes and seeds; skips what is there already."""
+    """Train, generate and evaluate several recipes and seeds. Skips what exists already."""
     from eval.benchmark import benchmark as run_benchmark
     from eval.evaluate import Workspace
     from eval.metrics import parse_metrics
@@ -415,14 +421,13 @@ def benchmark(
 @app.command()
 def recipes(
     name: Annotated[
-        str | None, typer.Argument(help="Show all of this one, a name or a TOML file.")
+        str | None, typer.Argument(help="Show this recipe: a name or a TOML file.")
     ] = None,
     conditional: Conditional = None,
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
-    """List the recipes, or show one, with overrides."""
-    from synth.base.errors import UsageError
+    """List the recipes, or show all hyperparameters of one."""
     from synth.published import RECIPES
 
     if name is not None:
@@ -444,26 +449,25 @@ def recipes(
 
 @app.command()
 def datasets(as_json: AsJson = False) -> None:
-    """List the real data sets that can be named with --dataset."""
+    """List the real data that --dataset can name."""
     from synth.data import DATASETS
 
-    rows = {name: source.description for name, source in DATASETS.items()}
     if as_json:
-        return print_json([{"name": k, "description": v} for k, v in rows.items()])
-    for name, description in rows.items():
-        print(f"{name:<15} {description}")
+        return print_json([{"name": k, "description": v.description} for k, v in DATASETS.items()])
+    for name, source in DATASETS.items():
+        print(f"{name:<15} {source.description}")
 
 
 @app.callback()
 def options(
-    debug: Annotated[bool, typer.Option(help="Show a traceback with an error.")] = False,
+    debug: Annotated[bool, typer.Option(help="Show the Python traceback of an error.")] = False,
 ) -> None:
     global DEBUG
     DEBUG = debug
 
 
 def prepare(device: str, deterministic: bool = False) -> torch.device:
-    """The device to work on, in a process that a command has to itself."""
+    """The device to work on. Changes settings of the whole process."""
     from synth.environment import make_deterministic, pick_device
     from synth.ops.acceleration import keep_freed_memory
 
@@ -476,7 +480,7 @@ def prepare(device: str, deterministic: bool = False) -> torch.device:
 def resolve_recipe(
     name: str | None, conditional: bool | None, overrides: list[str] | None
 ) -> RecipeBase:
-    """The recipe of a name or a TOML file, with single hyperparameters changed."""
+    """The recipe of a name or a TOML file, with its overrides."""
     from dataclasses import replace
 
     from synth.published import CONDITIONAL, UNCONDITIONAL, find_recipe, read_recipe
@@ -491,15 +495,13 @@ def resolve_recipe(
         recipe = find_recipe(name, conditional)
     for assignment in overrides or []:
         recipe = override(recipe, assignment)
-    if overrides:  # a changed recipe must not pass for the published one
+    if overrides:  # so that nobody takes it for the published recipe
         recipe = replace(recipe, name=f"{recipe.name}, {', '.join(overrides)}")
     return recipe
 
 
 def parse_count(option: str, text: str | None) -> int | None:
     """`300k` → 300,000; `2.5M` → 2,500,000."""
-    from synth.base.errors import UsageError
-
     if text is None:
         return None
     factor = {"k": 1_000, "m": 1_000_000}.get(text[-1:].lower(), 1)
@@ -514,21 +516,17 @@ def parse_count(option: str, text: str | None) -> int | None:
     return int(count)
 
 
-def check_alone(context: typer.Context, option: str, others: tuple[str, ...]) -> None:
-    """Refuses options beside `option` that would be ignored."""
-    from synth.base.errors import UsageError
-
+def check_resume_options(context: typer.Context) -> None:
+    """Refuses options that --resume would ignore, because the run folder holds their values."""
+    read = ("resume", "run", "out", "data_root", "device", "deterministic", "as_json")
     for parameter in context.command.params:
         source = context.get_parameter_source(parameter.name or "")
-        allowed = parameter.name in others or option in parameter.opts
-        if not allowed and source is not None and source.name == "COMMANDLINE":
+        if parameter.name not in read and source is not None and source.name == "COMMANDLINE":
             names = "/".join([*parameter.opts, *parameter.secondary_opts])
-            raise UsageError(f"{names}: cannot be changed by {option}; leave it out")
+            raise UsageError(f"{names}: cannot be changed by --resume; leave it out")
 
 
 def check_choice(option: str, value: str | None, choices: tuple[str | None, ...]) -> None:
-    from synth.base.errors import UsageError
-
     if value not in choices:
         raise UsageError(f"{option} {value}: choose {' or '.join(c for c in choices if c)}")
 
@@ -538,9 +536,9 @@ def describe_recipe(recipe: RecipeBase, whole: bool) -> dict[str, Any]:
     from synth.families import FAMILIES
 
     value = dump(recipe)
+    shown = value if whole else {key: value[key] for key in ("name", "conditional")}
     figures = FAMILIES.find(recipe.family).measure(recipe)
-    head = {key: value[key] for key in ("name", "conditional")}
-    return {**(value if whole else {}), **head, **figures, "source": value["source"]}
+    return {**shown, **figures, "source": value["source"]}
 
 
 def print_json(value: Any) -> None:
@@ -552,15 +550,16 @@ def print_tables(tables: list[Table], as_json: bool = False) -> None:
 
     if as_json:
         frames = [t.to_frame().assign(real=t.real, protocol=t.protocol) for t in tables]
-        rows = [json.loads(frame.to_json(orient="records")) for frame in frames]
-        return print_json([row for part in rows for row in part])
+        return print_json(
+            [row for frame in frames for row in json.loads(frame.to_json(orient="records"))]
+        )
     for table in tables:
         texts = [frame.to_string(index=False) for frame in frames_for_people(table)]
         print("\n\n".join([table.title, *texts]), end="\n\n")
 
 
 def main() -> None:
-    """The console script: errors that a user can mend become one line and an exit code."""
+    """The console script. An error becomes one line and an exit code."""
     try:
         code = app(standalone_mode=False)
     except KeyboardInterrupt:
@@ -573,7 +572,7 @@ def main() -> None:
 
 
 def explain(error: Exception) -> tuple[str, int]:
-    """The line and the exit code for an error; one nobody foresaw is named as such."""
+    """The message and the exit code for an error."""
     code, name = getattr(error, "exit_code", None), type(error).__name__
     if hasattr(error, "format_message"):  # click's usage errors
         return error.format_message(), 2

@@ -1,4 +1,4 @@
-"""Records → rows and tables: one table per protocol and real data set; they are never mixed."""
+"""Records → rows and tables: one table per protocol and pair of real splits."""
 
 from __future__ import annotations
 
@@ -15,44 +15,43 @@ from typing import Any
 import pandas as pd
 
 from eval.metrics import NOTHING, Column, all_columns, column_values, flags, merge
-from eval.records import Record
+from eval.records import RealSplits, Record
 from eval.statistics import Interval, interval
 
-ONE_RUN = "*"  # beside an interval that covers classifier seeds alone
+ONE_RUN = "*"  # marks an interval that covers classifier seeds alone
 ANY = object()
-# What takes no part in a configuration: prose, and the length, which is the run's.
+# Not part of a configuration: prose, and the length, which is the run's.
 NO_PART = {"source": ANY, "assumed": ANY, "images": ANY, "training": {"images": ANY}}
 
 
 @dataclass(frozen=True)
 class Row:
-    """One entry: the runs of one configuration, length and size, a record for each."""
+    """One entry: all runs of one configuration, length and size."""
 
     entry: str
-    rank: int | None  # baselines have none: what they are worth is known beforehand
+    rank: int | None  # None for baselines
     interval: Interval  # over generator runs and classifier seeds
     balanced_accuracy: float
     calibration_error: float
     ratio_to_real: float | None
     training_images: int
     images_shown: int | None
-    recipe_images: int | None  # the length that its recipe names
+    recipe_images: int | None  # see `recipe_length`
     seeds: str  # generator runs × classifier seeds
     arithmetic: str  # precision of the classifiers' training
     date: str
     commit: str | None
     metrics: dict[str, float]  # by key of their column; means over the runs that have them
-    flag: str | None  # why this entry is not what it seems
+    flag: str | None  # a warning about this entry
     records: tuple[Record, ...]  # one for each generator run, oldest first
 
     @property
     def accuracy(self) -> float:
-        """Mean over generator runs of the mean over classifier seeds."""
         return self.interval.mean
 
     @property
     def shown_interval(self) -> str:
-        """In percent; marked where it covers classifier seeds alone."""
+        """In percent; marked if it covers classifier seeds alone."""
         if self.interval.low is None or self.interval.high is None:
             return NOTHING
         mark = f" {ONE_RUN}" if self.interval.runs == 1 else ""
@@ -64,17 +63,17 @@ class Row:
         return entry.kind != "synthetic" or entry.labels != "conditional"
 
 
-RANK = """entries have one whose generator was told the labels, and so have sets of others' making.
-The others are there to read them by: pseudo-labels come from a classifier that saw every real
-label, and the copier returns training images"""
-ACCURACY = "of the classifier after its last step on the entry alone, on the real test split"
-INTERVAL = f"""of the accuracy, over generator runs and classifier seeds; marked `{ONE_RUN}`, it
-covers classifier seeds alone: there is one generator run, or none for a baseline"""
-FLAG = "near copies of training images, more than chance and a small mismatch give"
-SHOWN = "real images that the generator's training showed"
-LENGTH = "how many its recipe names; for a published recipe the published number"
+RANK = """only label-conditional entries, and sets that were made elsewhere, are ranked; the others
+are baselines. Pseudo-labels come from a classifier that was trained on all real labels, and the
+train-copy baseline (`copier`) returns training images"""
+ACCURACY = "on the real test split, of the classifier after its last step on the entry alone"
+INTERVAL = f"""of the accuracy, over generator runs and classifier seeds. An interval with
+`{ONE_RUN}` covers classifier seeds alone, because there is one generator run, or none"""
+FLAG = "the set has more near copies of training images than held-out images explain"
+SHOWN = "real images shown in the training of the generator"
+LENGTH = "the number of real images in its recipe; for a published recipe the published one"
 
-# A column's value is an attribute of the row: by default that of its key.
+# The value of a column is an attribute of the row, by default the one named by its key.
 SCORES = (
     Column("rank", "rank", "{:d}", RANK),
     Column("entry", "entry"),
@@ -99,7 +98,7 @@ COUNTS = ("{:d}", "{:,}")  # formats of whole numbers
 
 
 def cell(column: Column, row: Row) -> Any:
-    """What stands in a column of `SCORES`."""
+    """The value of a row in a column of `SCORES`."""
     return attrgetter(str(column.value or column.key))(row)
 
 
@@ -108,27 +107,27 @@ class Table:
     """The rows of one protocol on one pair of real splits, best first."""
 
     protocol: str
-    protocol_hash: str
-    real: str
-    train_size: int
-    test_size: int
+    splits: RealSplits
     rows: tuple[Row, ...]
 
     @property
+    def real(self) -> str:
+        return self.splits.name
+
+    @property
     def title(self) -> str:
-        return (
-            f"{self.real}, {self.protocol} "
-            f"({self.train_size:,} real training images, {self.test_size:,} test images)"
-        )
+        train, test = self.splits.train_size, self.splits.test_size
+        sizes = f"{train:,} real training images, {test:,} test images"
+        return f"{self.real}, {self.protocol} ({sizes})"
 
     @property
     def calibration(self) -> dict[str, dict[str, float]]:
-        """By feature space: distances between real images, from the record of *real*."""
+        """Distances between real images by feature space, from the record of *real*."""
         found = ((row.records[-1].metrics or {}).get("calibration") for row in self.rows)
         return next((value for value in found if value), {})
 
     def to_frame(self) -> pd.DataFrame:
-        """Numbers as they are; accuracies and shares as fractions, gains of them too."""
+        """Numbers without rounding; accuracies, shares and gains as fractions."""
         scores, metrics = [column for column in SCORES if column.key], all_columns()
         frame: pd.DataFrame = pd.DataFrame(
             [
@@ -144,19 +143,15 @@ class Table:
 
 
 def build_tables(records: list[Record]) -> list[Table]:
-    """Groups good records into tables, and generator seeds into rows.
+    """Tables of all records without an error; runs with different generator seeds share a row.
 
-    Of several records of the same content, the one with most classifier seeds counts, then the
-    newest.
+    Of several records of the same content, one with the most classifier seeds counts: the newest.
     """
     groups: dict[tuple[Any, ...], list[Record]] = defaultdict(list)
     for record in records:
         if record.error is None:
             groups[record.protocol["name"], record.protocol["hash"], record.real].append(record)
-    tables = [
-        Table(name, digest, real.name, real.train_size, real.test_size, tuple(_rows(group)))
-        for (name, digest, real), group in groups.items()
-    ]
+    tables = [Table(name, real, tuple(_rows(group))) for (name, _, real), group in groups.items()]
     return sorted(tables, key=lambda table: (table.real, table.protocol))
 
 
@@ -168,7 +163,7 @@ def _rows(records: list[Record]) -> Iterator[Row]:
         entry = record.entry
         own_data = entry.trained_on in (None, record.real.train_fingerprint)
         name = entry.name if own_data else f"{entry.name} (trained on other data)"
-        run = entry.checkpoint or entry.sha256  # of several sets of one run the newest counts
+        run = entry.checkpoint or entry.sha256  # the newest of several sets of one run counts
         same = name, entry.count, entry.length, configuration_hash(entry.config)
         entries[same][run] = record
     baselines = {r.entry.kind: mean(r.accuracies) for r in newest if r.entry.kind != "synthetic"}
@@ -180,9 +175,9 @@ def _rows(records: list[Record]) -> Iterator[Row]:
 
 
 def _newest_of_each_content(records: list[Record]) -> Iterable[Record]:
-    """With such metrics as only an older record of the same content holds."""
+    """Each also has the metrics that only an older record of the same content has."""
     newest: dict[tuple[Any, ...], Record] = {}
-    for record in records:  # oldest first; more classifier seeds go before newer
+    for record in records:  # oldest first
         known = newest.get(record.entry.identity)
         best = record if known is None or len(record.scores) >= len(known.scores) else known
         metrics = merge(known.metrics if known else None, record.metrics)
@@ -191,7 +186,7 @@ def _newest_of_each_content(records: list[Record]) -> Iterable[Record]:
 
 
 def _row(name: str, records: list[Record], baselines: Mapping[str, float]) -> Row:
-    """records: one for each generator run. baselines: accuracies by kind."""
+    """records: one per generator run. baselines: accuracies by kind."""
     newest = max(records, key=lambda record: record.date)
     counts = sorted({len(record.scores) for record in records})
     per_set = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
@@ -221,41 +216,37 @@ def _row(name: str, records: list[Record], baselines: Mapping[str, float]) -> Ro
     )
 
 
-# What made a generator
-
-
 def configuration_hash(config: Any) -> str | None:
-    """Equal for runs that differ in their seed or length alone; None where there is no recipe.
+    """Equal for runs that differ in their seed or length alone; None without a recipe.
 
-    It reads a configuration of any version and of any family of generators. Prose and the length
-    are left out, and values at their defaults, which older records lack.
+    The configuration may be of any version and any family of generators. Values at their defaults
+    do not count, because older records lack them.
     """
     recipe = _plain(_at(config, "recipe"))
     if recipe is None:
         return None
     family = config.get("family", "gan")
     if isinstance(recipe, dict):
-        recipe = _without(recipe, NO_PART)
-        recipe = _without(recipe, _gan_defaults() if family == "gan" else {})
+        recipe = _without(_without(recipe, NO_PART), _gan_defaults() if family == "gan" else {})
     text = json.dumps([family, recipe], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def recipe_length(config: Any) -> int | None:
-    """The length that a recipe names, in real images shown."""
+    """The length in a recipe, in real images shown."""
     found = _at(config, "recipe", "training", "images") or _at(config, "recipe", "images")
     return found if isinstance(found, int) else None
 
 
 def _at(value: Any, *keys: str) -> Any:
-    """What stands at the end of the way, or None."""
+    """The value at this path in nested dicts, or None."""
     for key in keys:
         value = value.get(key) if isinstance(value, dict) else None
     return value
 
 
 def _plain(value: Any) -> Any:
-    """As read from a JSON file, with 1 and 1.0 the same."""
+    """As JSON, in which 1 and 1.0 are the same."""
     return json.loads(json.dumps(value), parse_int=float)
 
 
@@ -268,7 +259,7 @@ def _gan_defaults() -> dict[str, Any]:
 
 
 def _without(value: dict[str, Any], left_out: dict[str, Any]) -> dict[str, Any]:
-    """Nested dicts, without what is equal to its counterpart in `left_out`, or has `ANY` there."""
+    """Nested dicts, without values that are equal to, or `ANY`, in `left_out`."""
     kept = {}
     for key, inner in value.items():
         other = left_out.get(key)

@@ -1,4 +1,4 @@
-"""Do two protocols rank the entries alike? Whether a ranking depends on the classifier."""
+"""Does a ranking depend on the classifier? Rank correlations between protocols."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from eval.statistics import rank_correlation
 if TYPE_CHECKING:
     from eval.aggregate import Row, Table
 
-FEWEST = 3  # entries in common: fewer are hardly a ranking
+FEWEST = 3  # entries in common
 
 
 def agreement_lines(tables: Sequence[Table]) -> list[str]:
-    """One line for each two protocols that have tables on the same real splits, with three entries
-    or more in common: how alike they rank these entries, by mean accuracy."""
+    """A line for each pair of protocols with three entries or more in common on the same real
+    splits: the rank correlations of the mean accuracies."""
     lines = []
     for a, b in combinations(tables, 2):
-        if a.protocol == b.protocol or not (a.rows and b.rows) or _splits(a) != _splits(b):
+        if a.protocol == b.protocol or a.splits != b.splits:
             continue
         sized = all(table.rows[0].records[0].protocol["data"] == "disk" for table in (a, b))
         first, second = _scores(a, sized), _scores(b, sized)
@@ -36,13 +36,12 @@ def agreement_lines(tables: Sequence[Table]) -> list[str]:
     return lines
 
 
-def _splits(table: Table) -> Any:
-    return table.rows[0].records[0].real
-
-
 def _scores(table: Table, sized: bool) -> dict[tuple[Any, ...], float]:
-    """Accuracy by what makes an entry the same under two protocols. A stream has no set of a size;
-    where several sizes would then be one entry, it is left out."""
+    """Accuracies by keys that are equal for the same entry under two protocols.
+
+    sized: keys contain the size of the set. A stream has none, so beside a stream they do not, and
+    an entry with several sizes is left out.
+    """
 
     def key(row: Row) -> tuple[Any, ...]:
         return row.entry, row.images_shown, row.training_images if sized else None

@@ -6,7 +6,6 @@ synthetic sets; `eval.evaluate` has them made.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -16,10 +15,9 @@ from sklearn.decomposition import PCA
 from torch import Tensor
 
 from synth.base.registry import Registry
-from synth.data import ImageSet
+from synth.data import TENTH, ImageSet, first_of_each_class
 
 PCA_COMPONENTS = 100
-TENTH = 0.1
 
 
 def real_same_size(real: ImageSet, per_class: int, seed: int = 0) -> ImageSet:
@@ -56,34 +54,6 @@ def train_copy(real: ImageSet, per_class: int, seed: int = 0) -> ImageSet:
     return ImageSet(
         real.images[order], real.require_labels()[order], real.classes, real.name, "train"
     )
-
-
-def first_of_each_class(real: ImageSet, share: float) -> ImageSet:
-    """The first `share` of each class, one image at least, in the order of the split."""
-    chosen = _first(real.require_labels(), share)
-    return ImageSet(
-        real.images[chosen], real.require_labels()[chosen], real.classes, real.name, "train"
-    )
-
-
-def halves(real: ImageSet) -> Tensor:
-    """Which images are in the first half of the split: bool (N,).
-
-    Contiguous, since neighbouring digits of SVHN come from one house: at most the house at the
-    cut has digits in both. Where the split is sorted by class, the first half of each class.
-    """
-    labels = real.require_labels()
-    if (labels.diff() >= 0).all():
-        return _first(labels, 0.5)
-    return torch.arange(len(real)) < len(real) // 2
-
-
-def _first(labels: Tensor, share: float) -> Tensor:
-    chosen = torch.zeros(len(labels), dtype=torch.bool)
-    for label in labels.unique():
-        members = (labels == label).nonzero().flatten()
-        chosen[members[: math.ceil(len(members) * share)]] = True
-    return chosen
 
 
 def pca_gaussian(real: ImageSet, per_class: int, seed: int = 0) -> ImageSet:

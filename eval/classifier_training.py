@@ -1,4 +1,4 @@
-"""Training a classifier on batches of images; nothing here reads a test split."""
+"""How a classifier is trained on batches of images. Nothing here reads a test split."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ def train_classifier(
     classifier: str = "fixed",
     learning_rate: float = 1e-3,
 ) -> Classifier:
-    """Takes `steps` steps of Adam, without augmentation; returns the classifier as it is then.
+    """Takes `steps` steps of Adam, and returns the classifier as it is after the last one.
 
-    `progress` is told how many more steps were taken, now and then. classifier: in `CLASSIFIERS`.
+    progress: called with the number of new steps. classifier: a name in `CLASSIFIERS`.
     """
     trainer = ClassifierTrainer(classes, seed, device, precision, classifier, learning_rate)
     images, labels = next(batches)
@@ -51,7 +51,7 @@ def train_classifier(
 
 
 class ClassifierTrainer:
-    """A classifier in training: one step of Adam at a time, from `seed`."""
+    """A classifier in training. `seed` decides its first weights."""
 
     def __init__(
         self,
@@ -82,7 +82,7 @@ class ClassifierTrainer:
 def shuffled_batches(
     images: Tensor, labels: Tensor, batch: int, seed: int, device: torch.device
 ) -> Batches:
-    """Endless batches of a data set, shuffled anew on every pass; passes join without a gap.
+    """Endless batches of images, shuffled again in every pass. A batch can span two passes.
 
     images: uint8 (N, 3, 32, 32); labels: int64 (N,). Both are moved to `device` once.
     """
@@ -97,7 +97,7 @@ def shuffled_batches(
 
 
 def predict(classifier: Classifier, images: Tensor) -> Tensor:
-    """Class probabilities, float32 (N, classes) on the CPU, of uint8 images (N, 3, 32, 32)."""
+    """uint8 images (N, 3, 32, 32) → class probabilities, float32 (N, classes) on the CPU."""
     device = next(classifier.parameters()).device
     with torch.inference_mode():
         parts = [
@@ -110,7 +110,7 @@ def predict(classifier: Classifier, images: Tensor) -> Tensor:
 def choose_classifier_precision(
     asked: str, device: torch.device, classifier: str = "fixed"
 ) -> tuple[str, str]:
-    """Resolves `auto` by timing steps of the classifier; see `choose_precision`."""
+    """`choose_precision` for training a classifier."""
     random = torch.Generator().manual_seed(0)
     images = torch.randint(256, (256, 3, SIZE, SIZE), generator=random, dtype=torch.uint8)
     labels = torch.randint(10, (256,), generator=random)

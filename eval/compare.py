@@ -1,4 +1,4 @@
-"""Does one entry of the leaderboard beat another? From records alone: no test split is read."""
+"""Does one entry of the leaderboard beat another? It reads records alone, not the test split."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from synth.base.files import read_arrays
 
 @dataclass(frozen=True)
 class NamedComparison:
-    """A comparison, and what was compared."""
+    """A comparison with the names of both entries."""
 
     a: str
     b: str
@@ -27,17 +27,12 @@ class NamedComparison:
     result: Comparison
 
     def to_json(self) -> dict[str, Any]:
-        return {
-            "a": self.a,
-            "b": self.b,
-            "protocol": self.protocol,
-            "real": self.real,
-            **asdict(self.result),
-            "covers": self.result.covers,
-        }
+        found = asdict(self)
+        result = found.pop("result")
+        return {**found, **result, "covers": self.result.covers}
 
     def to_text(self) -> str:
-        """For people: differences in percentage points."""
+        """For people; differences are in percentage points."""
         result = self.result
         verdict = {"A": f"{self.a} is better", "B": f"{self.b} is better"}
         seeds = " against ".join(
@@ -59,16 +54,16 @@ def compare_entries(
 ) -> NamedComparison:
     """Compares two entries under one protocol on one real data set; see `statistics.compare`.
 
-    a, b: names as they stand in the leaderboard, whose generator runs all count, or record ids
-    (a beginning that no other id shares is enough), each of which is one run alone. Raises
-    `SynthError` where a record does not say which test images were right.
+    a, b: a name in the leaderboard, for all generator runs of that row, or a record id (or an
+    unambiguous beginning of it), for that run alone. Raises `SynthError` if the file that says
+    which test images were classified right is missing, too old or damaged.
     """
     table = _find_table(build_tables(read_records(results)), protocol, real)
     (name_a, records_a), (name_b, records_b) = (
         _find_entry(table, option, name) for option, name in (("A", a), ("B", b))
     )
     runs_a, runs_b = (_runs(results, records) for records in (records_a, records_b))
-    # What no generator made has no runs. Beside a recipe, each of its seeds counts as one.
+    # A baseline has no generator runs: against several runs, each of its seeds counts as a run.
     if records_a[0].entry.kind != "synthetic" and len(runs_b) > 1:
         runs_a = list(runs_a[0][:, None])
     if records_b[0].entry.kind != "synthetic" and len(runs_a) > 1:
@@ -82,38 +77,38 @@ def _find_table(tables: Sequence[Table], protocol: str, real: str | None) -> Tab
     if not under:
         names = ", ".join(dict.fromkeys(table.protocol for table in tables))
         raise UsageError(
-            f"--protocol {protocol}: there is no record of it; "
+            f"--protocol {protocol}: no record uses it; "
             + (f"choose {names}" if names else "make one with: synth evaluate")
         )
     on = [table for table in under if real in (None, table.real)]
     names = ", ".join(dict.fromkeys(table.real for table in under))
     if not on:
-        raise UsageError(f"--real {real}: no record of {protocol} is on it; choose {names}")
-    if len(on) > 1 and real is None and len({table.real for table in on}) > 1:
-        raise UsageError(f"--real: the records of {protocol} are on {names}; choose one")
+        raise UsageError(f"--real {real}: no record of {protocol} uses it; choose {names}")
+    if len({table.real for table in on}) > 1:
+        raise UsageError(f"--real: the records of {protocol} use {names}; choose one")
     if len(on) > 1:
         raise SynthError(
-            f"the records of {protocol} on {on[0].real} are of {len(on)} different splits or "
-            "versions under one name; keep them in folders of their own, see --results"
+            f"the records of {protocol} on {on[0].real} use {len(on)} different splits or versions "
+            "of the same name; move them to separate folders, see --results"
         )
     return on[0]
 
 
 def _find_entry(table: Table, option: str, name: str) -> tuple[str, list[Record]]:
-    """The entry's name for people, and its records: one per generator run."""
+    """The name of the entry, and its records: one per generator run."""
     rows = [row for row in table.rows if row.entry == name]
     if len(rows) == 1:
         return name, list(rows[0].records)
     records = [record for row in table.rows for record in row.records]
-    if rows:  # of one name and several sizes or lengths
+    if rows:  # several sizes or lengths
         ids = ", ".join(record.id for row in rows for record in row.records)
-        raise UsageError(f"{option} {name}: stands in {len(rows)} rows; name a record: {ids}")
+        raise UsageError(f"{option} {name}: stands in {len(rows)} rows; choose a record: {ids}")
     found = [record for record in records if record.id.startswith(name)] if name else []
     if len(found) == 1:
         return f"{found[0].entry.name} ({found[0].id})", found
     if found:
         ids = ", ".join(record.id for record in found)
-        raise UsageError(f"{option} {name}: begins the ids {ids}; write more of one")
+        raise UsageError(f"{option} {name}: begins the ids {ids}; give a longer part of one")
     names = ", ".join(row.entry for row in table.rows)
     raise UsageError(
         f"{option} {name!r}: no entry or record of {table.protocol} on {table.real}; choose {names}"
@@ -121,23 +116,21 @@ def _find_entry(table: Table, option: str, name: str) -> tuple[str, list[Record]
 
 
 def _runs(results: Path, records: list[Record]) -> list[np.ndarray]:
-    """Which test images were right, bool (seeds, N), by record."""
+    """Which test images were classified right: bool (seeds, N) for each record."""
     runs = []
     for record in records:
         path = predictions_path(results, record)
         correct = read_arrays(path).get("correct") if path.exists() else None
         if correct is None:
             raise SynthError(
-                f"{path}: does not say which test images were right (it is missing, or older than "
-                "that); evaluate the entry again"
-            )
-        if correct.dtype != np.bool_ or correct.shape != (
-            len(record.scores),
-            record.real.test_size,
-        ):
-            raise SynthError(
-                f"{path}: correct is {correct.dtype} {correct.shape}, and does not fit its record; "
+                f"{path}: is missing, or too old to say which test images were classified right; "
                 "evaluate the entry again"
+            )
+        shape = len(record.scores), record.real.test_size
+        if correct.dtype != np.bool_ or correct.shape != shape:
+            raise SynthError(
+                f"{path}: correct is {correct.dtype} {correct.shape}, and "
+                "does not fit its record; evaluate the entry again"
             )
         runs.append(correct)
     return runs

@@ -14,7 +14,7 @@ from eval.baselines import BASELINES
 from eval.evaluator import Evaluator, make_evaluator
 from eval.leaderboard import write_leaderboard
 from eval.metrics.memorisation import closest_pairs as find_closest_pairs
-from eval.protocols import Protocol
+from eval.protocols import PROTOCOLS, Protocol
 from eval.real_classifier import real_protocol
 from eval.records import Entry, Record, plot_path
 from eval.report import keep_plots, write_report
@@ -24,7 +24,7 @@ from synth.base.errors import SynthError
 from synth.base.files import numbered_folders, portable
 from synth.base.progress import say
 from synth.data import ImageSet
-from synth.generation import ShortClass, describe_provenance, generate_set
+from synth.generation import Labeller, ShortClass, describe_provenance, generate_set
 from synth.provenance import Provenance
 from synth.runs import Run, all_runs, open_run, weights_of_hash
 from synth.synthetic_set import SyntheticSet, newest_synthetic, read_manifest, read_synthetic
@@ -250,8 +250,7 @@ def ensure_evaluated(
     A run that collapsed, and so cannot fill a class, is a result. It is recorded, and does not stop
     the rest.
     """
-    protocol = real_protocol(evaluator.protocol)
-    labeller = protocol.name if label_with == "classifier" else None
+    labeller = real_protocol(evaluator.protocol).name if label_with == "classifier" else None
     provenance = describe_provenance(run, 0, label_with, labeller)
     root = workspace.baselines if label_with else workspace.datasets
     count = per_class * len(run.config.classes)
@@ -260,18 +259,7 @@ def ensure_evaluated(
     if folder is None and evaluator.known_failure(failed):
         return
     try:
-        folder = folder or generate_set(
-            run,
-            per_class,
-            0,
-            root,
-            evaluator.device,
-            label_with,
-            lambda: labelling.train_labeller(
-                evaluator.train, protocol, evaluator.device, run.config.precision
-            ),
-            labeller,
-        )
+        folder = folder or generate_described(evaluator, run, per_class, provenance, root)
     except ShortClass as error:
         say(f"{run.folder}: {error}")
         evaluator.record_failure(failed, str(error))
@@ -279,6 +267,31 @@ def ensure_evaluated(
     synthetic = read_synthetic(folder)
     if evaluator.known(synthetic_entry(synthetic, evaluator.protocol)) is None:
         evaluate_set(evaluator, synthetic, workspace.runs)
+
+
+def generate_described(
+    evaluator: Evaluator, run: Run, per_class: int, provenance: Provenance, root: Path
+) -> Path:
+    """Generates from `run` what `provenance` describes; its labeller learns from the real training
+    split of the evaluator. Returns the folder of the set."""
+
+    def make_labeller() -> Labeller:
+        protocol = PROTOCOLS.find(str(provenance.labeller))
+        return labelling.train_labeller(
+            evaluator.train, protocol, evaluator.device, run.config.precision
+        )
+
+    return generate_set(
+        run,
+        per_class,
+        provenance.generation_seed or 0,
+        root,
+        evaluator.device,
+        provenance.labels if provenance.labels in ("classifier", "random") else None,
+        make_labeller,
+        provenance.labeller,
+        checkpoint=provenance.chosen,
+    )
 
 
 def find_set(root: Path, provenance: Provenance, count: int) -> Path | None:

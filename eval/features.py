@@ -1,7 +1,6 @@
-"""Feature spaces: what a network sees in images.
+"""Feature spaces: the features that a network extracts from images.
 
-The fixed classifier's space is always there. `FEATURE_SPACES` has those of other networks, which
-read their weights from a file.
+`FEATURE_SPACES` holds those of networks other than the fixed classifier.
 """
 
 from __future__ import annotations
@@ -20,15 +19,14 @@ from synth.base.errors import SynthError
 from synth.base.files import sha256
 
 WEIGHTS = "weights-inception-2015-12-05-6726825d.pth"
-SHA256 = "6726825d"  # how the file's hash begins
+SHA256 = "6726825d"  # the first digits of the file's hash
 BATCH = 100
 
 
 def features(classifier: Classifier, images: Tensor) -> Tensor:
-    """What the classifier's last layer reads: float32 (N, 64) in [0, ∞), on the CPU.
+    """The inputs of the classifier's last layer: float32 (N, 64) in [0, ∞), on the CPU.
 
-    images: uint8 (N, 3, 32, 32). The classifier is in evaluation mode. 64 units after their ReLU,
-    computed in float32 and in batches.
+    images: uint8 (N, 3, 32, 32). The classifier must be in evaluation mode.
     """
     seen: list[Tensor] = []
     hook = classifier.head[-1].register_forward_pre_hook(lambda _, read: seen.append(read[0]))
@@ -40,24 +38,19 @@ def features(classifier: Classifier, images: Tensor) -> Tensor:
 
 
 def label(classifier: FixedClassifier, seen: Tensor) -> Tensor:
-    """The classes, int64 (N,) on the CPU, that the classifier gives to its features (N, 64)."""
+    """The classifier's predictions, int64 (N,) on the CPU, from its features (N, 64)."""
     last = classifier.head[-1]
     with torch.inference_mode():
         classes: Tensor = last(seen.to(next(last.parameters()).device)).argmax(1).cpu()
     return classes
 
 
-def weights_path() -> Path:
-    """Where torch-fidelity keeps them: the cache folder of torch.hub."""
-    return Path(torch.hub.get_dir()) / "checkpoints" / WEIGHTS
-
-
 def load_inception(device: torch.device) -> Extractor:
-    """Images uint8 (N, 3, 32, 32) → features float32 (N, 2048), on the CPU; nothing is downloaded.
+    """Images uint8 (N, 3, 32, 32) → features float32 (N, 2048) on the CPU; nothing is downloaded.
 
     The network of Szegedy et al. 2016 (arXiv:1512.00567) with the weights of 2015-12-05, and the
-    resizing of TensorFlow 1, as in Heusel et al. 2017 (arXiv:1706.08500). Raises `SynthError`
-    where torch-fidelity or its weights are missing or are not the published ones.
+    resizing of TensorFlow 1, as in Heusel et al. 2017 (arXiv:1706.08500). Raises `SynthError` if
+    torch-fidelity or its weights are missing, or if the weights are not the published ones.
     """
     option = "--feature-space inception"
     try:
@@ -69,13 +62,13 @@ def load_inception(device: torch.device) -> Extractor:
         raise SynthError(
             f"{option}: needs torch-fidelity; install it with: pip install 'synth[inception]'"
         ) from error
-    path = weights_path()
+    path = Path(torch.hub.get_dir()) / "checkpoints" / WEIGHTS  # where torch-fidelity keeps them
     if not path.exists():
         raise SynthError(f"{option}: {path} is not there; download {URL_INCEPTION_V3} to it")
     if not sha256(path).startswith(SHA256):
         raise SynthError(f"{option}: {path} is damaged; download {URL_INCEPTION_V3} again")
     try:
-        # torch-fidelity unpickles whatever the file holds: first see that it is tensors alone.
+        # torch-fidelity unpickles any content. This load fails unless the file holds only tensors.
         torch.load(path, map_location="cpu", weights_only=True)
         network = FeatureExtractorInceptionV3("inception", ["2048"], str(path)).to(device)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
@@ -89,5 +82,5 @@ def load_inception(device: torch.device) -> Extractor:
     return extract
 
 
-# name → loader, which raises `SynthError` where the weights are missing
+# name → loader, which raises `SynthError` if the weights are missing
 FEATURE_SPACES: dict[str, Callable[[torch.device], Extractor]] = {"inception": load_inception}

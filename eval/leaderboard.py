@@ -1,4 +1,4 @@
-"""Tables for people: LEADERBOARD.md, the csv, and what the commands print."""
+"""Tables: LEADERBOARD.md, leaderboard.csv and the output of the commands."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ from eval.metrics import NOTHING, Column, all_columns, describe, legend, wrap
 from eval.records import plot_path, read_records
 from synth.base.files import write_text
 
-METHOD = "<!-- metrics: made by synth leaderboard -->", "<!-- end -->"  # around a part of METHOD.md
+METHOD = (
+    "<!-- metrics: made by synth leaderboard -->",
+    "<!-- end -->",
+)  # the marks around its place in METHOD.md
 LOGGED = {
     "d_loss": "D loss",
     "g_loss": "G loss",
@@ -29,14 +32,14 @@ CALIBRATION = (
 
 
 def format_scores(table: Table) -> pd.DataFrame:
-    """The scores as text, for people."""
+    """The scores as text."""
     shown = [column for column in SCORES if column.title]
     rows = [[c.show(cell(c, row)) for c in shown] for row in table.rows]
     return pd.DataFrame(rows, columns=[column.title for column in shown])
 
 
 def format_metrics(table: Table) -> pd.DataFrame | None:
-    """The metrics as text, without columns that hold none; None without any."""
+    """The metrics as text, without empty columns; None if all are empty."""
     held = {key for row in table.rows for key, value in row.metrics.items() if value == value}
     shown = [column for column in all_columns() if column.key in held]
     rows = [
@@ -48,25 +51,26 @@ def format_metrics(table: Table) -> pd.DataFrame | None:
 
 
 def format_calibration(table: Table) -> pd.DataFrame | None:
-    """Distances between real images as text; None where they were not measured."""
+    """Distances between real images as text; None if they were not measured."""
     parts = {
-        "halves": "training split: one half and the other",
+        "halves": "two halves of the training split",
         "test": "training split and test split",
     }
     rows = [
-        {"real images": words, "feature space": space}
-        | {
-            title: Column("", title, form).show(found.get(key.format(part)))
-            for key, title, form in CALIBRATION
-        }
+        [
+            words,
+            space,
+            *(Column("", "", f).show(found.get(k.format(part))) for k, _, f in CALIBRATION),
+        ]
         for space, found in table.calibration.items()
         for part, words in parts.items()
     ]
-    return pd.DataFrame(rows) if rows else None
+    titles = ["real images", "feature space", *(title for _, title, _ in CALIBRATION)]
+    return pd.DataFrame(rows, columns=titles) if rows else None
 
 
 def format_training(table: Table) -> pd.DataFrame | None:
-    """How the generators' training went, as text; None where no record has its log."""
+    """Training losses as text; None if no record has a training log."""
     rows = []
     for row in table.rows:
         logs = [log for record in row.records if (log := record.entry.training_log)]
@@ -78,9 +82,11 @@ def format_training(table: Table) -> pd.DataFrame | None:
 
 
 def training_values(log: list[dict[str, Any]]) -> dict[str, float]:
-    """Of the second half of a run's ticks: means, and standard deviations: `±` from tick to tick
-    (of the held-out loss from one measurement to the next), `step ±` from step to step within a
-    tick. What the log does not have is left out; another family of generators may have none."""
+    """Means and standard deviations over the second half of a run's ticks, by title.
+
+    `±` is from tick to tick (held-out loss: from one measurement to the next), `step ±` from step
+    to step within a tick. Values that the log lacks are left out.
+    """
     ticks = pd.DataFrame(log[len(log) // 2 :])
     found: dict[str, float] = {}
     for key, title in LOGGED.items():
@@ -96,18 +102,13 @@ def training_values(log: list[dict[str, Any]]) -> dict[str, float]:
 
 
 def frames_for_people(table: Table) -> list[pd.DataFrame]:
-    """What stands under a table's title: scores, metrics of the sets, training, calibration."""
-    frames = [
-        format_scores(table),
-        format_metrics(table),
-        format_training(table),
-        format_calibration(table),
-    ]
-    return [frame for frame in frames if frame is not None]
+    """The tables below a title: scores, metrics of the sets, training, calibration."""
+    formats = format_scores, format_metrics, format_training, format_calibration
+    return [frame for make in formats if (frame := make(table)) is not None]
 
 
 def link_plots(results: Path, table: Table) -> pd.DataFrame | None:
-    """Links in Markdown to the plots of each entry's runs; None where no entry has any."""
+    """Links in Markdown to the plots of each entry's runs; None without plots."""
     rows = []
     for row in table.rows:
         links = {"entry": row.entry}
@@ -121,19 +122,21 @@ def link_plots(results: Path, table: Table) -> pd.DataFrame | None:
 
 
 def to_markdown(frame: pd.DataFrame) -> str:
-    """A GitHub table; pandas' own `to_markdown` would need one more dependency."""
+    """A GitHub table; `DataFrame.to_markdown` needs one more dependency."""
     rows = [list(frame.columns), ["---"] * len(frame.columns), *frame.astype(str).values.tolist()]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def to_csv(tables: list[Table]) -> str:
     frames = [table.to_frame().assign(real=table.real, protocol=table.protocol) for table in tables]
-    return str((pd.concat(frames) if frames else pd.DataFrame()).to_csv(index=False))
+    return str(pd.concat(frames or [pd.DataFrame()]).to_csv(index=False))
 
 
 def to_page(results: Path, tables: list[Table]) -> str:
     """LEADERBOARD.md."""
-    parts = [header()]
+    metrics = METRICS_OF_SETS + legend(all_columns())
+    paragraphs = INTRODUCTION + legend(SCORES), metrics, OTHER_TABLES
+    parts = ["# Leaderboard\n", *(f"{wrap(text)}\n" for text in paragraphs)]
     for table in tables:
         parts.append(f"## {table.title}\n")
         shown = [*frames_for_people(table), link_plots(results, table)]
@@ -142,8 +145,7 @@ def to_page(results: Path, tables: list[Table]) -> str:
 
 
 def write_leaderboard(results: Path) -> list[Table]:
-    """Writes LEADERBOARD.md and leaderboard.csv from the records in `results`, and what METHOD.md
-    there says of metrics."""
+    """Writes LEADERBOARD.md, leaderboard.csv and the part of METHOD.md about metrics."""
     tables = build_tables(read_records(results))
     write_text(results / "LEADERBOARD.md", to_page(results, tables))
     write_text(results / "leaderboard.csv", to_csv(tables))
@@ -156,17 +158,13 @@ def write_leaderboard(results: Path) -> list[Table]:
     return tables
 
 
-def header() -> str:
-    """What the tables of LEADERBOARD.md say, from the docs of their columns."""
-    scores, metrics = legend(SCORES), legend(all_columns())
-    paragraphs = (INTRODUCTION + scores, METRICS_OF_SETS + metrics, OTHER_TABLES)
-    return "# Leaderboard\n\n" + "\n\n".join(map(wrap, paragraphs)) + "\n"
-
-
-INTRODUCTION = "Made from `records/` by `synth leaderboard`; edit neither. METHOD.md says more. "
-METRICS_OF_SETS = "The second table has metrics of the sets themselves, means over generator runs. "
-OTHER_TABLES = """The table with **D loss** has the networks' losses and the discriminator's mean
-outputs over the second half of training. **±**: how much a loss changes from tick to tick. **step
-±**: from one step to the next. Losses are the recipe's own, the mean of real and fake half or their
-sum. The table of *real images* has distances between those. The last one links samples, one class
-a row, and loss curves, by generator run."""
+INTRODUCTION = (
+    "`synth leaderboard` makes this page from `records/`. Edit neither. METHOD.md has the details. "
+)
+METRICS_OF_SETS = "The second table has metrics of the sets, as means over generator runs. "
+OTHER_TABLES = """The table with **D loss** has means over the second half of training: the losses
+of both networks and the outputs of the discriminator. **±**: standard deviation of a loss over
+ticks. **step ±**: its standard deviation over the steps of a tick. The recipe defines whether the D
+loss is the mean or the sum of its real and fake halves. The table of *real images* has distances
+between real images. The last table links the samples (one class per row) and loss curves of each
+generator run."""

@@ -1,22 +1,19 @@
 """The fixed classifier trained on the real training split: labeller, feature space, GAN-test.
 
-Always the same network for the same images, so its weights are kept in the cache folder.
+The same images always give the same network, so its weights are kept in the cache folder.
 """
 
 from __future__ import annotations
 
-import ast
 import hashlib
 import json
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
 
-import eval.classifier_training
 from eval.classifier_training import train_classifier
 from eval.classifiers import FixedClassifier
 from eval.protocols import PROTOCOLS, Protocol
@@ -24,8 +21,9 @@ from eval.score import disk_batches
 from synth.base.errors import SynthError
 from synth.base.files import atomic_file
 from synth.base.progress import progress_bar, say
-from synth.data import ImageSet, cache_folder
+from synth.data import ImageSet, cache_folder, unit_from_uint8
 from synth.environment import describe_environment
+from synth.ops.layers import Conv2d
 from synth.ops.native import kernel_sources
 
 SEED = 0
@@ -86,41 +84,25 @@ def _key(real: ImageSet, protocol: Protocol, device: torch.device, precision: st
 
 
 def source_hash() -> str:
-    """sha256 of the code that trains: every module of synth that the training reaches through its
-    imports, and the C sources of the kernels. Raises RuntimeError where none is found."""
-    used = sorted(path for path in _reached(eval.classifier_training) if path.is_file())
-    if not used or not kernel_sources():
+    """sha256 of the code that the weights follow from. Raises RuntimeError where none is found."""
+    sources = _sources()
+    if not sources:
         raise RuntimeError("the real classifier's cache key found no source to depend on")
     digest = hashlib.sha256()
-    for path in (*used, *kernel_sources()):
+    for path in sorted(sources):
         digest.update(path.read_bytes())
     return digest.hexdigest()
 
 
-def _reached(start: ModuleType) -> set[Path]:
-    """Files of the modules that `start` imports from synth and eval, directly or through others."""
-    found: dict[str, Path] = {}
-    waiting = [start.__name__]
-    while waiting:
-        name = waiting.pop()
-        module = sys.modules.get(name)
-        ours = name.partition(".")[0] in ("synth", "eval")
-        file = getattr(module, "__file__", None)
-        if ours and file and name not in found:
-            found[name] = Path(file)
-            waiting += _imports(found[name])
-    return set(found.values())
+def _sources() -> set[Path]:
+    """Files of the modules that define what trains, of the fast layers, and of their kernels.
 
-
-def _imports(path: Path) -> list[str]:
-    """The modules that a Python file names in its import statements, at any depth."""
-    names: list[str] = []
-    for node in ast.walk(ast.parse(path.read_bytes())):
-        if isinstance(node, ast.ImportFrom) and node.module:
-            names += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-        elif isinstance(node, ast.Import):
-            names += [alias.name for alias in node.names]
-    return names
+    They are found through the imported objects, so that a module can move.
+    """
+    names = {used.__module__ for used in (train_classifier, FixedClassifier, unit_from_uint8)}
+    layers = Conv2d.__module__.rpartition(".")[0]
+    names |= {name for name in sys.modules if name.startswith(f"{layers}.")}
+    return {*(Path(str(sys.modules[name].__file__)) for name in names), *kernel_sources()}
 
 
 def _read(path: Path, classes: int) -> FixedClassifier | None:

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from threadpoolctl import threadpool_limits
 
-from eval import labeller as labelling
 from eval.baselines import BASELINES
-from eval.evaluate import Workspace, entry_of, synthetic_entry
+from eval.evaluate import Workspace, entry_of, generate_described, synthetic_entry
 from eval.evaluator import Evaluator, make_evaluator
 from eval.metrics import measured
-from eval.protocols import PROTOCOLS
 from eval.records import Entry, Record
 from eval.score import MakeBatches, disk_batches
 from eval.selection import checkpoint_scorer, sample_batches
@@ -31,7 +29,7 @@ from synth.environment import (
     make_deterministic,
     pick_device,
 )
-from synth.generation import describe_provenance, generate_set
+from synth.generation import describe_provenance
 from synth.runs import Run, RunConfig
 from synth.synthetic_set import read_manifest, read_synthetic
 from synth.training import check_same_images, train_run
@@ -167,12 +165,12 @@ def make_again(
 ) -> tuple[Entry, MakeBatches, ImageSet | None]:
     """The entry made again from the stage on that is asked for, what its classifiers are trained
     on, and the set on disk that this comes from, if any."""
-    entry, protocol = found.record.entry, evaluator.protocol
+    record, entry, protocol = found.record, found.record.entry, evaluator.protocol
+    classes = len(evaluator.train.classes)
     if entry.kind != "synthetic":
         baseline = BASELINES.find(entry.kind)
-        with as_recorded(found.record.environment):
-            per_class = entry.count // len(evaluator.train.classes)
-            images = baseline.build(evaluator.train, per_class)
+        with as_recorded(record.environment):
+            images = baseline.build(evaluator.train, entry.count // classes)
         found.add("same training set", images.fingerprint == entry.sha256, "rebuilt from the split")
         again = Entry(entry.kind, baseline.name, len(images), images.fingerprint)
         return again, disk_batches(protocol, images, evaluator.device), images
@@ -187,12 +185,20 @@ def make_again(
             else _find_run(found, workspace)
         )
         if protocol.data == "stream":
-            weights = run.find_checkpoint(checkpoint)
             described = describe_provenance(run, entry.generation_seed or 0, None, None, checkpoint)
             again = entry_of(described, entry.name, entry.count, None, None)
-            classes = len(evaluator.test.classes)
+            weights = run.find_checkpoint(checkpoint)
             return again, sample_batches(protocol, weights, classes, evaluator.device), None
-        folder = _generate_again(found, evaluator, run, checkpoint, scratch)
+        if entry.generation_seed is None:
+            raise SynthError(f"{record.id}: says no generation seed; use --from evaluate")
+        if entry.labels == "classifier":
+            check_same_images(run, evaluator.train)
+            if entry.labeller is None:
+                raise SynthError(f"{record.id}: says no labeller; use --from evaluate")
+        with as_recorded(entry.generation_environment) as describe:
+            found.meet("generate", entry.generation_environment, describe(evaluator.device))
+            described, per_class = replace(entry, chosen=checkpoint), entry.count // classes
+            folder = generate_described(evaluator, run, per_class, described, scratch / "datasets")
         synthetic = read_synthetic(folder)
         digest = str(synthetic.manifest and synthetic.manifest.sha256)
         detail = f"generated again, sha256 {digest[:12]}"
@@ -289,34 +295,3 @@ def _train_again(
 def _same_tensors(one: Path, other: Path) -> bool:
     a, b = load_tensors(one)[0], load_tensors(other)[0]
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
-
-
-def _generate_again(
-    found: Verification, evaluator: Evaluator, run: Run, checkpoint: str | None, scratch: Path
-) -> Path:
-    record, entry = found.record, found.record.entry
-    if entry.generation_seed is None:
-        raise SynthError(f"{record.id}: says no generation seed; use --from evaluate")
-    label_with = entry.labels if entry.labels in ("classifier", "random") else None
-    if label_with == "classifier":
-        check_same_images(run, evaluator.train)
-        if entry.labeller is None:
-            raise SynthError(f"{record.id}: says no labeller; use --from evaluate")
-    with as_recorded(entry.generation_environment) as describe:
-        found.meet("generate", entry.generation_environment, describe(evaluator.device))
-        return generate_set(
-            run,
-            entry.count // len(run.config.classes),
-            entry.generation_seed,
-            scratch / "datasets",
-            evaluator.device,
-            label_with,
-            lambda: labelling.train_labeller(
-                evaluator.train,
-                PROTOCOLS.find(str(entry.labeller)),
-                evaluator.device,
-                run.config.precision,
-            ),
-            entry.labeller,
-            checkpoint=checkpoint,
-        )

@@ -1,4 +1,4 @@
-"""One page to look at: the tables, and for each entry its samples, losses and confusion matrix."""
+"""report.html: the tables, and the samples, losses and confusion matrix of each entry."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ img.samples { image-rendering: pixelated; width: 22em }
 
 
 def keep_plots(results: Path, record: Record, plots: dict[str, Path]) -> None:
-    """Copies an entry's plots beside its record, so that the report outlives its data set.
+    """Copies an entry's plots into `results`, so that the report does not need its data set.
 
-    plots: name (`samples`, `losses`) → PNG; those that don't exist are passed over.
+    plots: name (`samples`, `losses`) → PNG; files that do not exist are skipped.
     """
     for name, source in plots.items():
         if source.exists():
@@ -39,7 +39,7 @@ def keep_plots(results: Path, record: Record, plots: dict[str, Path]) -> None:
 
 
 def write_report(results: Path, tables: list[Table]) -> Path:
-    """Writes report.html, which needs no other file."""
+    """Writes report.html; it needs no other file."""
     body = ["<h1>synth: what a generator is worth</h1>"]
     for table in tables:
         body.append(f"<h2>{html.escape(table.title)}</h2>")
@@ -56,13 +56,10 @@ def write_report(results: Path, tables: list[Table]) -> Path:
 
 def _section(results: Path, row: Row) -> str:
     record = row.records[-1]
-    files = [
-        ("samples", "samples", "samples, one row per class"),
-        ("losses", "losses", "losses and D's outputs while training"),
-    ]
+    captions = {"samples": "samples, one class per row", "losses": "losses and outputs of D"}
     plots = [
-        _plot(path, kind, caption)
-        for kind, name, caption in files
+        _plot(path, name, caption)
+        for name, caption in captions.items()
         if (path := plot_path(results, record, name)).exists()
     ]
     plots.append(_confusion(record))
@@ -76,12 +73,11 @@ def _section(results: Path, row: Row) -> str:
     )
 
 
-def _plot(path: Path, kind: str, caption: str) -> str:
+def _plot(path: Path, name: str, caption: str) -> str:
     data = base64.b64encode(path.read_bytes()).decode()
     return (
-        f"<figure><img class='{kind}' alt='{html.escape(caption)}' "
-        f"src='data:image/png;base64,{data}'><figcaption>{html.escape(caption)}</figcaption>"
-        "</figure>"
+        f"<figure><img class='{name}' alt='{caption}' src='data:image/png;base64,{data}'>"
+        f"<figcaption>{caption}</figcaption></figure>"
     )
 
 

@@ -1,14 +1,13 @@
-"""Frozen, versioned protocols: training data → score on the real test split.
+"""The score of a training set: the accuracy of a classifier on the real test split.
 
-A score is the accuracy on the test split after the last step of the classifier's training (CAS:
-Ravuri & Vinyals 2019, arXiv:1905.10887). Nothing is chosen by looking at the test split.
-A change of anything in a protocol is a new protocol with a new name.
+The classifier is scored after the last step of its training (CAS: Ravuri & Vinyals 2019,
+arXiv:1905.10887). Nothing is chosen by looking at the test split.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,31 +25,31 @@ CALIBRATION_BINS = 15
 
 @dataclass(frozen=True)
 class SeedScore:
-    """One trained classifier on the test split."""
+    """The results of one classifier on the test split."""
 
     seed: int
     accuracy: float
     balanced_accuracy: float  # mean of the recalls
     recalls: list[float]  # per class
     confusion: list[list[int]]  # true class × predicted class
-    calibration_error: float  # expected calibration error, see `expected_calibration_error`
+    calibration_error: float  # see `expected_calibration_error`
     seconds: float
 
 
 @dataclass(frozen=True)
 class Score:
-    """All seeds of one evaluation, in the test split's order."""
+    """All classifiers of one evaluation. Columns are the images of the test split, in its order."""
 
     seeds: list[SeedScore]
     predictions: np.ndarray  # uint8 (seeds, N)
     correct: np.ndarray  # bool (seeds, N)
 
 
-MakeBatches = Callable[[int], Batches]  # classifier seed → the batches that it is trained on
+MakeBatches = Callable[[int], Batches]  # classifier seed → its training batches
 
 
 def disk_batches(protocol: Protocol, images: ImageSet, device: torch.device) -> MakeBatches:
-    """The data set, shuffled on every pass by the classifier's seed."""
+    """Batches of a finished set. The classifier's seed shuffles it in every pass."""
     labels = images.require_labels()
     return lambda seed: shuffled_batches(images.images, labels, protocol.batch, seed, device)
 
@@ -58,9 +57,9 @@ def disk_batches(protocol: Protocol, images: ImageSet, device: torch.device) -> 
 def stream_batches(
     protocol: Protocol, draw: Callable[[int, np.random.Generator], tuple[Tensor, Tensor]]
 ) -> MakeBatches:
-    """Fresh samples: `draw(count, random)` returns uint8 images and their labels."""
+    """Batches of fresh samples. `draw(count, random)` returns uint8 images and their labels."""
 
-    def make(seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def make(seed: int) -> Batches:
         random = np.random.default_rng([seed, *b"stream"])
         while True:
             yield draw(protocol.batch, random)
@@ -77,7 +76,7 @@ def score(
     seeds: int | None = None,
     progress: Callable[[int], None] = lambda steps: None,
 ) -> Score:
-    """Trains one classifier per seed, and scores each on the whole test split."""
+    """Trains one classifier per seed. Scores each of them on the whole test split."""
     seeds = protocol.seeds if seeds is None else seeds
     if seeds < 1:
         raise UsageError(f"--classifier-seeds {seeds}: must be 1 or more")
@@ -106,7 +105,7 @@ def score(
 
 
 def measure(seed: int, probabilities: Tensor, truth: Tensor, seconds: float) -> SeedScore:
-    """The figures of one classifier, from its class probabilities (N, K) and labels (N,)."""
+    """The results of one classifier, from its class probabilities (N, K) and the labels (N,)."""
     classes = probabilities.shape[1]
     predicted = probabilities.argmax(1)
     table = confusion_matrix(truth.numpy(), predicted.numpy(), labels=range(classes))
@@ -123,8 +122,8 @@ def measure(seed: int, probabilities: Tensor, truth: Tensor, seconds: float) -> 
 
 
 def expected_calibration_error(probabilities: np.ndarray, truth: np.ndarray) -> float:
-    """Mean distance of confidence from accuracy over 15 equal bins of confidence, weighted by
-    how many images fall into each (Guo et al. 2017, arXiv:1706.04599, eq. 3)."""
+    """The mean distance between confidence and accuracy over bins of confidence, weighted by the
+    number of images in each bin (Guo et al. 2017, arXiv:1706.04599, eq. 3)."""
     confidence = probabilities.max(1)
     right = probabilities.argmax(1) == truth
     bins = np.minimum((confidence * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)

@@ -27,6 +27,11 @@ settings.register_profile("unhurried", deadline=None)
 settings.load_profile("unhurried")
 
 ROOT = Path(__file__).parent.parent
+# Where bf16 is emulated a training step takes 30 times as long. There, tests in which precision
+# plays no part take fp32, and those that compare trainings in both are skipped.
+BF16 = bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+FAST = "bf16" if BF16 else "fp32"
+needs_bf16 = pytest.mark.skipif(not BF16, reason="this processor emulates bf16, too slowly")
 SVHN_PART = Path(os.environ.get("SYNTH_SVHN_PART", ROOT.parent / "shared" / "svhn-part"))
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import eval.real_classifier
-from eval.real_classifier import _reached, source_hash
+from eval.real_classifier import _sources, source_hash
 from synth.environment import CODE
 from synth.ops.native import kernel_sources
 
@@ -33,10 +33,10 @@ def test_a_changed_source_file_makes_the_commit_dirty(tmp_path: Path, name: str)
     assert git(tmp_path, "status", "--porcelain", "--", *CODE) != ""
 
 
-def test_the_cache_key_covers_what_training_a_classifier_imports() -> None:
-    names = {path.name for path in _reached(eval.classifier_training)}
-    assert {"classifier_training.py", "layers.py", "kernels.py", "tiles.py", "native.py"} <= names
-    assert {path.name for path in kernel_sources()} == {"kernels.c", "tiles.c"}
+def test_the_cache_key_covers_what_trains_a_classifier() -> None:
+    names = {path.name for path in _sources()}
+    assert {"classifier_training.py", "classifiers.py", "layers.py", "dispatch.py"} <= names
+    assert {"kernels.py", "tiles.py", "native.py", "kernels.c", "tiles.c"} <= names
 
 
 def test_the_cache_key_follows_the_c_sources(
@@ -50,6 +50,6 @@ def test_the_cache_key_follows_the_c_sources(
 
 
 def test_a_cache_key_of_nothing_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(eval.real_classifier, "_reached", lambda start: set())
+    monkeypatch.setattr(eval.real_classifier, "_sources", set)
     with pytest.raises(RuntimeError, match="no source"):
         source_hash()

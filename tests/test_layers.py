@@ -24,7 +24,7 @@ from synth.gan import GANTrainer
 from synth.ops import acceleration, dispatch, layers
 from synth.published import RECIPES
 from synth.recipes import Recipe
-from tests.conftest import tiny
+from tests.conftest import needs_bf16, tiny
 
 CPU = torch.device("cpu")
 
@@ -155,6 +155,7 @@ def test_bf16_training_follows_fp32_over_50_steps(drawn: ImageSet) -> None:
     torch.testing.assert_close(fast.sums / 50, plain.sums / 50, rtol=0.03, atol=0.01)
 
 
+@needs_bf16
 def test_bf16_classifier_learns_what_fp32_learns(drawn: ImageSet) -> None:
     labels = drawn.require_labels()
     accuracies = []

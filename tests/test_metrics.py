@@ -20,7 +20,7 @@ import eval.features
 import eval.metrics
 import eval.real_classifier
 from eval.aggregate import build_tables
-from eval.baselines import BASELINES, first_of_each_class, halves, train_copy
+from eval.baselines import BASELINES, train_copy
 from eval.classifier_training import predict, train_classifier
 from eval.classifiers import FixedClassifier
 from eval.features import FEATURE_SPACES, features, label, load_inception
@@ -43,14 +43,14 @@ from eval.metrics import (
     merge,
     parse_metrics,
 )
-from eval.metrics.fidelity import fid, kid, statistics
+from eval.metrics.fidelity import fid, halves, kid, statistics
 from eval.protocols import PROTOCOLS, Protocol
 from eval.real_classifier import real_classifier, real_protocol
 from eval.records import Record, read_records
 from eval.score import disk_batches, score
 from synth.base.errors import SynthError, UsageError
 from synth.base.files import read_json, write_json
-from synth.data import ImageSet, load_test_images, load_training_images
+from synth.data import ImageSet, first_of_each_class, load_test_images, load_training_images
 from synth.data.house_numbers import render
 from tests.conftest import ROOT, Ran
 

@@ -24,7 +24,7 @@ from synth.data import ImageSet
 from synth.data.house_numbers import render
 from synth.generation import fresh_batch
 from synth.networks import build
-from tests.conftest import ROOT, tiny
+from tests.conftest import ROOT, needs_bf16, tiny
 
 CPU = torch.device("cpu")
 
@@ -88,7 +88,7 @@ def test_a_residual_block_adds_first_and_rectifies_then() -> None:
         assert block(x).shape == expected.shape
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=needs_bf16)])
 def test_the_second_classifier_learns(precision: str) -> None:
     images, labels = render("train", 256)
     batches = shuffled_batches(images, labels, 64, 0, CPU)

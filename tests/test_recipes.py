@@ -28,7 +28,7 @@ from synth.recipes import Recipe, override
 from synth.runs import load_generator, newest_run
 from synth.training import train
 from synth.visuals import _heldout_losses
-from tests.conftest import Ran
+from tests.conftest import FAST, Ran
 from tests.test_training import CPU, make_run
 
 # name → parameters of both networks, and their layers: what holds weights, norms, activations.
@@ -213,7 +213,7 @@ def test_every_recipe_trains_for_two_ticks_and_samples(
     recipe = find_recipe(name, None)
     batch = recipe.training.batch // 8
     recipe = replace(recipe, training=replace(recipe.training, batch=batch, heldout_every=1))
-    run = make_run(tmp_path, drawn, recipe, 2 * batch, images_per_tick=batch, precision="bf16")
+    run = make_run(tmp_path, drawn, recipe, 2 * batch, images_per_tick=batch, precision=FAST)
     train(run, drawn, CPU)
     log = run.read_log()
     assert [line["images"] for line in log] == [batch, 2 * batch]
@@ -399,7 +399,7 @@ def test_celeba_recipe_trains_on_a_folder_of_photographs(
     (faces.parent / "list_attr_celeba.txt").touch()
     ran = synth(
         *("train", "--recipe", "sssingh-celeba", "--dataset", "folder", "--data-root", faces),
-        *("--images", "2k", "--tick", "1k", "--precision", "bf16"),
+        *("--images", "2k", "--tick", "1k", "--precision", FAST),
     )
     assert ran.code == 0, ran.err
     run = newest_run(tmp_path / "runs", finished=True)

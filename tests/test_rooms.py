@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-ROOMS = ("synth.base", "synth.data", "synth.ops", "synth.formats", "synth", "eval.metrics", "eval")
+ROOMS = ("synth.base", "synth.data", "synth.ops", "synth", "eval.metrics", "eval")
 NEWCOMER = ROOT / "tests" / "newcomer"
 
 

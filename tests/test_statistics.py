@@ -65,27 +65,12 @@ def test_interval_by_hand() -> None:
     assert (result.mean, result.runs, result.seeds) == (pytest.approx(0.4), 2, (2, 2))
     assert result.high == pytest.approx(0.4 + 12.7062 * 0.2, abs=1e-4)  # t(1) sqrt(0.08 / 2)
     assert result.low == pytest.approx(0.4 - 12.7062 * 0.2, abs=1e-4)
-    assert result.within_runs == pytest.approx(0.02)  # (0.02 + 0.02) / 2
-    assert result.between_runs == pytest.approx(0.07)  # (0.16 - 0.02) / 2
-
-
-@pytest.mark.parametrize("seeds", [(3, 3, 3), (1, 3, 3, 5)])
-def test_variance_components_are_unbiased_and_not_negative(seeds: tuple[int, ...]) -> None:
-    scores, _ = drawn_scores(seeds, 0.03, 0.01, 4_000)
-    results = [interval(runs) for runs in scores]
-    between = np.mean([r.between_runs for r in results])
-    assert between == pytest.approx(9e-4, rel=0.05)
-    assert np.mean([r.within_runs for r in results]) == pytest.approx(1e-4, rel=0.05)
-    assert interval([[0.1, 0.9], [0.5, 0.5]]).between_runs == 0
 
 
 def test_interval_of_little() -> None:
     one = interval([[0.7]])
     assert (one.mean, one.low, one.high) == (0.7, None, None)
     assert one.covers == "no interval: one run, one classifier seed"
-    assert (one.between_runs, one.within_runs) == (None, None)
-    assert interval([[0.7], [0.8]]).between_runs is None
-    assert interval([[0.7, 0.8]]).between_runs is None
     same = interval([[0.5, 0.5], [0.5, 0.5]])
     assert same.low == same.high == 0.5
     for wrong in ([], [[]], [[0.7], []], [[float("nan")]]):
@@ -279,7 +264,6 @@ def test_scope_follows_from_runs_and_shared_seeds(
     a, b = ([np.ones((count, 5), bool) for count in seeds] for seeds in (seeds_a, seeds_b))
     result = compare(a, b)
     assert (result.scope, result.seeds) == (scope, (compared_a, compared_b))
-    assert result.runs == (len(seeds_a), len(seeds_b))
     assert f"compares the{'' if scope == 'recipes' else 'se'} " in result.covers
 
 

@@ -13,7 +13,7 @@ from eval.protocols import PROTOCOLS, Protocol
 from eval.records import read_records
 from eval.score import disk_batches, score
 from synth.data import load_test_images, load_training_images
-from tests.conftest import Ran
+from tests.conftest import FAST, Ran, needs_bf16
 
 
 def test_the_three_commands_on_real_svhn(
@@ -24,9 +24,9 @@ def test_the_three_commands_on_real_svhn(
     short = Protocol("short-v1", "disk", steps=60, batch=128, seeds=1)
     monkeypatch.setitem(PROTOCOLS.entries, short.name, short)
     monkeypatch.setenv("SYNTH_DATA", str(svhn_part))
-    assert synth("train", "--conditional", "--images", "2k", "--precision", "bf16").code == 0
+    assert synth("train", "--conditional", "--images", "2k", "--precision", FAST).code == 0
     assert synth("generate", "--per-class", "100").code == 0
-    ran = synth("evaluate", "--protocol", "short-v1", "--precision", "bf16")
+    ran = synth("evaluate", "--protocol", "short-v1", "--precision", FAST)
     assert ran.code == 0, ran.err
     assert "svhn-part, short-v1 (4,434 real training images, 8,000 test images)" in ran.out
     records = {record.entry.name: record for record in read_records(Path("results"))}
@@ -35,6 +35,7 @@ def test_the_three_commands_on_real_svhn(
     assert records["cdcgan"].real.name == "svhn-part"
 
 
+@needs_bf16
 def test_the_score_in_bf16_is_the_one_in_fp32_within_the_seeds_spread(svhn_part: Path) -> None:
     """The fast path (bf16 products, fused kernels) against torch's operations in fp32."""
     protocol = Protocol("short-v1", "disk", steps=120, batch=128, seeds=3)

@@ -1,13 +1,12 @@
 """Metrics: numbers about a labelled set besides its score.
 
-A metric is one public module in this package that holds `METRIC`, or a plug-in's entry point in the
-group `eval.metrics`. Its names in `--metrics`, its columns in the leaderboard and its paragraph in
-METHOD.md follow from this declaration.
+A metric is a public module in this package with the constant `METRIC`, or a plug-in's entry point
+in the group `eval.metrics`. This declaration defines its name in `--metrics`, its columns in the
+leaderboard and its paragraph in METHOD.md.
 """
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -25,9 +24,9 @@ if TYPE_CHECKING:
 
     from synth.data import ImageSet
 
-SCORE = "cas"  # the accuracy: it is always measured, and it is a valid word in --metrics
-CLASSIFIER = "classifier"  # the feature space that is always there
-NOTHING = "–"  # stands in tables where there is no value
+SCORE = "cas"  # the accuracy: always measured, and a valid name in --metrics
+CLASSIFIER = "classifier"  # the feature space that needs no other network
+NOTHING = "–"  # in tables for people, where there is no value
 
 Extractor = Callable[["Tensor"], "Tensor"]  # uint8 (N, 3, 32, 32) → float (N, D)
 
@@ -36,18 +35,18 @@ Extractor = Callable[["Tensor"], "Tensor"]  # uint8 (N, 3, 32, 32) → float (N,
 class Column:
     """One column of the leaderboard.
 
-    value: where it is found in what a record holds of the metric, e.g. "pixels.share", or a
-    function of that and of the baselines' accuracies by kind, e.g. "real". "" is all of it.
+    value: the path to the number in the metric's value in a record, e.g. "pixels.share" ("": the
+    value itself), or a function of that value and of the baselines' accuracies by kind.
     """
 
-    key: str  # in leaderboard.csv; "" for a column that only people see
-    title: str  # in tables for people; "" for a column that stands in the csv alone
-    format: str = "{}"  # "%": a share in percent; "points": a difference of shares in points
-    doc: str = ""  # for the legend; neighbours with the same doc share one sentence
+    key: str  # in leaderboard.csv; "": not there
+    title: str  # in tables for people; "": not there
+    format: str = "{}"  # "%": in percent; "points": a difference in percentage points
+    doc: str = ""  # for the legend; see `legend`
     value: str | Callable[[Any, Mapping[str, float]], Any] = ""
 
     def read(self, found: Any, baselines: Mapping[str, float]) -> float | None:
-        """The number in this column, if there is one. Raises TypeError for anything else."""
+        """The number in this column, or None. Raises TypeError for anything else."""
         if callable(self.value):
             found = self.value(found, baselines)
         else:
@@ -68,16 +67,16 @@ class Column:
 
 @dataclass(frozen=True)
 class RealReference:
-    """What sets are measured against: both real splits, and what networks see in them."""
+    """Both real splits and their features, for comparison with synthetic sets."""
 
     train: ImageSet
-    test: ImageSet  # held out; what is measured against it chooses nothing
+    test: ImageSet  # held out; no choice depends on it
     extractors: Mapping[str, Extractor]  # by feature space
-    label: Callable[[Tensor], Tensor]  # features of `CLASSIFIER` → its classes, int64 (N,)
+    label: Callable[[Tensor], Tensor]  # features in `CLASSIFIER` → classes, int64 (N,)
     _known: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict, init=False, repr=False)
 
     def features(self, space: str = CLASSIFIER) -> tuple[Tensor, Tensor]:
-        """Of the training and the test split, computed once for each space."""
+        """Of the training and the test split, computed once per space."""
         if space not in self._known:
             extract = self.extractors[space]
             self._known[space] = extract(self.train.images), extract(self.test.images)
@@ -86,15 +85,15 @@ class RealReference:
 
 @dataclass(frozen=True)
 class Subject:
-    """The labelled set under measurement, and what metrics need to measure it."""
+    """The labelled set to measure, and what metrics need for it."""
 
     images: ImageSet
     real: RealReference
-    score: Callable[[ImageSet], list[float]]  # accuracies, by seed, of training on another set
+    score: Callable[[ImageSet], list[float]]  # accuracies by seed after training on another set
     _known: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
 
     def features(self, space: str = CLASSIFIER) -> Tensor:
-        """Float (N, D), computed once for each space, after those of the real images."""
+        """Float (N, D), computed once per space, after those of the real images."""
         if space not in self._known:
             self.real.features(space)
             self._known[space] = self.real.extractors[space](self.images.images)
@@ -103,24 +102,24 @@ class Subject:
 
 @dataclass(frozen=True)
 class Metric:
-    """One metric: what it is called, what it computes, and how that is shown.
+    """The declaration of a metric.
 
-    compute: subject → what a record holds: a JSON value. Raises ValueError where the set has too
-    few images; the set then goes without the metric.
-    calibrate: the same measure between parts of the real data, for the record of *real*:
-    `{feature space: {name: number}}`.
-    flag: what the records of one row hold → why this entry is not what it seems, or None.
+    compute: subject → its JSON value in a record. Raises ValueError if the set has too few images;
+    the record then lacks this metric.
+    calibrate: the same between parts of the real data, for the record of *real*: `{feature space:
+    {name: number}}`.
+    flag: the values in the records of one row → a warning about this entry, or None.
     """
 
     name: str  # in --metrics
-    key: str  # in a record; metrics that share one give dicts, which are joined
-    doc: str  # for METHOD.md: how it is computed, and where it comes from
+    key: str  # in a record; metrics with the same key return dicts, which are merged
+    doc: str  # for METHOD.md: computation and source
     columns: tuple[Column, ...]
     compute: Callable[[Subject], Any]
     position: int = 1000  # metrics are computed and shown in this order
     default: bool = True  # measured when --metrics is not given
-    feature_space: str | None = CLASSIFIER  # the features that it needs
-    applies_to: Callable[[Any], bool] = lambda entry: True  # by `entry.kind` and `entry.labels`
+    feature_space: str | None = CLASSIFIER  # of the features that it needs
+    applies_to: Callable[[Any], bool] = lambda entry: True  # reads `kind` and `labels` of the entry
     calibrate: Callable[[RealReference], dict[str, Any]] | None = None
     flag: Callable[[list[Any]], str | None] | None = None
 
@@ -132,10 +131,10 @@ METRICS: Registry[Metric] = Registry(
 
 @cache
 def in_order() -> tuple[Metric, ...]:
-    """All metrics by position. Raises `SynthError` for a plug-in that declares another name."""
+    """All metrics by position. Raises `SynthError` if a plug-in's metric has another name."""
     for name, metric in METRICS.items():
         if getattr(metric, "name", None) != name:
-            raise SynthError(f"--metrics {name}: its plug-in holds no metric of this name")
+            raise SynthError(f"--metrics {name}: the metric in its plug-in has another name")
     return tuple(sorted(METRICS.values(), key=lambda metric: (metric.position, metric.name)))
 
 
@@ -145,10 +144,10 @@ def all_columns() -> list[Column]:
 
 
 def parse_metrics(text: str = "default", feature_space: str = CLASSIFIER) -> tuple[str, ...]:
-    """`all`, `default`, or names with commas between them → names; the score is always there.
+    """`all`, `default`, or names separated by commas → names, always with the score.
 
-    `all` leaves out metrics in other feature spaces than the classifier's. `feature_space` adds
-    those of that space to their counterparts. Raises `UsageError` for an unknown name.
+    `all` means all in the feature space of the classifier. `feature_space` adds the metrics of
+    another space with the same keys. Raises `UsageError` for an unknown name.
     """
     own = [m for m in in_order() if m.feature_space in (None, CLASSIFIER)]
     words = {"all": own, "default": [metric for metric in own if metric.default]}
@@ -168,7 +167,7 @@ def parse_metrics(text: str = "default", feature_space: str = CLASSIFIER) -> tup
 
 
 def measure(subject: Subject, names: Iterable[str]) -> dict[str, Any]:
-    """What a record holds of these metrics of a labelled set, and the seconds that each took."""
+    """The `metrics` of a record: the values of these metrics, and the seconds that each took."""
     chosen = [metric for metric in in_order() if metric.name in set(names)]
     start = time.perf_counter()
     for space in dict.fromkeys(m.feature_space for m in chosen if m.feature_space):
@@ -178,13 +177,13 @@ def measure(subject: Subject, names: Iterable[str]) -> dict[str, Any]:
 
 
 def calibrate(real: RealReference, names: Iterable[str]) -> dict[str, Any]:
-    """What the record of the real training split holds: distances between real images."""
+    """The `metrics` of the record of *real*: distances between real images."""
     chosen = [metric for metric in in_order() if metric.name in set(names) and metric.calibrate]
     return _collect([(m.name, "calibration", m.calibrate) for m in chosen], real, {})
 
 
 def _collect(work: Iterable[Any], of: Any, seconds: dict[str, float]) -> dict[str, Any]:
-    """A record's metrics; work: (name, key, compute). What raises ValueError is left out."""
+    """work: (name, key, compute). Metrics that raise ValueError are left out."""
     found: dict[str, Any] = dict.fromkeys([*(m.key for m in in_order()), "calibration"])
     for name, key, compute in work:
         start = time.perf_counter()
@@ -197,7 +196,7 @@ def _collect(work: Iterable[Any], of: Any, seconds: dict[str, float]) -> dict[st
 
 
 def merge(old: dict[str, Any] | None, new: dict[str, Any] | None) -> dict[str, Any]:
-    """A record's metrics, with those of `new` in place of them where it has some."""
+    """The metrics of a record, updated with those that `new` has."""
     merged = dict(old or {})
     for key, value in (new or {}).items():
         if isinstance(value, dict):
@@ -208,7 +207,7 @@ def merge(old: dict[str, Any] | None, new: dict[str, Any] | None) -> dict[str, A
 
 
 def measured(metrics: dict[str, Any] | None) -> tuple[str, ...]:
-    """The names of the metrics that a record holds, without those that are not installed here."""
+    """The names of the metrics in a record that are installed here."""
     seconds = (metrics or {}).get("seconds", {})
     return tuple(metric.name for metric in in_order() if metric.name in seconds)
 
@@ -216,8 +215,7 @@ def measured(metrics: dict[str, Any] | None) -> tuple[str, ...]:
 def column_values(
     metrics: dict[str, Any] | None, baselines: Mapping[str, float] | None = None
 ) -> dict[str, float]:
-    """The values of a record's metrics by key of their column, without absent ones and without
-    metrics that are not installed here."""
+    """The values of a record's installed metrics by key of their column, without absent ones."""
     values = {
         column.key: column.read(found, baselines or {})
         for metric in in_order()
@@ -228,7 +226,7 @@ def column_values(
 
 
 def flags(rows: Iterable[dict[str, Any] | None]) -> list[str]:
-    """Why an entry is not what it seems, from the metrics of all records of its row."""
+    """Warnings about an entry, from the metrics of all records of its row."""
     held = [metrics for metrics in rows if metrics]
     found = (
         metric.flag([metrics[metric.key] for metrics in held if metrics.get(metric.key)])
@@ -239,7 +237,7 @@ def flags(rows: Iterable[dict[str, Any] | None]) -> list[str]:
 
 
 def check(metrics: Any) -> None:
-    """Raises ValueError where what a record holds of its metrics is damaged."""
+    """Raises ValueError if the metrics of a record are damaged."""
     try:
         if metrics is not None:
             set(metrics["seconds"])
@@ -252,27 +250,25 @@ def check(metrics: Any) -> None:
 
 
 def legend(columns: Iterable[Column]) -> str:
-    """What columns mean, in Markdown; neighbours with the same doc share a sentence."""
+    """The docs of columns in Markdown; neighbours with the same doc share a sentence."""
     shown = [column for column in columns if column.title and column.doc]
-    sentences = []
-    for doc, alike in groupby(shown, key=lambda column: column.doc):
-        sentences.append(f"{', '.join(f'**{column.title}**' for column in alike)}: {doc}.")
-    return " ".join(sentences)
+    return " ".join(
+        f"{', '.join(f'**{column.title}**' for column in alike)}: {doc}."
+        for doc, alike in groupby(shown, key=lambda column: column.doc)
+    )
 
 
 def describe() -> str:
-    """All metrics for METHOD.md, in Markdown: a paragraph each, with columns and sources."""
+    """All metrics in Markdown for METHOD.md: a paragraph each, with columns and sources."""
     return "\n".join(wrap(f"`{m.name}`. {legend(m.columns)} {m.doc}", "- ") for m in in_order())
 
 
 def wrap(text: str, bullet: str = "") -> str:
     """Markdown text in lines of 100 characters."""
-    words = re.sub(r"\s+", " ", text).strip()
-    indent = " " * len(bullet)
     return fill(
-        bullet + words,
+        bullet + " ".join(text.split()),
         100,
-        subsequent_indent=indent,
+        subsequent_indent=" " * len(bullet),
         break_on_hyphens=False,
         break_long_words=False,
     )

@@ -1,4 +1,4 @@
-"""Augmentation: what does a set add to real images?"""
+"""Augmentation: what does a set add to real training images?"""
 
 from __future__ import annotations
 
@@ -8,16 +8,14 @@ from statistics import mean
 
 import torch
 
-from eval.baselines import TENTH, first_of_each_class
 from eval.metrics import Column, Metric, Subject
-from synth.data import ImageSet
+from synth.data import TENTH, ImageSet, first_of_each_class
 
 
 def augmentation(subject: Subject) -> dict[str, list[float]]:
-    """Accuracies by classifier seed, trained on real and synthetic images together.
+    """Accuracies by classifier seed after training on the union of real and synthetic images.
 
     all: with the whole real training split. tenth: with the first tenth of each of its classes.
-    Both sets are joined and shuffled as the protocol does; no share is set aside for real images.
     """
     real = subject.real.train
     parts = {"all": real, "tenth": first_of_each_class(real, TENTH)}
@@ -25,11 +23,8 @@ def augmentation(subject: Subject) -> dict[str, list[float]]:
 
 
 def _union(real: ImageSet, images: ImageSet) -> ImageSet:
-    return replace(
-        real,
-        images=torch.cat([real.images, images.images]),
-        labels=torch.cat([real.require_labels(), images.require_labels()]),
-    )
+    labels = torch.cat([real.require_labels(), images.require_labels()])
+    return replace(real, images=torch.cat([real.images, images.images]), labels=labels)
 
 
 def _mean(part: str) -> Callable[..., float]:
@@ -37,23 +32,23 @@ def _mean(part: str) -> Callable[..., float]:
 
 
 def _gain(part: str, kind: str) -> Callable[..., float | None]:
-    """Over the baseline of this kind, where it has been scored."""
+    """Mean accuracy minus that of the baseline of this kind, if it has a score."""
     return lambda found, scores: mean(found[part]) - scores[kind] if kind in scores else None
 
 
-ALL = "accuracy when trained on the set and on the real training split"
-PART = "accuracy when trained on the set and on the first tenth of each class of that split"
-GAIN = "what this adds to those real images alone, in points"
+ALL = "accuracy after training on the set and the real training split"
+PART = "accuracy after training on the set and the first tenth of each class of that split"
+GAIN = "this accuracy minus that with the real images alone, in points"
 
 METRIC = Metric(
     name="augmentation",
     key="augmentation",
-    doc="""The naive augmentation score of Ravuri & Vinyals 2019 (arXiv:1905.10887): the plain union
-    of both sets, and the protocol's own number of steps. The gains are over *real* and over *real,
-    a tenth*. The generator (and the labeller of pseudo-labels) learned from the whole training
-    split all the same. So this is what a set is worth to somebody who has it and few real images,
-    and not what a generator gives that was trained on few. It trains twice as many classifiers
-    again.""",
+    doc="""The naive augmentation score of Ravuri & Vinyals 2019 (arXiv:1905.10887): the classifier
+    trains on the plain union of both sets, for the number of steps of the protocol. The gains are
+    over the baselines *real* and *real, a tenth*. The generator (and the labeller of pseudo-labels)
+    learned from the whole training split in both cases. The second gain is therefore the value of a
+    set to a user who has few real images, not the value of a generator that was trained on few.
+    This metric trains two more classifiers per seed.""",
     columns=(
         Column("augmented", "with real %", "%", ALL, _mean("all")),
         Column("augmented_gain", "gain", "points", GAIN, _gain("all", "real")),
@@ -64,6 +59,6 @@ METRIC = Metric(
     position=60,
     default=False,
     feature_space=None,
-    # Random labels, and real images again, add nothing to real ones.
+    # Random labels and copies of real images add nothing to real images.
     applies_to=lambda entry: entry.labels != "random" and entry.kind != "copier",
 )

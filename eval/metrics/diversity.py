@@ -11,14 +11,14 @@ from torch import Tensor
 from eval.metrics import Column, Metric, Subject
 
 BLOCK = 1000  # rows compared at once
-BANDWIDTH_IMAGES = 2000  # of each class, enough for a median
+BANDWIDTH_IMAGES = 2000  # of each class; enough for a median
 
 
 def within_class_bandwidths(rows: Tensor, labels: Tensor) -> np.ndarray:
-    """What counts as alike within each class: half the median distance of two of its real images.
+    """The kernel width of each class: half the median distance of two of its real images.
 
-    rows: float (N, D); labels: int64 (N,). Returns float64 (K,), for `within_class_diversity`.
-    Raises ValueError where a class has no two different images.
+    rows: float (N, D); labels: int64 (N,). Returns float64 (K,) for `within_class_diversity`.
+    Raises ValueError if a class has no two different images.
     """
     bandwidths = []
     for label in range(int(labels.max()) + 1):
@@ -37,13 +37,11 @@ def within_class_diversity(rows: Tensor, labels: Tensor, bandwidths: np.ndarray)
     Evaluation of Generative Models in Learning Multi-modal Distributions", NeurIPS; the Vendi
     score of order 2 of Pasarkar & Dieng 2023, arXiv:2310.12952): 1 / mean k(x, y)² over all pairs,
     with the kernel exp(-|x - y|² / 2σ²). A class that has collapsed onto m images scores at most
-    m. The mean distance within a class would hardly show it (ten images have 9/10 of it); nor
-    does the first-order score with a cosine kernel, since images of a class point the same way.
-    σ is the class's of `within_class_bandwidths`, from real images: what is measured stands next
-    to the real images' own diversity at the same σ. Wrong labels raise it: a class of mixed
-    contents has more modes.
+    m. The mean distance within a class hardly shows such a collapse (ten images still have 9/10 of
+    it), nor does the first-order score with a cosine kernel, because all images of a class point in
+    nearly the same direction. Wrong labels raise it: a class of mixed contents has more modes.
 
-    rows: float (N, D); labels: int64 (N,) in 0..K-1.
+    rows: float (N, D); labels: int64 (N,) in 0..K-1; bandwidths: σ by class, from real images.
     """
     counts = []
     for label, bandwidth in enumerate(bandwidths):
@@ -57,7 +55,7 @@ def within_class_diversity(rows: Tensor, labels: Tensor, bandwidths: np.ndarray)
 
 
 def diversity(subject: Subject) -> dict[str, Any]:
-    """Of the set and of the real training split, at the same bandwidths: means and classes."""
+    """Modes in the set and in the real training split with the same kernel: mean, by class."""
     real, truth = subject.real.features()[0], subject.real.train.require_labels()
     bandwidths = within_class_bandwidths(real, truth)
     labels = subject.images.require_labels()
@@ -75,11 +73,11 @@ METRIC = Metric(
     name="diversity",
     key="diversity",
     doc="""Rényi kernel entropy of order 2 with a Gaussian kernel, whose width is half the median
-    distance of two real images of the class (Jalali, Li & Farnia 2023). A collapsed class shows as
-    a small number. Wrong labels raise it.""",
+    distance of two real images of the class (Jalali, Li & Farnia 2023). A collapsed class has a low
+    value. Wrong labels raise it.""",
     columns=(
-        Column("diversity", "diversity", "{:.1f}", "modes in a class, mean over classes", "mean"),
-        Column("real_diversity", "real's", "{:.1f}", "the real training split's", "real"),
+        Column("diversity", "diversity", "{:.1f}", "modes of a class, mean over classes", "mean"),
+        Column("real_diversity", "real's", "{:.1f}", "that of the real training split", "real"),
     ),
     compute=diversity,
     position=50,

@@ -1,104 +1,64 @@
-"""Fidelity: how near does a set lie to the real one in a feature space?
+"""Fidelity: how near is a set to the real one in a feature space?
 
-FID, KID, precision, recall, density and coverage, each from features (N, D) of any network. They
-agree with torch-fidelity and prdc on the same features; all arithmetic is in float64. A figure
-means nothing without its feature space, its real split and the number of images: FID falls with
-that number (Bińkowski et al. 2018, arXiv:1801.01401), and the neighbourhoods of
-precision, recall and density shrink with it.
+FID, KID, precision, recall, density and coverage, computed in float64 from features (N, D) of any
+network. They agree with torch-fidelity and prdc on the same features. All depend on the number of
+images: FID falls with it (Bińkowski et al. 2018, arXiv:1801.01401), and balls become smaller.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.linalg
 import torch
+from sklearn.metrics.pairwise import polynomial_kernel
 from sklearn.neighbors import NearestNeighbors
 from torch import Tensor
 
-from eval.baselines import halves
 from eval.metrics import CLASSIFIER, Column, Metric, RealReference
+from synth.data import ImageSet, first_of_classes
 
 Features = np.ndarray | Tensor  # float (N, D)
 
-BLOCK = 256  # rows of a distance matrix held at once: 100 MB against 50,000 columns
-KID_SUBSET = 1000  # of the smaller set, where that has fewer
-ROUNDING = 1e-13  # of the largest squared norm: squared distances closer than that are equal
+BLOCK = 256  # rows of the distance matrix in memory: 100 MB for 50,000 columns
+KID_SUBSET = 1000
+ROUNDING = 1e-13  # relative to the largest squared norm; see `manifolds`
 
 
-@dataclass(frozen=True)
-class Statistics:
-    """Mean (D,) and scatter (D, D), the summed outer products of deviations, of `count` rows."""
+class Statistics(NamedTuple):
+    """Mean (D,) and unbiased covariance (D, D) of a set of features."""
 
-    count: int
     mean: np.ndarray
-    scatter: np.ndarray
-
-    @property
-    def covariance(self) -> np.ndarray:
-        """Unbiased, as numpy.cov and the TTUR code have it: (D, D). Needs two rows or more."""
-        if self.count < 2:
-            raise ValueError(f"a covariance needs 2 rows or more, not {self.count}")
-        return self.scatter / (self.count - 1)
-
-    def __add__(self, other: Statistics) -> Statistics:
-        """Of both sets together (Chan, Golub & LeVeque 1979): no cancellation, so the
-        result does not depend on how the rows were cut into chunks."""
-        count = self.count + other.count
-        shift = other.mean - self.mean
-        mean = self.mean + shift * (other.count / count)
-        cross = np.outer(shift, shift) * (self.count * other.count / count)
-        return Statistics(count, mean, self.scatter + other.scatter + cross)
+    covariance: np.ndarray
 
 
-def statistics(chunks: Features | Iterable[Features]) -> Statistics:
-    """Count, mean and scatter of features (N, D), or of chunks (n, D) of them, taken in turn.
-
-    Raises ValueError when there is no row.
-    """
-    if isinstance(chunks, np.ndarray | Tensor):
-        chunks = [chunks]
-    total: Statistics | None = None
-    for chunk in chunks:
-        if len(chunk):
-            rows = _float64(chunk).cpu().numpy()
-            mean = rows.mean(0)
-            part = Statistics(len(rows), mean, (rows - mean).T @ (rows - mean))
-            total = part if total is None else total + part
-    if total is None:
-        raise ValueError("no features to take statistics of")
-    return total
+def statistics(features: Features) -> Statistics:
+    """Statistics of features (N, D). Raises ValueError for fewer than two rows."""
+    rows = _float64(features).numpy()
+    if len(rows) < 2:
+        raise ValueError(f"a covariance needs 2 rows or more, not {len(rows)}")
+    mean = rows.mean(0)
+    return Statistics(mean, (rows - mean).T @ (rows - mean) / (len(rows) - 1))
 
 
 def fid(real: Statistics, synthetic: Statistics) -> float:
-    """Fréchet distance of the two sets' Gaussians, in [0, ∞), up to rounding.
+    """Squared Fréchet distance of two Gaussians, in [0, ∞) up to rounding.
 
-    |μ₁ - μ₂|² + tr(Σ₁ + Σ₂ - 2 (Σ₁Σ₂)^½) (Heusel et al. 2017, arXiv:1706.08500, eq. 6), with
-    unbiased covariances as in the authors' code.
+    |μ₁ - μ₂|² + tr(Σ₁ + Σ₂ - 2 (Σ₁Σ₂)^½) (Heusel et al. 2017, arXiv:1706.08500, eq. 6). The
+    covariances may have any rank.
     """
-    return frechet_distance(real.mean, real.covariance, synthetic.mean, synthetic.covariance)
-
-
-def frechet_distance(
-    mean_1: np.ndarray, covariance_1: np.ndarray, mean_2: np.ndarray, covariance_2: np.ndarray
-) -> float:
-    """Squared Wasserstein-2 distance of two Gaussians (Dowson & Landau 1982).
-
-    means: (D,); covariances: (D, D), symmetric, of any rank.
-    """
-    shift = mean_1 - mean_2
-    # tr (Σ₁Σ₂)^½ is the sum of the singular values of Σ₁^½ Σ₂^½. Unlike a square root of the
-    # product, which is not symmetric, this needs no guard where a covariance is singular.
-    overlap = scipy.linalg.svdvals(_root(covariance_1) @ _root(covariance_2)).sum()
-    distance = shift @ shift + np.trace(covariance_1) + np.trace(covariance_2) - 2 * overlap
-    return float(distance)
+    shift = real.mean - synthetic.mean
+    # tr (Σ₁Σ₂)^½ is the sum of the singular values of Σ₁^½ Σ₂^½. A square root of the product
+    # itself fails for singular covariances.
+    overlap = scipy.linalg.svdvals(_root(real.covariance) @ _root(synthetic.covariance)).sum()
+    traces = np.trace(real.covariance), np.trace(synthetic.covariance)
+    return float(shift @ shift + traces[0] + traces[1] - 2 * overlap)
 
 
 def _root(covariance: np.ndarray) -> np.ndarray:
-    """The symmetric square root, with eigenvalues that are rounding alone taken as 0."""
+    """The symmetric square root; eigenvalues of the size of rounding errors count as 0."""
     values, vectors = scipy.linalg.eigh(covariance)
     values[values < values[-1] * len(values) * np.finfo(float).eps] = 0  # as matrix_rank does
     root: np.ndarray = (vectors * np.sqrt(values)) @ vectors.T
@@ -113,18 +73,25 @@ class Kid(NamedTuple):
 
 
 def kid(
-    real: Features, synthetic: Features, subsets: int = 100, subset_size: int = 1000, seed: int = 0
+    real: Features,
+    synthetic: Features,
+    subsets: int = 100,
+    subset_size: int | None = None,
+    seed: int = 0,
 ) -> Kid:
     """Kernel distance: unbiased squared MMD under the kernel (x·y / D + 1)³, in (-∞, ∞).
 
-    KID of Bińkowski et al. 2018, arXiv:1801.01401. Zero in expectation when both
-    sets are drawn alike, whatever their sizes. Subsets are drawn without replacement from numpy's
-    `RandomState`, whose stream is frozen: the same as torch-fidelity's for one seed.
+    KID of Bińkowski et al. 2018, arXiv:1801.01401. Its expectation is 0 for two sets from the same
+    distribution, whatever their sizes. Subsets are drawn without replacement from numpy's
+    `RandomState`, as torch-fidelity draws them.
 
-    real: (N, D), synthetic: (M, D). Raises ValueError when either has fewer than `subset_size`.
+    real: (N, D), synthetic: (M, D). subset_size: None means 1,000, or the size of the smaller set
+    if that is less. Raises ValueError if it is less than 2 or larger than the smaller set.
     """
-    sets = [_float64(real).cpu().numpy(), _float64(synthetic).cpu().numpy()]
+    sets = [_float64(real).numpy(), _float64(synthetic).numpy()]
     fewest = min(map(len, sets))
+    if subset_size is None:
+        subset_size = min(KID_SUBSET, fewest)
     if not 2 <= subset_size <= fewest:
         raise ValueError(f"subset_size {subset_size}: must be in 2..{fewest}, the smaller set")
     random = np.random.RandomState(seed)
@@ -137,13 +104,9 @@ def kid(
 
 def _mmd(x: np.ndarray, y: np.ndarray) -> float:
     """Unbiased estimate of MMD² of samples (n, D) (Gretton et al. 2012, lemma 6)."""
-    count, width = x.shape
-
-    def between(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        return np.asarray((a @ b.T / width + 1) ** 3)
-
-    within = [kernel.sum() - kernel.trace() for kernel in (between(x, x), between(y, y))]
-    return float(sum(within) / (count * (count - 1)) - 2 * between(x, y).mean())
+    kernels = (polynomial_kernel(rows, degree=3) for rows in (x, y))
+    within = sum(kernel.sum() - kernel.trace() for kernel in kernels)
+    return float(within / (len(x) * (len(x) - 1)) - 2 * polynomial_kernel(x, y, degree=3).mean())
 
 
 class Manifolds(NamedTuple):
@@ -151,8 +114,8 @@ class Manifolds(NamedTuple):
 
     precision: float  # share of synthetic rows in a ball around a real one, in [0, 1]
     recall: float  # share of real rows in a ball around a synthetic one, in [0, 1]
-    density: float  # real balls that a synthetic row lies in, over k, in [0, ∞): about 1 if alike
-    coverage: float  # share of real rows whose ball holds a synthetic one, in [0, 1]
+    density: float  # mean number of real balls around a synthetic row, over k, in [0, ∞)
+    coverage: float  # share of real rows with a synthetic one in their ball, in [0, 1]
 
 
 def manifolds(real: Features, synthetic: Features, neighbours: int = 5) -> Manifolds:
@@ -160,17 +123,16 @@ def manifolds(real: Features, synthetic: Features, neighbours: int = 5) -> Manif
     and coverage (Naeem et al. 2020, arXiv:2002.09797, section 3).
 
     The ball of a row reaches to its k-th nearest neighbour in its own set. Balls are open, as in
-    the package `prdc` of Naeem et al., which also has k = 5; torch-fidelity's are closed, which
-    differs only where distances tie. Ties are recognised up to rounding, so that copies of real
-    images get the same figures whatever the order of rows.
+    the package `prdc` of Naeem et al.; torch-fidelity's are closed. Squared distances count as
+    equal if they differ by rounding alone, so the order of rows does not matter.
 
-    real: (N, D), synthetic: (M, D), both longer than `neighbours`, else ValueError. Memory grows
-    with N + M, not with their product.
+    real: (N, D), synthetic: (M, D). Raises ValueError unless both have more than `neighbours` rows.
+    Memory grows with N + M, not with their product.
     """
-    real, synthetic = _float64(real).cpu(), _float64(synthetic).cpu()
+    real, synthetic = _float64(real), _float64(synthetic)
     if min(len(real), len(synthetic)) <= neighbours:
         raise ValueError(f"{neighbours} neighbours need {neighbours + 1} rows or more of each set")
-    centre = real.mean(0)  # distances stay, rounding shrinks
+    centre = real.mean(0)  # distances stay the same, rounding errors get smaller
     real, synthetic = real - centre, synthetic - centre
     rounding = ROUNDING * float(torch.cat([real, synthetic]).square().sum(1).max())
     real_balls = _squared_radii(real, neighbours) - rounding
@@ -202,12 +164,12 @@ def _squared_radii(rows: Tensor, neighbours: int) -> Tensor:
 
 
 def _float64(rows: Features) -> Tensor:
-    return torch.as_tensor(rows).double()
+    return torch.as_tensor(rows).double().cpu()
 
 
 def fidelity(real: Tensor, synthetic: Tensor) -> dict[str, float]:
     """All metrics of this module, by key, from features (N, D) and (M, D)."""
-    kernel = kid(real, synthetic, subset_size=_subset(real, synthetic))
+    kernel = kid(real, synthetic)
     return {
         "fid": fid(statistics(real), statistics(synthetic)),
         "kid": kernel.mean,
@@ -216,21 +178,17 @@ def fidelity(real: Tensor, synthetic: Tensor) -> dict[str, float]:
     }
 
 
-def _subset(real: Tensor, synthetic: Tensor) -> int:
-    return min(KID_SUBSET, len(real), len(synthetic))
-
-
 def calibration(real: RealReference, space: str) -> dict[str, float]:
-    """FID and KID between real images, to read those of sets by.
+    """FID and KID between real images: the scale for those of synthetic sets.
 
-    halves: the training split cut in two, see `eval.baselines.halves`. test: training split and
-    test split. The classifier has learned from both halves, and not from the test split.
+    halves: one half of the training split against the other (see `halves`). test:
+    the training split against the test split, which the classifier was not trained on.
     """
     train, test = real.features(space)
     first = halves(real.train)
     found: dict[str, float] = {}
     for name, a, b in (("halves", train[first], train[~first]), ("test", train, test)):
-        kernel = kid(a, b, subset_size=_subset(a, b))
+        kernel = kid(a, b)
         found[f"fid_{name}"] = fid(statistics(a), statistics(b))
         found |= {f"kid_{name}": kernel.mean, f"kid_{name}_std": kernel.std}
     return found
@@ -239,17 +197,17 @@ def calibration(real: RealReference, space: str) -> dict[str, float]:
 # key in a record, title, format, doc
 COLUMNS = (
     ("fid", "FID", "{:.2f}", "Fréchet distance of Gaussians of the set and of the real images"),
-    ("kid", "KID", "{:.3g}", "kernel distance of both, the mean over 100 subsets"),
+    ("kid", "KID", "{:.3g}", "kernel distance to the real images, mean over 100 subsets"),
     ("kid_std", "± of KID", "{:.3g}", "its standard deviation over the subsets"),
     ("precision", "precision", "{:.3f}", "share of the set's images in a ball around a real one"),
-    ("recall", "recall", "{:.3f}", "share of real images in a ball around one of the set's"),
+    ("recall", "recall", "{:.3f}", "share of real images in a ball around an image of the set"),
     ("density", "density", "{:.3f}", "balls of real images around an image of the set, over 5"),
-    ("coverage", "coverage", "{:.3f}", "share of real images with one of the set's in their ball"),
+    ("coverage", "coverage", "{:.3f}", "share of real images whose ball holds one of the set"),
 )
 
 
 def metric_in(space: str, columns: Iterable[Column], **more: Any) -> Metric:
-    """The metric in one feature space. `more`: what else `Metric` takes."""
+    """The metric in one feature space. more: further arguments of `Metric`."""
     return Metric(
         key="fidelity",
         columns=tuple(columns),
@@ -262,18 +220,30 @@ def metric_in(space: str, columns: Iterable[Column], **more: Any) -> Metric:
     )
 
 
+def halves(real: ImageSet) -> Tensor:
+    """Which images are in the first half of the split: bool (N,).
+
+    Contiguous, since neighbouring digits of SVHN come from one house: at most the house at the
+    cut has digits in both. Where the split is sorted by class, the first half of each class.
+    """
+    labels = real.require_labels()
+    if (labels.diff() >= 0).all():
+        return first_of_classes(labels, 0.5)
+    return torch.arange(len(real)) < len(real) // 2
+
+
 METRIC = metric_in(
     CLASSIFIER,
     [Column(*column, f"{CLASSIFIER}.{column[0]}") for column in COLUMNS],
     name="fidelity",
     position=10,
-    doc="""All are against the real training split, in the features of the fixed classifier that was
-    trained on it, and depend on the number of images. FID: Heusel et al. 2017 (arXiv:1706.08500).
-    KID: Bińkowski et al. 2018 (arXiv:1801.01401), with subsets of 1,000 images. Precision and
-    recall: Kynkäänniemi et al. 2019 (arXiv:1904.06991). Density, which is about 1 where both are
-    alike, and coverage: Naeem et al. 2020 (arXiv:2002.09797). A ball reaches to the 5th nearest
-    neighbour in its own set, and all images count. None of them looks at labels. But a set is
-    balanced and SVHN is not, so that even the copier lies at some distance from the training split
-    that it copies. And pseudo-labels choose which images fill a class, where random labels take
-    them as they come.""",
+    doc="""All compare the set with the real training split, in the features of the fixed
+    classifier that was trained on that split. All depend on the number of images. FID: Heusel et
+    al. 2017 (arXiv:1706.08500). KID: Bińkowski et al. 2018 (arXiv:1801.01401), with subsets of
+    1,000 images. Precision and recall: Kynkäänniemi et al. 2019 (arXiv:1904.06991). Density and
+    coverage: Naeem et al. 2020 (arXiv:2002.09797); density is about 1 for two sets from the same
+    distribution. A ball reaches to the 5th nearest neighbour in its own set, and all images are
+    used. No metric here reads labels. Even the train-copy baseline is at some distance from the
+    training split, because it is balanced and SVHN is not. With pseudo-labels, the labeller chooses
+    which images fill a class; with random labels, nothing chooses.""",
 )

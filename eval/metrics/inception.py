@@ -1,4 +1,4 @@
-"""Fidelity in Inception's feature space, which FID was defined in."""
+"""Fidelity in the feature space of Inception, for which FID was defined."""
 
 from eval.metrics import Column
 from eval.metrics.fidelity import COLUMNS, metric_in
@@ -12,7 +12,7 @@ METRIC = metric_in(
             f"inception_{key}",
             title.replace("KID", "Inception KID") if "KID" in title else f"Inception {title}",
             "{:.4f}" if "kid" in key else form,
-            "the same in Inception's features",
+            "the same in the features of Inception",
             f"{SPACE}.{key}",
         )
         for key, title, form, _ in COLUMNS
@@ -20,7 +20,7 @@ METRIC = metric_in(
     name="inception",
     position=20,
     default=False,
-    doc="""torch-fidelity's extractor, where its weights are installed; `--feature-space inception`
-    chooses it. Features are not scaled, so FID and KID do not compare with those in the
-    classifier's features.""",
+    doc="""The extractor of torch-fidelity; its weights must be installed. `--feature-space
+    inception` chooses it. Features have another scale than those of the classifier, so FID and KID
+    in the two feature spaces can not be compared.""",
 )

@@ -1,1 +1,1 @@
-"""What every room of synth stands on: errors, files, progress."""
+"""What all of synth uses: errors, files, progress, registries, schemas."""

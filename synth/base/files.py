@@ -1,4 +1,4 @@
-"""Files on disk: whole or absent, never half-written; paths that can be shown to others."""
+"""Reading and writing files. A file or folder appears whole, or not at all."""
 
 from __future__ import annotations
 
@@ -24,14 +24,16 @@ NUMBERED = re.compile(r"^(\d{5})-")
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """Yields a path to write to; it is renamed to `path` when the block ends without an error.
+    """Yields a path to write to. It is renamed to `path` when the block ends without an error.
 
-    The temporary name keeps the suffix, so that writers which look at it (npz, png) work.
+    The temporary name has the suffix of `path`, because some writers choose a format by it.
     """
-    handle, name = _temporary(path)
-    os.close(handle)
-    temporary = Path(name)
+    temporary = None
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(path.suffix, f".{path.stem}-", path.parent)
+        os.close(handle)
+        temporary = Path(name)
         yield temporary
         _sync(temporary)
         temporary.chmod(0o666 & ~_umask())
@@ -39,15 +41,8 @@ def atomic_file(path: Path) -> Iterator[Path]:
     except OSError as error:
         raise SynthError(f"{path}: cannot be written ({error.strerror})") from error
     finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _temporary(path: Path) -> tuple[int, str]:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
-    except OSError as error:
-        raise SynthError(f"{path}: cannot be written ({error.strerror})") from error
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
 
 
 def _umask() -> int:
@@ -66,7 +61,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file. Raises `SynthError` when it is missing or damaged."""
+    """The object in a JSON file. Raises `SynthError` if the file is missing or damaged."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -79,7 +74,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of an npz file. Raises `SynthError` when it is missing, damaged or pickled."""
+    """The arrays of an npz file. Raises `SynthError` if it is missing, damaged or pickled."""
     damage = (OSError, ValueError, EOFError, AttributeError, zlib.error, zipfile.BadZipFile)
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
@@ -97,7 +92,7 @@ def sha256(path: Path) -> str:
 
 
 def sha256_arrays(*arrays: np.ndarray) -> str:
-    """sha256 of the arrays' bytes in C order, one after the other."""
+    """sha256 of the bytes of all arrays, in C order."""
     digest = hashlib.sha256()
     for array in arrays:
         digest.update(np.ascontiguousarray(array).data)
@@ -105,14 +100,11 @@ def sha256_arrays(*arrays: np.ndarray) -> str:
 
 
 def make_numbered_folder(root: Path, slug: str) -> Path:
-    """Makes `root/00003-slug`, the number one above the highest there."""
-    try:
-        root.mkdir(parents=True, exist_ok=True)
+    """Makes `root/00003-slug`. The number is one above the highest in `root`."""
+    with _writing_in(root):
         folder = _next_folder(root, slug)
         folder.mkdir()
-        return folder
-    except OSError as error:
-        raise _not_writable(root, error) from error
+    return folder
 
 
 def numbered_folders(root: Path) -> list[Path]:
@@ -128,27 +120,22 @@ def _next_folder(root: Path, slug: str) -> Path:
 
 
 def write_numbered_folder(root: Path, slug: str, fill: Callable[[Path], None]) -> Path:
-    """`root/00003-slug`, filled by `fill(folder)`: it appears whole, or not at all."""
-    try:
-        root.mkdir(parents=True, exist_ok=True)
+    """Makes `root/00003-slug` with what `fill(folder)` writes. It appears whole, or not at all."""
+    with _writing_in(root):
         hidden = Path(tempfile.mkdtemp(prefix=".partial-", dir=root))
-    except OSError as error:
-        raise _not_writable(root, error) from error
-    try:
-        fill(hidden)
-        for path in hidden.rglob("*"):
-            if path.is_file():
-                _sync(path)
-        hidden.chmod(0o777 & ~_umask())
-        return hidden.rename(_next_folder(root, slug))
-    except OSError as error:
-        raise _not_writable(root, error) from error
-    finally:
-        shutil.rmtree(hidden, ignore_errors=True)
+        try:
+            fill(hidden)
+            for path in hidden.rglob("*"):
+                if path.is_file():
+                    _sync(path)
+            hidden.chmod(0o777 & ~_umask())
+            return hidden.rename(_next_folder(root, slug))
+        finally:
+            shutil.rmtree(hidden, ignore_errors=True)
 
 
 def check_writable(folder: Path) -> None:
-    """Raises `SynthError` now, rather than after hours of work, when nothing can be written."""
+    """Raises `SynthError` if no file can be written in `folder`. Call it before hours of work."""
     with atomic_file(folder / "probe") as temporary:
         temporary.touch()
     (folder / "probe").unlink()
@@ -159,10 +146,16 @@ def _sync(path: Path) -> None:
         os.fsync(written.fileno())
 
 
-def _not_writable(root: Path, error: OSError) -> SynthError:
-    return SynthError(
-        f"{root}: no folder can be written there ({error.strerror}); choose another with --out"
-    )
+@contextmanager
+def _writing_in(root: Path) -> Iterator[None]:
+    """Makes `root` for the block. Turns an OSError into a `SynthError`."""
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        raise SynthError(
+            f"{root}: no folder can be written there ({error.strerror}); choose another with --out"
+        ) from error
 
 
 def slug(text: str) -> str:
@@ -170,10 +163,10 @@ def slug(text: str) -> str:
 
 
 def portable(path: Path | str) -> str:
-    """The path as it may stand in a record: relative to where the command runs.
+    """The path relative to the current folder, for a record that others read.
 
-    Where the way there leads through the root or a home folder's parent, the result would name
-    the machine's folders or its user: then only the last part is kept.
+    If that would name a folder of this machine or its user, only the last part is kept. This
+    happens where the way leads through the root, or through a parent of the home folder.
     """
     target = Path(os.path.abspath(path))  # noqa: PTH100 - resolve() would follow links
     here = Path.cwd()

@@ -1,4 +1,4 @@
-"""Messages and one progress display on stderr; bars are silent where stderr is no terminal."""
+"""Messages and progress bars on stderr. Bars are hidden if stderr is no terminal."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ class _Rate(ProgressColumn):
 
 
 def say(message: str) -> None:
-    """One line to the user, above any bar that is shown."""
+    """Prints one line, above any progress bar."""
     CONSOLE.print(message, markup=False)
 
 
 @contextmanager
 def progress_bar(title: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
-    """Shows a bar while the block runs; yields a function that is told how much more was done.
+    """Shows a bar while the block runs. Yields a function: call it with the amount of new progress.
 
-    A bar inside another one's block becomes a line of the same display.
+    A bar that starts inside the block of another one is shown below it.
     """
     outer = _SHOWN.get()
     if outer is not None:

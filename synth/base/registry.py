@@ -1,4 +1,4 @@
-"""Named things that a user chooses from: built-in ones, and those of installed plug-ins.
+"""Named things that a user chooses from. Some are built in, and installed plug-ins add more.
 
 A plug-in is a package that declares an entry point in the registry's group:
 
@@ -11,6 +11,7 @@ Names are listed without importing anything, so that `synth --help` answers at o
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from importlib import import_module, metadata
 from importlib.util import find_spec
@@ -22,40 +23,25 @@ from synth.base.errors import SynthError, UsageError
 Entry = TypeVar("Entry")
 
 
+@dataclass(eq=False, repr=False)
 class Registry(Mapping[str, Entry], Generic[Entry]):
-    """Name → entry. Names have dashes where modules have underscores.
+    """Name → entry. A dash in a name is an underscore in the name of a module."""
 
-    option: how the command line names the choice, for errors, e.g. `--dataset`.
-    group: of the plug-ins' entry points, e.g. `synth.datasets`.
-    entries: the built-in ones.
-    later: built-in ones as `module:attribute`, which is imported when it is asked for.
-    modules: a package whose every public module holds one, as `attribute`. A new entry is then a
-    new module.
-    """
-
-    def __init__(
-        self,
-        option: str,
-        group: str,
-        entries: Mapping[str, Entry] | None = None,
-        *,
-        later: Mapping[str, str] | None = None,
-        modules: str = "",
-        attribute: str = "",
-    ) -> None:
-        self.option, self.group = option, group
-        self.entries = dict(entries or {})
-        self.later = dict(later or {})
-        self.modules, self.attribute = modules, attribute
-        self._loaded: dict[str, Entry] = {}  # from modules and plug-ins
+    option: str  # the option that takes a name, such as `--dataset`; for error messages
+    group: str  # of the plug-ins' entry points, such as `synth.datasets`
+    entries: dict[str, Entry] = field(default_factory=dict)  # built-in entries
+    later: dict[str, str] = field(default_factory=dict)  # `module:attribute`, imported when needed
+    modules: str = ""  # a package; each public module in it holds one entry, as `attribute`
+    attribute: str = ""
+    _loaded: dict[str, Entry] = field(default_factory=dict, init=False)  # modules and plug-ins
 
     def names(self) -> list[str]:
-        """All names: built-in ones first, then plug-ins'."""
+        """All names. Those of plug-ins come last."""
         listed = names_of(self.group, self.modules)
         return list(dict.fromkeys([*self.entries, *self.later, *listed]))
 
     def find(self, name: str) -> Entry:
-        """The entry of this name. Raises `UsageError` that names the nearest right ones."""
+        """The entry of this name. Raises `UsageError` with the nearest name if there is none."""
         if name in self.entries:
             return self.entries[name]
         if name not in self._loaded:
@@ -99,14 +85,14 @@ class Registry(Mapping[str, Entry], Generic[Entry]):
 
 
 def names_of(group: str, modules: str = "") -> list[str]:
-    """The names that a registry's package and plug-ins give, without importing either."""
+    """The names from the modules of a package and from plug-ins. Imports none of them."""
     return list(dict.fromkeys([*_module_names(modules), *_plugins(group)]))
 
 
 def _module_names(package: str) -> list[str]:
     spec = find_spec(package) if package else None
-    places = (spec and spec.submodule_search_locations) or []
-    found = sorted(module.name for module in iter_modules(places))
+    folders = (spec and spec.submodule_search_locations) or []
+    found = sorted(module.name for module in iter_modules(folders))
     return [name.replace("_", "-") for name in found if not name.startswith("_")]
 
 

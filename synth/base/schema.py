@@ -1,7 +1,6 @@
-"""Typed JSON and TOML: what is read is validated, what is written has the keys of its file format.
+"""Typed JSON and TOML. A schema is a pydantic dataclass, configured as `CLOSED` or `OPEN`.
 
-Schemas are pydantic dataclasses, with one of the configurations below. An error names the value,
-the reason and, for an unknown key, the nearest right one.
+An error names the value and the reason. If a key is unknown, it names the nearest known one.
 """
 
 from __future__ import annotations
@@ -21,13 +20,13 @@ T = TypeVar("T")
 Count = Annotated[int, Field(ge=1)]
 Number = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Text = Annotated[str, Field(min_length=1)]
-# Of a schema that refuses unknown keys, and of one that ignores keys of other versions
+# CLOSED refuses unknown keys. OPEN ignores them, because other versions may have written them.
 CLOSED = ConfigDict(extra="forbid", validate_by_name=True, validate_by_alias=True)
 OPEN = ConfigDict(extra="ignore", validate_by_name=True, validate_by_alias=True)
 
 
 def on_disk(key: str) -> Any:
-    """For `Annotated`: the key that a field has in files, where that is not its name."""
+    """For `Annotated`: the field has this key in files, instead of its name."""
     return Field(validation_alias=key, serialization_alias=key)
 
 
@@ -35,7 +34,7 @@ _adapter: Callable[[Any], TypeAdapter[Any]] = cache(TypeAdapter)
 
 
 def dump(value: Any) -> dict[str, Any]:
-    """A schema's instance as a JSON object, with the keys that its file has."""
+    """An instance of a schema as a JSON object, with the keys of its file."""
     made: dict[str, Any] = _adapter(type(value)).dump_python(value, mode="json", by_alias=True)
     return made
 
@@ -43,22 +42,21 @@ def dump(value: Any) -> dict[str, Any]:
 def parse(
     kind: type[T], value: Any, what: str, error: type[SynthError] = SynthError, strict: bool = False
 ) -> T:
-    """The inverse of `dump`. Raises `error` with one line that begins with `what`.
+    """The inverse of `dump`. Raises `error` with a message that begins with `what`.
 
-    strict: types must be exactly right, as in a file that a user wrote.
+    strict: converts no types, for files that users write.
     """
+    adapter: TypeAdapter[T] = _adapter(kind)
     try:
         if strict:
-            made: T = _adapter(kind).validate_json(json.dumps(value), strict=True)
-            return made
-        made = _adapter(kind).validate_python(value)
-        return made
+            return adapter.validate_json(json.dumps(value), strict=True)
+        return adapter.validate_python(value)
     except ValidationError as found:
         raise error(f"{what}: {_explain(kind, found)}") from found
 
 
 def _explain(kind: type, found: ValidationError) -> str:
-    """The first error as a clause, with the nearest right key where a key is unknown."""
+    """The first error as a clause. For an unknown key it names the nearest known one."""
     first = found.errors(include_url=False)[0]
     key, reason = ".".join(map(str, first["loc"])), first["msg"]
     reason = reason.removeprefix("Value error, ")
@@ -75,7 +73,7 @@ def _explain(kind: type, found: ValidationError) -> str:
 
 
 def nearest(key: str, known: list[str]) -> str:
-    """The most similar key by its last word; among those, by the whole."""
+    """The known key with the most similar last word. The whole key decides between several."""
     words = list(dict.fromkeys(name.split(".")[-1] for name in known))
     word = get_close_matches(key.split(".")[-1], words, 1, cutoff=0.0)[0]
     similar = [name for name in known if name.split(".")[-1] == word]
@@ -83,7 +81,7 @@ def nearest(key: str, known: list[str]) -> str:
 
 
 def all_keys(kind: Any, above: str = "") -> Iterator[str]:
-    """The names of all values of a schema, e.g. `generator.norm.epsilon`."""
+    """The keys of all values in a schema, such as `generator.norm.epsilon`."""
     for key, field in kind.__pydantic_fields__.items():
         name, inner = above + (field.serialization_alias or key), field.annotation
         if is_dataclass(inner) and fields(inner):

@@ -1,11 +1,12 @@
-"""Labelled images, and every way to get them.
+"""Labelled images, and the registry of datasets to load them from.
 
-An `ImageSet` is what flows through synth: uint8 images that stay uint8 until the moment a network
-reads them. The three maps between uint8 and a network's range stand here, and nowhere else.
+Images stay uint8 until a network reads them. All conversions between uint8 and the range of a
+network are functions of this module.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -23,12 +24,13 @@ from synth.base.registry import Registry
 
 Split = Literal["train", "test"]
 SIZE = 32
+TENTH = 0.1
 DIGITS = tuple("0123456789")
 
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Images of one split of one data set.
+    """Images of one split of one dataset.
 
     images: uint8 (N, 3, 32, 32). labels: int64 (N,), indices into `classes`, or None.
     """
@@ -44,12 +46,12 @@ class ImageSet:
 
     @cached_property
     def fingerprint(self) -> str:
-        """sha256 of the images' bytes followed by the labels'."""
+        """sha256 of the bytes of the images, then of the labels."""
         tensors = [self.images] if self.labels is None else [self.images, self.labels]
         return sha256_arrays(*(tensor.numpy() for tensor in tensors))
 
     def require_labels(self) -> Tensor:
-        """The labels. Raises `SynthError` when there are none or a class has no image."""
+        """The labels. Raises `SynthError` if there are none, or if a class has no image."""
         if self.labels is None:
             raise SynthError(
                 f"{self.name}: its {self.split} images have no class folders, and labels are "
@@ -66,11 +68,11 @@ class ImageSet:
 
 
 def split_validation(images: ImageSet, share: float = 0.1) -> tuple[ImageSet, ImageSet]:
-    """A training split without its validation part, and that part alone, both in their order.
+    """Splits a training split in two: images to train on, and the validation part.
 
-    The part is the last `share`, one contiguous block, since neighbouring digits of SVHN come
-    from one house number. Where the labels never decrease, the set is sorted by class (as a folder
-    is read), and its tail would be of the last class alone: there it is the tail of each class.
+    The validation part is the last `share` of the split. It is one block, because neighbouring
+    digits of SVHN come from the same house number. A set that is sorted by class, such as one from
+    a folder, would lose its last classes: it gives the last `share` of each class instead.
     """
     labels = images.labels
     by_class = labels is not None and bool((labels.diff() >= 0).all())
@@ -80,10 +82,26 @@ def split_validation(images: ImageSet, share: float = 0.1) -> tuple[ImageSet, Im
         kept[end - round(count * share) : end] = False
 
     def part(mask: Tensor, name: str) -> ImageSet:
-        picked = None if labels is None else labels[mask]
-        return replace(images, images=images.images[mask], labels=picked, name=name)
+        chosen = None if labels is None else labels[mask]
+        return replace(images, images=images.images[mask], labels=chosen, name=name)
 
     return part(kept, images.name), part(~kept, f"{images.name}, validation part")
+
+
+def first_of_each_class(real: ImageSet, share: float) -> ImageSet:
+    """The first `share` of each class, one image at least, in the order of the split."""
+    chosen = first_of_classes(real.require_labels(), share)
+    return ImageSet(
+        real.images[chosen], real.require_labels()[chosen], real.classes, real.name, "train"
+    )
+
+
+def first_of_classes(labels: Tensor, share: float) -> Tensor:
+    chosen = torch.zeros(len(labels), dtype=torch.bool)
+    for label in labels.unique():
+        members = (labels == label).nonzero().flatten()
+        chosen[members[: math.ceil(len(members) * share)]] = True
+    return chosen
 
 
 def signed_from_uint8(images: Tensor) -> Tensor:
@@ -92,39 +110,38 @@ def signed_from_uint8(images: Tensor) -> Tensor:
 
 
 def uint8_from_signed(images: Tensor) -> Tensor:
-    """float [-1, 1] → uint8 0..255, to the nearest; the inverse of `signed_from_uint8`."""
+    """float [-1, 1] → uint8 0..255, rounded. The inverse of `signed_from_uint8`."""
     return images.float().add(1.0).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8)
 
 
 def unit_from_uint8(images: Tensor) -> Tensor:
-    """uint8 0..255 → float32 [0, 1], the range that the fixed classifier reads."""
+    """uint8 0..255 → float32 [0, 1], the input range of classifiers."""
     return images.float().div_(255.0)
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """One way to get real images: `load(split, root)`, and a line that describes it."""
+    """A source of real images. load(split, root): root is the folder of `--data-root`, or None."""
 
     load: Callable[[Split, Path | None], ImageSet]
     description: str
 
 
-# Every public module of this package holds one, as `DATASET`.
 DATASETS: Registry[Dataset] = Registry(
     "--dataset", "synth.datasets", modules="synth.data", attribute="DATASET"
 )
 
 
 def load_training_images(dataset_key: str, root: Path | None = None) -> ImageSet:
-    """The training split of a data set in `DATASETS`. Never touches the test split's files."""
+    """The training split of a dataset in `DATASETS`. Does not open the files of the test split."""
     return DATASETS.find(dataset_key).load("train", root)
 
 
 def load_test_images(dataset_key: str, root: Path | None = None) -> ImageSet:
-    """The test split: for the final score, and for nothing else."""
+    """The test split of a dataset in `DATASETS`. Only the final score may use it."""
     return DATASETS.find(dataset_key).load("test", root)
 
 
 def cache_folder() -> Path:
-    """The platform's cache folder for synth, e.g. ~/.cache/synth on Linux."""
+    """The cache folder of synth, such as ~/.cache/synth on Linux."""
     return Path(platformdirs.user_cache_dir("synth", appauthor=False))

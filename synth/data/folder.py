@@ -1,4 +1,4 @@
-"""A folder of the user's own images as a data set."""
+"""The dataset `folder`: images of the user."""
 
 from __future__ import annotations
 
@@ -17,49 +17,50 @@ from synth.base.errors import SynthError, UsageError
 from synth.base.files import slug
 from synth.data import DATASETS, SIZE, Dataset, ImageSet, Split
 
-# What Pillow raises, besides OSError, for a file that is no image or one too large to be a picture
+# Errors of Pillow, besides OSError, for files that are damaged, too large or no images
 DAMAGE = (SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
 
 
 def load(split: Split, root: Path | None) -> ImageSet:
-    """`root/train/<class>/*.png` and `root/test/…`, as torchvision's ImageFolder lays them out.
+    """Reads `root/train/<class>/*.png` and `root/test/…`, the layout of torchvision's ImageFolder.
 
-    Images that lie loose are an unlabelled set, for unconditional training, whatever other folders
-    are beside them (a `runs/`, say), unless these hold images too; a root without `train` is itself
-    the training split. Class names come from the training split, so that a test split that lacks a
-    class keeps the right numbers.
+    If `root` has no folder `train`, it is the training split itself. If the images are in no class
+    folder, they have no labels; other folders beside them are ignored unless they hold images. The
+    classes are those of the training split, so that both splits number them alike.
     """
     if root is None:
         raise UsageError("--dataset folder: needs --data-root DIR, the folder that holds train/")
     if not root.is_dir():
-        raise SynthError(f"{root}: is no folder; give --data-root the one with train/")
+        raise SynthError(f"{root}: is no folder; set --data-root to the folder that holds train/")
     if (root / "test").is_dir() and not (root / "train").is_dir():
         raise SynthError(f"{root}: has test/ but no train/; put the training images into train/")
     training = root / "train" if (root / "train").is_dir() else root
-    here = training if split == "train" else root / "test"
-    if not here.is_dir():
-        raise SynthError(f"{here}: is missing; scoring needs images there")
+    folder = training if split == "train" else root / "test"
+    if not folder.is_dir():
+        raise SynthError(f"{folder}: is missing; scoring needs images there")
     classes = tuple(sorted(path.name for path in training.iterdir() if _is_class_folder(path)))
     if _image_files(training):
         filled = [name for name in classes if _image_files(training / name)]
         if filled:
             raise SynthError(
-                f"{training}: holds images, and folders of images ({filled[0]}); which are the "
-                "data? move the others away"
+                f"{training}: holds images, and folders of images ({filled[0]}); remove those "
+                "that are not training data"
             )
         classes = ()
-    paths, labels = _labelled(here, classes) if classes else (_image_files(here), None)
-    classes = classes or ("unlabelled",)
+    paths, labels = _labelled(folder, classes) if classes else (_image_files(folder), None)
     if not paths:
-        raise SynthError(f"{here}: holds no images ({', '.join(IMG_EXTENSIONS)})")
+        raise SynthError(f"{folder}: holds no images ({', '.join(IMG_EXTENSIONS)})")
     name = slug(root.resolve().name)
-    name += "-folder" if name in DATASETS else ""  # what is called svhn is not SVHN for that
-    return ImageSet(read_images(paths), labels, classes, name, split)
+    if name in DATASETS:  # a folder named svhn need not hold SVHN
+        name += "-folder"
+    return ImageSet(read_images(paths), labels, classes or ("unlabelled",), name, split)
 
 
 def read_images(paths: Sequence[Path]) -> torch.Tensor:
-    """uint8 (N, 3, 32, 32): turned as EXIF says, without transparency; other sizes are resized with
-    antialiasing (Pillow's bicubic). Raises `SynthError` that names the first bad file."""
+    """Reads images as uint8 (N, 3, 32, 32). Raises `SynthError` that names a bad file.
+
+    Images are turned as EXIF says, lose their transparency, and are resized with antialiasing.
+    """
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         pixels = np.stack(list(pool.map(_read_image, paths)))
     return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
@@ -68,7 +69,7 @@ def read_images(paths: Sequence[Path]) -> torch.Tensor:
 def _read_image(path: Path) -> np.ndarray:
     try:
         with Image.open(path) as image:
-            if image.mode[0] in "IF":  # which Pillow would cut at 255
+            if image.mode[0] in "IF":  # Pillow would cut these values at 255
                 raise ValueError("more than 8 bits a channel")
             colour = ImageOps.exif_transpose(image).convert("RGB")
         if colour.size != (SIZE, SIZE):
@@ -82,16 +83,12 @@ def _read_image(path: Path) -> np.ndarray:
 
 
 def _labelled(folder: Path, classes: tuple[str, ...]) -> tuple[list[Path], torch.Tensor]:
-    strange = {p.name for p in folder.iterdir() if _is_class_folder(p)} - set(classes)
-    if strange:
-        raise SynthError(f"{folder / min(strange)}: a class that the training split lacks")
-    paths: list[Path] = []
-    labels: list[int] = []
-    for label, name in enumerate(classes):
-        found = _image_files(folder / name) if (folder / name).is_dir() else []
-        paths += found
-        labels += [label] * len(found)
-    return paths, torch.tensor(labels, dtype=torch.int64)
+    unknown = {p.name for p in folder.iterdir() if _is_class_folder(p)} - set(classes)
+    if unknown:
+        raise SynthError(f"{folder / min(unknown)}: the training split has no such class")
+    files = [_image_files(folder / c) if (folder / c).is_dir() else [] for c in classes]
+    labels = [label for label, paths in enumerate(files) for _ in paths]
+    return [path for paths in files for path in paths], torch.tensor(labels, dtype=torch.int64)
 
 
 def _is_class_folder(path: Path) -> bool:
@@ -99,7 +96,7 @@ def _is_class_folder(path: Path) -> bool:
 
 
 def _image_files(folder: Path) -> list[Path]:
-    """Not hidden ones: `._1.jpg` is macOS's own notes on `1.jpg`."""
+    """The images in `folder`, without hidden files: macOS keeps notes on `1.jpg` in `._1.jpg`."""
     return sorted(
         path
         for path in folder.iterdir()
@@ -107,4 +104,4 @@ def _image_files(folder: Path) -> list[Path]:
     )
 
 
-DATASET = Dataset(load, "your images: ROOT/train/<class>/*.png, ROOT/test/…")
+DATASET = Dataset(load, "your own images: DATA_ROOT/train/<class>/*.png, DATA_ROOT/test/…")

@@ -1,16 +1,16 @@
-"""The embedded data set `house-numbers`: drawn colour digits that imitate SVHN.
+"""The dataset `house-numbers`: colour digits that imitate SVHN, drawn without a download.
 
-An image shows one dominant digit of a house number, with its neighbours cut off at the sides of
-the crop, on a plate or a wall, under uneven light, photographed with blur and sensor noise.
-Drawing the set, rather than downloading one, keeps the benchmark runnable offline.
+An image shows one digit of a house number on a plate or a wall, under uneven light, with blur and
+sensor noise. The neighbours of the digit are cut off at the sides.
 
-Every image depends only on (seed, split, index). Images are drawn in fixed blocks, each from its
-own random stream, so that a smaller set is a prefix of a larger one. Arithmetic is in float64:
-what vector units or thread counts change in the last bit cannot then survive rounding to uint8.
+An image depends only on (seed, split, index). Images are drawn in fixed blocks, each from its own
+random stream, so that a smaller set is a prefix of a larger one. Arithmetic is in float64, because
+the last bit can depend on vector units and threads: rounding to uint8 then removes the difference.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
 from functools import cache
 from pathlib import Path
@@ -24,15 +24,14 @@ from torch import Tensor
 
 from synth.base.errors import SynthError
 from synth.base.files import atomic_file, read_arrays
-from synth.data import DIGITS, Dataset, ImageSet, Split, cache_folder
+from synth.data import DIGITS, SIZE, Dataset, ImageSet, Split, cache_folder
 
 VERSION = 1  # a change of any pixel is a new version
 TRAIN_SIZE, TEST_SIZE = 20_000, 5_000
-IMAGE_SIZE = 32
 
-# Each list has fonts that the other lacks, so that a classifier must generalise over typefaces.
-# Left out: DejaVu Sans Mono (its dotted zero blurs into an eight), cmmi10 (old-style figures) and
-# cmti10 (a four below the baseline), which no house number looks like.
+# Each split has fonts that the other lacks, so that a classifier must generalise over typefaces.
+# Some fonts of matplotlib look like no house number: DejaVu Sans Mono has a dotted zero, cmmi10 has
+# old-style figures, and the four of cmti10 reaches below the baseline.
 SHARED_FONTS = ("DejaVuSans-Bold", "DejaVuSerif-Bold", "cmss10")
 FONTS: dict[Split, tuple[str, ...]] = {
     "train": (*SHARED_FONTS, "DejaVuSans", "DejaVuSans-BoldOblique", "DejaVuSerif"),
@@ -41,17 +40,17 @@ FONTS: dict[Split, tuple[str, ...]] = {
 
 _SIZES: dict[Split, int] = {"train": TRAIN_SIZE, "test": TEST_SIZE}
 _STREAMS: dict[Split, int] = {"train": 0, "test": 1}
-_BLOCK = 100  # images per random stream; small, so that a batch stays in the cache
+_BLOCK = 100  # images per random stream; a small block stays in the processor's cache
 _SUPERSAMPLING = 2
-_TEXTURE, _DIGIT_HEIGHT = 96, 64  # of a glyph's mask, in pixels
+_TEXTURE, _DIGIT_HEIGHT = 96, 64  # pixels of a glyph's mask, and of the digit in it
 _BLUR_RADIUS = 3
 
 
 def render(split: Split, size: int | None = None, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Draw the first `size` images of a split (all of them by default).
+    """Draw the first `size` images of a split, or all of them.
 
     Returns images, uint8 (N, 3, 32, 32), and labels, int64 (N,) in 0..9. Labels are drawn
-    uniformly, so classes are balanced only in expectation, as in a real sample.
+    uniformly, so classes are balanced only on average.
     """
     size = _SIZES[split] if size is None else size
     if not 1 <= size <= _SIZES[split]:
@@ -75,25 +74,25 @@ def _render_block(split: Split, seed: int, block: int) -> tuple[Tensor, Tensor]:
 
 
 def _uniform(rng: np.random.Generator, low: float, high: float, channels: int = 1) -> Tensor:
-    """Draw per-image parameters, (B, channels, 1, 1), that broadcast over pixels."""
+    """Draw one parameter per image and channel, (B, channels, 1, 1)."""
     return torch.from_numpy(rng.uniform(low, high, (_BLOCK, channels, 1, 1)))
 
 
 def _chance(rng: np.random.Generator, probability: float) -> Tensor:
-    """Draw per-image events, float64 (B, 1, 1, 1): 1 where the event happens, else 0."""
+    """Draw one event per image, float64 (B, 1, 1, 1): 1 if it happens, else 0."""
     return (_uniform(rng, 0, 1) < probability).double()
 
 
 @cache
 def _glyphs(split: Split) -> tuple[Tensor, Tensor]:
-    """Rasterise the split's fonts once: masks (fonts, 10, 96, 96) in [0, 1], widths (fonts, 10).
+    """Draw the digits of the fonts: masks (fonts, 10, 96, 96) in [0, 1], widths (fonts, 10).
 
-    Digits are centred and as high as `_DIGIT_HEIGHT`; widths are in units of that height.
+    Digits are centred and `_DIGIT_HEIGHT` high. That height is the unit of the widths.
     """
     folder = Path(matplotlib.get_data_path(), "fonts", "ttf")
     masks = np.zeros((len(FONTS[split]), 10, _TEXTURE, _TEXTURE))
     widths = np.zeros((len(FONTS[split]), 10))
-    # The basic layout engine is always present; Raqm, the default, only in some builds of Pillow.
+    # Every build of Pillow has the basic layout engine. Not every one has Raqm, the default.
     basic = ImageFont.Layout.BASIC
     for i, name in enumerate(FONTS[split]):
         path = str(folder / f"{name}.ttf")
@@ -110,10 +109,10 @@ def _glyphs(split: Split) -> tuple[Tensor, Tensor]:
 
 
 def _word_frames(rng: np.random.Generator) -> Tensor:
-    """Draw each house number's pose: affine maps (B, 2, 3) from the crop to the word frame.
+    """Draw the pose of each house number: affine maps (B, 2, 3) from the crop to the word frame.
 
-    The crop spans [-1, 1]; the word frame has its origin in the middle digit and the digit's
-    height as its unit. All digits of a number share the pose, as on a real plate.
+    The crop spans [-1, 1]. The origin of the word frame is the middle digit, and its unit is the
+    height of a digit. All digits of a number share the pose, as on a real plate.
     """
     height = 2 * rng.uniform(0.64, 0.94, _BLOCK)
     stretch = rng.uniform(0.8, 1.15, _BLOCK)
@@ -130,7 +129,7 @@ def _word_frames(rng: np.random.Generator) -> Tensor:
 def _word_coordinates(frames: Tensor, pixels: int) -> Tensor:
     """Coordinates of pixel centres in the word frame: (B, 2, pixels, pixels), across then down.
 
-    As affine_grid, but elementwise: several times faster in float64, in a fixed order of sums.
+    torch's affine_grid is several times slower in float64, and its order of sums is not fixed.
     """
     centres = (torch.arange(pixels, dtype=torch.float64) * 2 + 1) / pixels - 1
     x, y, one = frames[..., None, None].unbind(2)
@@ -140,15 +139,15 @@ def _word_coordinates(frames: Tensor, pixels: int) -> Tensor:
 def _digit_coverage(
     rng: np.random.Generator, labels: Tensor, frames: Tensor, split: Split
 ) -> tuple[Tensor, Tensor]:
-    """Place the labelled digit and, on half of the sides, a neighbour.
+    """Draw the labelled digit, and a neighbour on half of the sides.
 
-    Returns coverage (B, 1, 64, 64) in [0, 1], and the half-extent (B, 2) of the number to the
-    left and right in the word frame: infinite on a side where a neighbour leaves the crop.
+    Returns coverage (B, 1, 64, 64) in [0, 1], and how far the number reaches to the left and right
+    in the word frame, (B, 2): infinitely far on a side with a neighbour.
     """
     masks, widths = _glyphs(split)
     fonts = torch.from_numpy(rng.integers(0, len(masks), _BLOCK))
     half = widths[fonts, labels] / 2
-    coordinates = _word_coordinates(frames, _SUPERSAMPLING * IMAGE_SIZE)
+    coordinates = _word_coordinates(frames, _SUPERSAMPLING * SIZE)
     coverage = _place(masks[fonts, labels], coordinates, torch.zeros_like(half))
     extents = []
     for side in (-1, 1):
@@ -163,25 +162,25 @@ def _digit_coverage(
 
 
 def _place(masks: Tensor, coordinates: Tensor, offset: Tensor) -> Tensor:
-    """Sample glyphs (B, 96, 96), moved by `offset` (B,) across, at word coordinates."""
+    """Read glyphs (B, 96, 96) at word coordinates, moved across by `offset` (B,)."""
     across = coordinates[:, 0] - offset[:, None, None]
     grid = torch.stack([across, coordinates[:, 1]], dim=-1) * (2 * _DIGIT_HEIGHT / _TEXTURE)
     return F.grid_sample(masks[:, None], grid, align_corners=False)
 
 
 def _plate_distance(rng: np.random.Generator, frames: Tensor, extents: Tensor) -> Tensor:
-    """Signed distance to the edge of the number's plate, (B, 1, 32, 32), in pixels, > 0 outside."""
-    coordinates = _word_coordinates(frames, IMAGE_SIZE)
+    """Distance from the edge of the plate in pixels, (B, 1, 32, 32). It is negative inside."""
+    coordinates = _word_coordinates(frames, SIZE)
     across, down = coordinates[:, :1], coordinates[:, 1:]
     margin = _uniform(rng, 0.1, 0.3)
     left, right = extents[:, :, None, None, None].unbind(1)
     sideways = torch.maximum(-across - left, across - right)
     outside = torch.maximum(sideways, down.abs() - 0.5) - margin
-    return outside * 0.8 * IMAGE_SIZE  # a digit is about 0.8 of the crop high
+    return outside * 0.8 * SIZE  # a digit is about 0.8 of the crop high
 
 
 def _paint(rng: np.random.Generator, coverage: Tensor, plate_distance: Tensor) -> Tensor:
-    """Colour wall, plate, outline, cast shadow and digits, back to front: (B, 3, 32, 32)."""
+    """Colour the plate, wall, outline, shadow and digits: (B, 3, 32, 32)."""
     contrast = _uniform(rng, 0.2, 0.6)
     darker = 0.08 + _uniform(rng, 0, 1) * (0.82 - contrast)
     light_digit = _chance(rng, 0.5)
@@ -194,7 +193,7 @@ def _paint(rng: np.random.Generator, coverage: Tensor, plate_distance: Tensor) -
     image = torch.lerp(image, wall, on_wall)
     on_outline = (1.2 - plate_distance.abs()).clamp(0, 1) * _chance(rng, 0.12)
     image = torch.lerp(image, ink, on_outline)
-    # Raised digits throw a shadow one pixel down and to the right.
+    # The shadow of raised digits lies one pixel down and to the right.
     shadow = F.pad(coverage, (_SUPERSAMPLING, 0, _SUPERSAMPLING, 0))
     shadow = shadow[:, :, : coverage.shape[2], : coverage.shape[3]]
     image = image * (1 - _pool(shadow) * 0.5 * _chance(rng, 0.2))
@@ -209,7 +208,7 @@ def _pool(coverage: Tensor) -> Tensor:
 def _tint(rng: np.random.Generator, luminance: Tensor) -> Tensor:
     """Draw colours (B, 3, 1, 1) of a given luminance (B, 1, 1, 1), most of them muted.
 
-    Hue does not move luminance, so the contrast between digit and plate stays as drawn.
+    Hue does not change luminance, so the contrast between digit and plate stays as drawn.
     """
     weights = torch.tensor([0.299, 0.587, 0.114], dtype=torch.float64).reshape(1, 3, 1, 1)
     chroma = _uniform(rng, -1, 1, channels=3)
@@ -218,15 +217,15 @@ def _tint(rng: np.random.Generator, luminance: Tensor) -> Tensor:
 
 
 def _uneven_surface(rng: np.random.Generator) -> Tensor:
-    """Low-frequency stains and texture, (B, 1, 32, 32), around 0."""
+    """Draw stains of low frequency, (B, 1, 32, 32), around 0."""
     coarse = torch.from_numpy(rng.standard_normal((_BLOCK, 1, 8, 8)))
-    smooth = F.interpolate(coarse, size=IMAGE_SIZE, mode="bilinear", align_corners=False)
+    smooth = F.interpolate(coarse, size=SIZE, mode="bilinear", align_corners=False)
     return smooth * _uniform(rng, 0.0, 0.06)
 
 
 def _light(rng: np.random.Generator) -> Tensor:
-    """Gain of the light, (B, 1, 32, 32), around 1: a gradient and at times a soft-edged shadow."""
-    axis = torch.linspace(-1, 1, IMAGE_SIZE, dtype=torch.float64)
+    """Draw a gradient of light, and sometimes a soft shadow: factors (B, 1, 32, 32) around 1."""
+    axis = torch.linspace(-1, 1, SIZE, dtype=torch.float64)
     x, y = axis.reshape(1, 1, 1, -1), axis.reshape(1, 1, -1, 1)
     gradient = x * _uniform(rng, -0.18, 0.18) + y * _uniform(rng, -0.18, 0.18)
     across = x * _uniform(rng, -1, 1) + y * _uniform(rng, -1, 1) + _uniform(rng, -0.7, 0.7)
@@ -235,47 +234,31 @@ def _light(rng: np.random.Generator) -> Tensor:
 
 
 def _blur(rng: np.random.Generator, images: Tensor) -> Tensor:
-    """Blur each image by its own Gaussian, as a sum of shifted copies along each axis."""
+    """Blur each image with its own Gaussian, along one axis and then the other."""
     sigma = _uniform(rng, 0.3, 1.5)
     taps = torch.arange(-_BLUR_RADIUS, _BLUR_RADIUS + 1, dtype=torch.float64)
     kernels = torch.softmax(-(taps**2) / (2 * sigma**2), dim=-1).unbind(-1)
-    for dim, pad in (
-        (2, (0, 0, _BLUR_RADIUS, _BLUR_RADIUS)),
-        (3, (_BLUR_RADIUS, _BLUR_RADIUS, 0, 0)),
-    ):
+    vertical, horizontal = (0, 0, _BLUR_RADIUS, _BLUR_RADIUS), (_BLUR_RADIUS, _BLUR_RADIUS, 0, 0)
+    for dim, pad in ((2, vertical), (3, horizontal)):
         padded = F.pad(images, pad, mode="replicate")
         images = torch.zeros_like(images)
         for i, weight in enumerate(kernels):
-            images.addcmul_(weight[..., None], padded.narrow(dim, i, IMAGE_SIZE))
+            images.addcmul_(weight[..., None], padded.narrow(dim, i, SIZE))
     return images
 
 
-# Kept in the cache
-
-
 def load(split: Split, root: Path | None) -> ImageSet:
-    """The split as drawn; `root` is not needed, for there is nothing to read."""
+    """Reads the split from the cache folder. Draws it first if it is not there. Ignores `root`."""
     path = cache_folder() / f"house-numbers-v{VERSION}-{split}.npz"
-    images, labels = _read(path) or _draw(split, path)
+    try:
+        arrays = read_arrays(path)
+        images, labels = (torch.from_numpy(arrays[name]) for name in ("images", "labels"))
+    except (SynthError, KeyError):  # missing or damaged
+        images, labels = render(split)
+        # If the cache cannot be written, the only cost is to draw again.
+        with contextlib.suppress(SynthError), atomic_file(path) as temporary:
+            np.savez(temporary, images=images.numpy(), labels=labels.numpy())
     return ImageSet(images, labels, DIGITS, "house-numbers", split)
 
 
-def _read(path: Path) -> tuple[Tensor, Tensor] | None:
-    try:
-        arrays = read_arrays(path)
-        return torch.from_numpy(arrays["images"]), torch.from_numpy(arrays["labels"])
-    except (SynthError, KeyError):
-        return None  # not there, or damaged: drawn again
-
-
-def _draw(split: Split, path: Path) -> tuple[Tensor, Tensor]:
-    images, labels = render(split)
-    try:
-        with atomic_file(path) as temporary:
-            np.savez(temporary, images=images.numpy(), labels=labels.numpy())
-    except SynthError:
-        pass  # a cache that cannot be written only costs the time to draw again
-    return images, labels
-
-
-DATASET = Dataset(load, "drawn house numbers, made here, no download")
+DATASET = Dataset(load, "house numbers that synth draws itself, without a download")

@@ -1,4 +1,4 @@
-"""SVHN's cropped digits (Netzer et al. 2011), from its own .mat files."""
+"""The dataset `svhn`: cropped digits (Netzer et al. 2011), from the official .mat files."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ WAYS_OUT = "point --data-root at SVHN's files, or use --dataset house-numbers"
 
 
 def load(split: Split, root: Path | None) -> ImageSet:
-    """SVHN's split from `root`, downloaded into it (or the cache folder) when it is not there.
+    """Reads a split from `root`, or from the cache folder. Downloads it if it is not there.
 
-    A file with the official checksum is named `svhn`; any other is named after its folder, so
-    that figures measured on a part or a variant never pass for SVHN's own.
+    A file with the official checksum is named `svhn`. Any other file is named after its folder, so
+    that nobody takes results on a part or a variant for results on SVHN.
     """
     root = root if root is not None else cache_folder() / "svhn"
     url, file_name, md5 = SVHN.split_list[split]
@@ -37,17 +37,16 @@ def load(split: Split, root: Path | None) -> ImageSet:
 def read_mat(path: Path) -> tuple[torch.Tensor, torch.Tensor]:
     """Reads SVHN's format: `X` uint8 (32, 32, 3, N), `y` (N, 1) in 1..10, where 10 is digit 0.
 
-    Returns images uint8 (N, 3, 32, 32) and labels int64 (N,). Raises `SynthError` otherwise.
+    Returns images uint8 (N, 3, 32, 32) and labels int64 (N,). Raises `SynthError` for other files.
     """
 
     def refuse(found: str) -> SynthError:
         return SynthError(f"{path}: {found}; {WAYS_OUT}")
 
-    contents: dict[str, Any]
     try:
-        contents = scipy.io.loadmat(path, variable_names=["X", "y"])
+        contents: dict[str, Any] = scipy.io.loadmat(path, variable_names=["X", "y"])
     except Exception as error:  # scipy raises many kinds for a damaged file
-        raise refuse(f"is no readable .mat file, cut short or foreign ({error})") from error
+        raise refuse(f"is damaged or no .mat file ({error})") from error
     if "X" not in contents or "y" not in contents:
         raise refuse("lacks SVHN's arrays X and y")
     pixels, labels = contents["X"], contents["y"].ravel()
@@ -62,9 +61,7 @@ def read_mat(path: Path) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _name(path: Path, official_md5: str) -> str:
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "md5") if hasattr(hashlib, "file_digest") else None
-        md5 = digest.hexdigest() if digest else hashlib.md5(file.read()).hexdigest()
+    md5 = hashlib.md5(path.read_bytes()).hexdigest()
     if md5 == official_md5:
         return "svhn"
     name = slug(path.resolve().parent.name)
@@ -72,20 +69,20 @@ def _name(path: Path, official_md5: str) -> str:
 
 
 def _download(split: Split, root: Path, url: str) -> None:
-    """torchvision's download and checksum, in a folder beside the place; then moved into it."""
+    """Downloads with torchvision, which compares the checksum. Leaves no partial file."""
     name, existed = Path(url).name, root.exists()
     try:
         root.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".download-", dir=root) as beside:
-            SVHN(beside, split=split, download=True)
-            (Path(beside) / name).replace(root / name)
+        with tempfile.TemporaryDirectory(prefix=".download-", dir=root) as temporary:
+            SVHN(temporary, split=split, download=True)
+            (Path(temporary) / name).replace(root / name)
     except (OSError, RuntimeError) as error:
         if not existed and root.is_dir() and not any(root.iterdir()):
             root.rmdir()
         reason = getattr(error, "strerror", None) or getattr(error, "reason", None) or error
         raise SynthError(
-            f"{root / name}: is not there, and {url} gave no copy ({reason}); {WAYS_OUT}"
+            f"{root / name}: is missing, and downloading {url} failed ({reason}); {WAYS_OUT}"
         ) from error
 
 
-DATASET = Dataset(load, "Street View House Numbers (Netzer et al. 2011), downloaded")
+DATASET = Dataset(load, "Street View House Numbers (Netzer et al. 2011); synth downloads them")

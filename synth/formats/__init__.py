@@ -1,4 +1,4 @@
-"""The forms that a synthetic set has on disk: one public module each, with a `FORMAT`."""
+"""The file formats of a synthetic set. Each public module here holds one, as `FORMAT`."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ Labels: TypeAlias = np.ndarray | None  # int64 (count,)
 
 @dataclass(frozen=True)
 class Format:
-    """How images lie in the folder of a set.
+    """How the folder of a set holds its images.
 
-    write(folder, chunks, count, labels, classes): `count` images in all; a chunk can be forgotten
-    once it is written. read(folder, classes): all images uint8 (N, 32, 32, 3), and their labels.
-    It raises `SynthError` where something is missing or damaged.
+    write(folder, chunks, count, labels, classes): `count` is the number of images in all chunks.
+    Each chunk must be written before the next one is taken, to save memory.
+    read(folder, classes): all images, uint8 (N, 32, 32, 3), and their labels. Raises `SynthError`
+    if something is missing or damaged.
     """
 
     write: Callable[[Path, Chunks, int, Labels, Sequence[str]], None]

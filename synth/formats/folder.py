@@ -1,4 +1,4 @@
-"""The format `folder`: PNGs in class folders, as torchvision's ImageFolder reads them."""
+"""The format `folder`: PNG files in class folders, which torchvision's ImageFolder can read."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ SPLIT = "train"  # the folder that holds the class folders
 
 
 def write(folder: Path, chunks: Chunks, count: int, labels: Labels, classes: Sequence[str]) -> None:
-    """Writes `train/<class>/000123.png`, numbered within the class; without labels, no class."""
+    """Writes `train/<class>/000123.png`, or `train/000123.png` without labels. Each class counts
+    from 0."""
     folder = folder / SPLIT
     names = [""] * count if labels is None else [classes[label] for label in labels]
     for name in set(names):
@@ -28,8 +29,8 @@ def write(folder: Path, chunks: Chunks, count: int, labels: Labels, classes: Seq
     paths = (folder / name / f"{next(numbers[name]):06d}.png" for name in names)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for chunk in chunks:
-            mine = list(islice(paths, len(chunk)))
-            list(pool.map(lambda path, pixels: Image.fromarray(pixels).save(path), mine, chunk))
+            files = list(islice(paths, len(chunk)))
+            list(pool.map(lambda path, pixels: Image.fromarray(pixels).save(path), files, chunk))
 
 
 def read(folder: Path, classes: Sequence[str]) -> tuple[np.ndarray, Labels]:

@@ -1,4 +1,4 @@
-"""The format `npz`: one file `images.npz` with the arrays `images` and `labels`."""
+"""The format `npz`: one file, `images.npz`, with the arrays `images` and `labels`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FILE = "images.npz"
 
 
 def write(folder: Path, chunks: Chunks, count: int, labels: Labels, classes: Sequence[str]) -> None:
-    """Writes what numpy's `savez` writes, without all images in memory."""
+    """Writes the file that numpy's `savez` would write, one chunk of images at a time."""
     header = {"descr": "|u1", "fortran_order": False, "shape": (count, SIZE, SIZE, 3)}
     with zipfile.ZipFile(folder / FILE, "w") as archive:
         with archive.open("images.npy", "w", force_zip64=True) as file:

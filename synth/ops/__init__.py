@@ -1,1 +1,1 @@
-"""Fast layers and training steps. They compute what torch computes."""
+"""Fast layers and training steps. They compute what torch's own compute, up to rounding."""

@@ -1,4 +1,4 @@
-"""What makes a training step fast on this machine, for generators and classifiers alike."""
+"""Fast training steps, for generators and classifiers."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from synth.ops.native import native
 Precision = Literal["fp32", "bf16"]
 MMAP_THRESHOLD, TRIM_THRESHOLD = -3, -1  # numbers from glibc's malloc.h
 PROBE_STEPS = 4  # the first one warms up
-# A probe ends after a first step that took longer than both. The seconds leave time for warming up,
-# which costs oneDNN tenths of a second and says nothing of the steps that follow.
+# A probe stops after its first step if this took longer than PROBE_SECONDS, and longer than
+# PROBE_RATIO times the best step so far. oneDNN needs tenths of a second to warm up.
 PROBE_RATIO, PROBE_SECONDS = 4.0, 1.0
-Step = Callable[..., None]  # takes tensors, returns nothing
+Step = Callable[..., None]  # takes tensors
 
 
 def keep_freed_memory() -> None:
-    """Tells glibc to keep the memory that this process frees, see mallopt(3). A step then doesn't
-    wait for the system to give the memory again. Does nothing with other C libraries."""
+    """Tells glibc to keep the memory that this process frees, see mallopt(3). Steps then need not
+    wait until the system gives memory again. Other C libraries ignore this."""
     with contextlib.suppress(AttributeError, OSError, TypeError):
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(MMAP_THRESHOLD, 1 << 30)
@@ -34,9 +34,9 @@ def keep_freed_memory() -> None:
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """bf16 where torch holds it safe, with fp32 weights; does nothing for fp32.
+    """torch's autocast to bf16 with fp32 weights. Does nothing for fp32.
 
-    It doesn't cache casts, because weights change within one step.
+    It caches no casts, because weights change within a step.
     """
     return torch.autocast(
         device.type, torch.bfloat16, enabled=precision == "bf16", cache_enabled=False
@@ -46,24 +46,22 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
 def adam(
     weights: Sequence[nn.Parameter], rate: float, betas: tuple[float, float]
 ) -> torch.optim.Adam:
-    """Fused Adam. A CUDA graph can record it."""
-    weights = list(weights)
-    return torch.optim.Adam(
-        weights, rate, betas=betas, fused=True, capturable=weights[0].device.type == "cuda"
-    )
+    """Fused Adam, which a CUDA graph can record."""
+    capturable = weights[0].device.type == "cuda"
+    return torch.optim.Adam(weights, rate, betas=betas, fused=True, capturable=capturable)
 
 
 def optimizer_step(
     optimizer: torch.optim.Optimizer, weights: Sequence[nn.Parameter], loss: Tensor
 ) -> None:
-    """One step of `optimizer` on `loss`. It computes the gradients of `weights` and no others."""
+    """One step of `optimizer`. It computes the gradients of `weights` and no others."""
     for weight, gradient in zip(weights, torch.autograd.grad(loss, list(weights)), strict=True):
         weight.grad = laid_out_like(weight, gradient)
     optimizer.step()
 
 
 def laid_out_like(weight: Tensor, tensor: Tensor) -> Tensor:
-    """`tensor` in the memory layout of `weight`, because fused Adam reads both as flat memory."""
+    """`tensor` in the memory layout of `weight`, since fused Adam reads both as flat memory."""
     if tensor.stride() == weight.stride():
         return tensor
     return torch.empty_like(weight, dtype=tensor.dtype).copy_(tensor)
@@ -72,10 +70,10 @@ def laid_out_like(weight: Tensor, tensor: Tensor) -> Tensor:
 def maybe_cuda_graph(
     step: Step, example: Sequence[Tensor], state: Callable[[], dict[str, Tensor]]
 ) -> Step:
-    """The same step, recorded as a CUDA graph on a GPU; `step` itself elsewhere.
+    """Records `step` as a CUDA graph on a GPU. Returns `step` itself on other devices.
 
-    example: tensors with the shapes, types and device of those that the step will get. state: gives
-    every tensor that the step changes, by name. Recording runs a few steps and then restores them.
+    example: tensors with the shapes, types and device of the arguments of `step`. state: returns
+    all tensors that the step changes, by name. Recording runs some steps and then restores them.
     """
     if example[0].device.type != "cuda":
         return step
@@ -92,7 +90,7 @@ def maybe_cuda_graph(
         step(*fixed)
     with torch.no_grad():
         for name, tensor in state().items():
-            # An optimizer has no moments before its first step: they start at zero.
+            # Adam's moments do not exist before its first step, and start at zero.
             tensor.copy_(before[name]) if name in before else tensor.zero_()
 
     def replay(*inputs: Tensor) -> None:
@@ -103,7 +101,7 @@ def maybe_cuda_graph(
 
 
 def optimizer_tensors(name: str, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The moments of `optimizer` by name, e.g. `g_adam.0.exp_avg`."""
+    """The moments of `optimizer` by name, such as `g_adam.0.exp_avg`."""
     return {
         f"{name}.{index}.{key}": value
         for index, moments in optimizer.state_dict()["state"].items()
@@ -120,9 +118,9 @@ def load_optimizer_tensors(
     for path, value in tensors.items():
         if path.startswith(f"{name}."):
             index, key = path.removeprefix(f"{name}.").split(".")
-            like = weights[int(index)]
-            fitting = laid_out_like(like, value) if value.shape == like.shape else value
-            moments.setdefault(int(index), {})[key] = fitting
+            weight = weights[int(index)]
+            moment = laid_out_like(weight, value) if value.shape == weight.shape else value
+            moments.setdefault(int(index), {})[key] = moment
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": moments, "param_groups": groups})
 
@@ -130,28 +128,26 @@ def load_optimizer_tensors(
 def choose_precision(
     asked: str, prepare: Callable[[str], Callable[[], None]], device: torch.device
 ) -> tuple[Precision, str]:
-    """`asked`, or for `auto` the faster of fp32 and bf16 on this machine; and the reason in words.
+    """`asked`, or for `auto` the faster of fp32 and bf16 on this machine, and the reason.
 
-    `prepare(precision)` returns a step to time, which takes no arguments. Raises UsageError for any
-    other word.
+    prepare(precision): returns a step to time. Raises `UsageError` for any other value of `asked`.
     """
     if asked in get_args(Precision):
         return cast(Precision, asked), "as asked"
     if asked != "auto":
         raise UsageError(f"--precision {asked}: choose auto, fp32 or bf16")
     if device.type == "cpu":
-        native()  # the first use compiles it, which is no part of a step
+        native()  # compiles the kernels now, outside the timed steps
     seconds: dict[Precision, float] = {}
     words = []
     for precision in get_args(Precision):
         step = prepare(precision)
         first = _timed(step, device)
-        best = min(seconds.values(), default=math.inf)
-        if first > max(PROBE_SECONDS, PROBE_RATIO * best):
+        if first > max(PROBE_SECONDS, PROBE_RATIO * min(seconds.values(), default=math.inf)):
             seconds[precision], note = first, " (its first step, and the only one)"
         else:
-            times = [_timed(step, device) for _ in range(PROBE_STEPS - 1)]
-            seconds[precision], note = min(times), ""
+            seconds[precision] = min(_timed(step, device) for _ in range(PROBE_STEPS - 1))
+            note = ""
         words.append(f"{precision} {float(f'{1000 * seconds[precision]:.3g}'):g} ms{note}")
     fastest = min(seconds, key=lambda name: seconds[name])
     return fastest, f"a step in a short probe took {', '.join(words)}"

@@ -1,8 +1,8 @@
-"""The one place that decides which implementation an operation takes for its input.
+"""Chooses an implementation of an operation for its arguments.
 
-`TABLE` lists the candidates of each operation: the preferred one first, torch's own last. `run`
-calls the first that supports the arguments. All compute the same, up to rounding. The fast ones are
-for bf16 on a CPU, where oneDNN is slow on small maps (benchmarks/NOTES.md).
+`TABLE` lists the candidates of each operation: the preferred one first, torch's own last. All
+candidates compute the same, up to rounding. The fast ones are for bf16 on a CPU, where oneDNN is
+slow on small maps (benchmarks/NOTES.md).
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from torch.nn import functional as F
 from synth.ops import kernels, tiles
 from synth.ops.native import DEPTH, MOST_CHANNELS, MOST_LINE, call, native
 
-GRADIENT_CHANNELS = 64  # tiles are slower for weight gradients of fewer input channels
-FOLD_CHANNELS = 4  # `fold` is slower for more output channels
+GRADIENT_CHANNELS = 64  # with fewer input channels, tiles compute weight gradients slower
+FOLD_CHANNELS = 4  # with more output channels, `fold` is slower
 
 
 def run(operation: str, *arguments: Any) -> Any:
@@ -65,7 +65,8 @@ def supports_autocast(x: Tensor, *_: Any) -> bool:
 
 
 def supports_product(x: Tensor, layer: nn.Conv2d | nn.ConvTranspose2d, *_: Any) -> bool:
-    """Does one pixel become a map, without a bias, or a map one pixel?"""
+    """Whether the layer maps one pixel to a whole map, without a bias, or a whole map to one pixel.
+    Then the convolution is one matrix product."""
     if layer.transposed:
         whole = x.shape[2:] == (1, 1) and layer.bias is None
     else:
@@ -102,7 +103,7 @@ def supports_early_pool(x: Tensor, layer: Any, after: nn.Module | None, _: Any) 
 
 
 def _slope(layer: nn.Module | None) -> float | None:
-    """What an activation multiplies negative values by; None for other layers."""
+    """The factor of an activation for negative values. None for other layers."""
     if isinstance(layer, nn.ReLU):
         return 0.0
     return float(layer.negative_slope) if isinstance(layer, nn.LeakyReLU) else None
@@ -134,7 +135,7 @@ def _convolution(x: Tensor, layer: nn.Conv2d | nn.ConvTranspose2d, slope: float 
 
 class Convolution(torch.autograd.Function):
     """bf16 x (B, C, H, W), fp32 weight (N, C, k, k) → bf16 (B, N, h, w), all channels-last. With an
-    `output_padding` the transposed convolution: (B, N, h, w) → (B, C, H, W)."""
+    `output_padding` it is the transposed convolution: (B, N, h, w) → (B, C, H, W)."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, *options: Any) -> Tensor:
@@ -159,7 +160,7 @@ class Convolution(torch.autograd.Function):
             gradient, at_bias = kernels.activation_backward(y, gradient, slope)
         elif for_bias:
             at_bias = run("sum", gradient)
-        if output_padding is None:  # the way back is the transposed convolution
+        if output_padding is None:  # the gradient is a transposed convolution
             back = (x.shape[2] + 2 * padding - kernel.shape[2]) % stride
         if for_x:
             at_x = run("convolution", gradient, kernel, None, stride, padding, back)
@@ -204,37 +205,37 @@ def _pixels(x: Tensor) -> Tensor:
 
 Candidate = tuple[Callable[..., bool], Callable[..., Any]]
 TABLE: dict[str, tuple[Candidate, ...]] = {
-    # of x, a layer, the two after it or None: output of one or more of them, and of how many
+    # x, a layer, the two layers after it or None → output, and the number of layers applied
     "Sequential": (
         (supports_fused_norm, _fused_norm),
         (supports_fused_activation, lambda x, layer, after, _: (layer(x, _slope(after)), 2)),
         (supports_early_pool, lambda x, relu, pool, _: (relu(pool(x)), 2)),
         (supports_anything, lambda x, layer, *_: (layer(x), 1)),
     ),
-    # of x, the layer, the slope of an activation or None
+    # x, the layer, the slope of an activation or None → output
     "Conv2d": (
         (supports_product, _product),
         (supports_autocast, _convolution),
         (supports_anything, lambda x, layer, _: nn.Conv2d.forward(layer, x)),
     ),
-    # of x, the layer, torch's output_size or None
+    # x, the layer, torch's output_size or None → output
     "ConvTranspose2d": (
         (supports_product, _product),
         (supports_autocast, lambda x, layer, _: _convolution(x, layer, None)),
         (supports_anything, lambda x, layer, size: nn.ConvTranspose2d.forward(layer, x, size)),
     ),
-    # of x, kernel, bias, stride, padding, and output_padding: None for one that is not transposed
+    # x, kernel, bias, stride, padding, output_padding (None: not transposed) → output
     "convolution": (
         (supports_strided_tiles, tiles.convolve),
         (supports_fold, _folded_product),
         (supports_anything, _torch_convolution),
     ),
-    # of x, the gradient of its convolution, kernel, stride, padding
+    # x, gradient of the output, kernel, stride, padding → gradient of the kernel, fp32
     "weight gradient": (
         (supports_gradient_tiles, tiles.weight_gradient),
         (supports_anything, _torch_weight_gradient),
     ),
-    # of a map over images and pixels, fp32 (C,)
+    # (B, C, H, W) → sums over images and pixels, fp32 (C,)
     "sum": (
         (supports_sums, kernels.sum_pixels),
         (supports_anything, lambda x: _pixels(x).sum(0, dtype=torch.float32)),

@@ -110,7 +110,7 @@ LOOP void pass_back(int64_t channels, const uint16_t *restrict x,
     }
 }
 
-// The gradient goes to the first of the greatest, as torch's does.
+// The gradient goes to the first of the greatest values, as in torch.
 LOOP void pass_back_pool(int64_t channels, const uint16_t *restrict top,
                                   const uint16_t *restrict low, const uint16_t *restrict gradient,
                                   const float *restrict scale, const float *restrict shift,
@@ -218,7 +218,7 @@ void norm_forward(int64_t pixels, int64_t width, int64_t channels, const uint16_
     norm_apply(pixels, width, channels, x, scale, shift, slope, y);
 }
 
-// Gradients at x and, float (2, channels), at weight and bias, from the one at y.
+// From the gradient of y: the gradients of x and, float (2, channels), of weight and bias.
 void norm_backward(int64_t pixels, int64_t width, int64_t channels, const uint16_t *x,
                    const uint16_t *gradient, const float *statistics, float slope,
                    float *at_weights, uint16_t *at_x) {
@@ -261,8 +261,8 @@ void activate_in_place(int64_t count, float slope, uint16_t *x) {
     for (int64_t i = 0; i < count; i++) x[i] = widen(x[i]) > 0 ? x[i] : narrow(widen(x[i]) * slope);
 }
 
-// From the gradient at y = activation(x + bias), slope > 0 or y = 0 where x + bias <= 0: the one at
-// x and, float (channels), the one at bias.
+// From the gradient of y = activation(x + bias): the gradients of x and, float (channels), of bias.
+// The sign of y must be that of x + bias, or y = 0 where x + bias <= 0.
 void activation_backward(int64_t pixels, int64_t channels, const uint16_t *y,
                          const uint16_t *gradient, float slope, float *at_bias, uint16_t *at_x) {
     double total[2 * MOST_CHANNELS];
@@ -278,8 +278,8 @@ void sum_pixels(int64_t pixels, int64_t channels, const uint16_t *x, float *sums
     for (int64_t c = 0; c < channels; c++) sums[c] = total[c];
 }
 
-// Adds patches, rows (batch · lines · columns, side · side · channels), up where they lie in y (batch,
-// height, width, channels), plus a bias, float (channels).
+// Adds patches, rows (batch · lines · columns, side · side · channels), to their places in y (batch,
+// height, width, channels), and adds a bias, float (channels).
 void fold(int64_t batch, int64_t height, int64_t width, int64_t channels, int64_t side,
           int64_t stride, int64_t padding, const uint16_t *patches, const float *bias,
           uint16_t *y) {

@@ -1,7 +1,7 @@
-"""kernels.c on tensors: BatchNorm, activation, max-pool and sums of bf16 maps.
+"""Calls kernels.c with tensors: BatchNorm, activation, max-pool and sums of bf16 maps.
 
 Maps are bf16 on the CPU, channels-last. An activation multiplies negative values by `slope`: 0 for
-ReLU, 1 for no activation. `dispatch` knows when these functions may be called.
+ReLU, 1 for no activation. `dispatch` checks the arguments before it calls these functions.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ def activate_(x: Tensor, slope: float) -> None:
 
 
 def activation_backward(y: Tensor, gradient: Tensor, slope: float) -> tuple[Tensor, Tensor]:
-    """From y = activation(x + bias) and its gradient, both (B, C, H, W): the gradients of x, like
-    y, and of the bias, fp32 (C,)."""
+    """For y = activation(x + bias): y and its gradient, both (B, C, H, W) → the gradients of x,
+    (B, C, H, W), and of the bias, fp32 (C,)."""
     channels = y.shape[1]
     at_x, at_bias = torch.empty_like(y), torch.empty(channels)
     pixels = y.numel() // channels
@@ -32,7 +32,7 @@ def activation_backward(y: Tensor, gradient: Tensor, slope: float) -> tuple[Tens
 
 
 def sum_pixels(x: Tensor) -> Tensor:
-    """(B, C, H, W) → fp32 (C,), without a copy of x in fp32."""
+    """(B, C, H, W) → fp32 (C,). Makes no copy of x in fp32."""
     channels = x.shape[1]
     sums = torch.empty(channels)
     call("sum_pixels", x.numel() // channels, channels, x, sums)
@@ -42,7 +42,8 @@ def sum_pixels(x: Tensor) -> Tensor:
 def fold(
     patches: Tensor, bias: Tensor | None, shape: Sequence[int], side: int, stride: int, padding: int
 ) -> Tensor:
-    """Adds patches up in a map of `shape` (B, C, H, W), and adds a bias (C,). Undoes `unfold`.
+    """Sums overlapping patches in a map of `shape` (B, C, H, W), and adds a bias (C,). It is the
+    inverse direction of `unfold`.
 
     patches: rows (B·h·w, side·side·C), with columns in the order (row, column, C).
     """
@@ -54,7 +55,7 @@ def fold(
 
 
 def norm_activate(x: Tensor, norm: nn.BatchNorm2d, slope: float, pool: bool) -> Tensor:
-    """BatchNorm and activation of x (B, C, H, W), and 2×2 max-pool if `pool`, for even H and W.
+    """BatchNorm and activation of x (B, C, H, W), and 2×2 max-pool if `pool`. H and W are even.
 
     Training mode updates the running statistics. Evaluation mode uses them and gives no gradients.
     Arithmetic is fp32, sums are fp64.
@@ -97,11 +98,8 @@ class _NormActivate(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor, _: Tensor) -> Any:
         x, statistics = ctx.saved_tensors
         gradient = gradient.to(x.dtype).contiguous(memory_format=torch.channels_last)
-        at_x, at_weights, sizes = (
-            torch.empty_like(x),
-            torch.empty(2, x.shape[1]),
-            _sizes(x, gradient),
-        )
+        at_x, at_weights = torch.empty_like(x), torch.empty(2, x.shape[1])
+        sizes = _sizes(x, gradient)
         call("norm_backward", *sizes, x, gradient, statistics, ctx.slope, at_weights, at_x)
         return at_x, *at_weights, None, None, None
 
@@ -113,6 +111,6 @@ def _empty_output(x: Tensor, pool: bool) -> Tensor:
 
 
 def _sizes(x: Tensor, y: Tensor) -> tuple[int, int, int]:
-    """What kernels.c asks of maps: pixels of y, width of x (0 without pooling), channels."""
+    """The arguments of kernels.c: pixels of y, width of x (0 without pooling), channels."""
     channels = x.shape[1]
     return y.numel() // channels, 0 if x.shape == y.shape else x.shape[3], channels

@@ -1,4 +1,4 @@
-"""torch's layers, faster in bf16 on a CPU. `dispatch` chooses the implementation for an input."""
+"""torch's layers, faster in bf16 on a CPU. `dispatch` chooses the implementation."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from synth.ops.dispatch import run
 class Conv2d(nn.Conv2d):
     """`nn.Conv2d`, with a square kernel, without dilation or groups."""
 
-    takes_slope = True  # `Sequential` can give `forward` the activation that follows
+    takes_slope = True  # `Sequential` may replace the next activation by a slope
 
     def forward(self, x: Tensor, slope: float | None = None) -> Tensor:
-        """(B, C, H, W) → (B, N, h, w). slope: what an activation multiplies negative values by, or
-        None for no activation. Only where `dispatch.supports_fused_activation`."""
+        """(B, C, H, W) → (B, N, h, w). slope: the factor of an activation for negative values, or
+        None for no activation. Only for x that `dispatch.supports_fused_activation` accepts."""
         output: Tensor = run("Conv2d", x, self, slope)
         return output
 

@@ -1,7 +1,7 @@
-"""The C library: kernels.c and tiles.c, compiled for this machine.
+"""Compiles kernels.c and tiles.c for this machine, and calls them.
 
-The first use compiles it, in about a second, into the user's cache folder. Without a C compiler, or
-on a system other than Linux, there is no library, and `dispatch` chooses torch's own operations.
+The first use compiles them in about a second, into the cache folder. If there is no C compiler, or
+the system is not Linux, there is no library. `dispatch` then chooses torch's own operations.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ import torch
 from torch import Tensor
 
 FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-fPIC")
-WIDE = "-mprefer-vector-width=512"  # only compilers for x86 know it
+WIDE = "-mprefer-vector-width=512"  # a flag of compilers for x86
 
-# Constants that Python and C share. The C sources get them as flags of the compiler.
-MOST_CHANNELS = 1024  # of a map that is normalised or summed
-MOST_LINE = 8192  # (width + 2 * padding) * channels of a map that `fold` fills
-DEPTH = 32  # tiles.c takes channels, and images of a batch, by so many
+# Constants that Python and C share. The compiler gets them as flags.
+MOST_CHANNELS = 1024  # channels of a map that is normalised or summed
+MOST_LINE = 8192  # (width + 2 * padding) * channels of the output of `fold`
+DEPTH = 32  # tiles.c works on this many channels, or images, at once
 SHARED = {"MOST_CHANNELS": MOST_CHANNELS, "MOST_LINE": MOST_LINE, "DEPTH": DEPTH}
 C_TYPES: dict[type, Any] = {bool: ctypes.c_int, int: ctypes.c_int64, float: ctypes.c_float}
 
 
 @cache
 def native() -> ctypes.CDLL | None:
-    """The compiled library, or None where there is none."""
+    """The compiled library, or None if there is none."""
     compiler = shutil.which(os.environ.get("CC", "cc"))
     if sys.platform != "linux" or compiler is None:
         return None
@@ -46,19 +46,17 @@ def native() -> ctypes.CDLL | None:
 
 
 def call(function: str, *arguments: Tensor | float) -> int:
-    """Calls a C function of the library. C gets a bool as int, an int as int64_t, a float as float,
-    and of a tensor the address of its values. Raises RuntimeError where there is no library."""
+    """Calls a C function. bool becomes int, int int64_t, float float, and a tensor the address of
+    its values. Raises RuntimeError if there is no library."""
     library = native()
     if library is None:
         raise RuntimeError(f"{function}: there is no compiled library on this machine")
-    result: int = getattr(library, function)(*map(_for_c, arguments))
+    values = [
+        ctypes.c_void_p(v.data_ptr()) if isinstance(v, Tensor) else C_TYPES[type(v)](v)
+        for v in arguments
+    ]
+    result: int = getattr(library, function)(*values)
     return result
-
-
-def _for_c(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return ctypes.c_void_p(value.data_ptr())
-    return C_TYPES[type(value)](value)
 
 
 def kernel_sources() -> list[Path]:
@@ -67,13 +65,13 @@ def kernel_sources() -> list[Path]:
 
 
 def _compiled(compiler: str) -> Path:
-    """The shared library for these sources, flags, compiler, processor and torch."""
+    """The library's path. Its name depends on sources, flags, compiler, processor and torch."""
     sources = kernel_sources()
     flags = [*FLAGS, *(f"-D{name}={value}" for name, value in SHARED.items())]
     if platform.machine() in ("x86_64", "AMD64"):
         flags.append(WIDE)
     version = subprocess.run([compiler, "--version"], capture_output=True, check=True).stdout
-    # The key holds the processor's features but not its clock, which changes all the time.
+    # The key leaves out other lines about the processor, such as its clock, because they change.
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     features = [line for line in lines if line.lower().startswith(("flags", "features"))][:1]
     words = map(str.encode, [*flags, *features, torch.__file__])
@@ -85,7 +83,7 @@ def _compiled(compiler: str) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         made = Path(folder) / path.name
-        # Link torch's own OpenMP where it has one: two pools of threads would compete for cores.
+        # Link torch's own OpenMP if it has one. Two pools of threads would compete for cores.
         openmp = map(str, (Path(torch.__file__).parent / "lib").glob("libgomp*.so*"))
         command = [compiler, *flags, "-shared", *map(str, sources), *openmp, "-lm", "-o", str(made)]
         subprocess.run(command, capture_output=True, check=True, timeout=60)

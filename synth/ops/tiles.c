@@ -19,8 +19,8 @@
 enum { ROWS = 16, TILE = ROWS * DEPTH };
 enum { REQUEST_PERMISSION = 0x1023, TILE_DATA = 18 };  // arch_prctl(2), asm/prctl.h
 
-// What a convolution is: maps (batch, height, width, channels) → (batch, lines, columns, outputs), or
-// back where it is transposed.
+// The sizes of a convolution: maps (batch, height, width, channels) → (batch, lines, columns, outputs).
+// A transposed convolution goes the other way.
 typedef struct {
     int64_t batch, height, width, channels, lines, columns, outputs, side, stride, padding;
 } Shape;
@@ -31,10 +31,10 @@ typedef struct {
     uint8_t rows[16];
 } Layout;
 
-// Linux lends the units on request.
+// Linux lets a process use the matrix units after it has asked for permission.
 int tiles_usable(void) { return syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) == 0; }
 
-// oneDNN remembers how it laid a thread's tiles out: they are given back as they were found.
+// oneDNN relies on a thread's tile layout, so the layout is saved here and restored by `give_back`.
 static inline void take_tiles(Layout *found) {
     Layout ours = {.palette = 1};
     for (int i = 0; i < 8; i++) {
@@ -55,7 +55,7 @@ static inline void clear(void) {
     _tile_zero(3);
 }
 
-// Adds `depth` products to it. The lower (right) half of an operand lies `depth` tiles on.
+// Adds `depth` products to tiles 0 to 3. The lower (right) half of an operand lies `depth` tiles on.
 static inline void multiply(const uint16_t *left, const uint16_t *right, int64_t depth) {
     for (int64_t k = 0; k < depth; k++, left += TILE, right += TILE) {
         _tile_loadd(4, left, 2 * DEPTH);
@@ -69,7 +69,7 @@ static inline void multiply(const uint16_t *left, const uint16_t *right, int64_t
     }
 }
 
-// Writes it out; `stride`, of its rows, in floats.
+// Writes tiles 0 to 3 to memory. `stride` is the distance between rows, in floats.
 static inline void store(float *to, int64_t stride) {
     _tile_stored(0, to, 4 * stride);
     _tile_stored(1, to + ROWS, 4 * stride);
@@ -85,7 +85,7 @@ static inline uint16_t narrow(float value) {  // as in kernels.c
 
 static inline int64_t chunks(int64_t batch) { return (batch + DEPTH - 1) / DEPTH; }
 
-// Operands from maps x (batch, pixels, channels). Images that the last tile lacks are zero.
+// Operands from maps x (batch, pixels, channels). Images beyond the batch are zero.
 
 // Left, summed over channels: (pixels, batch / 16, channels / 32, 16 images, 32 channels).
 void tiles_by_channel(int64_t batch, int64_t pixels, int64_t channels, const uint16_t *x,
@@ -166,7 +166,7 @@ void tiles_of_kernel(int64_t outputs, int64_t taps, int64_t channels, int transp
             }
 }
 
-// The line (or column) of `lines` that this tap reads for a line of the result; -1 for none.
+// The line (or column) that this tap reads for a line of the result, or -1 if it reads none.
 static inline int64_t source(int64_t line, int64_t tap, int64_t lines, const Shape *shape,
                              int transposed) {
     int64_t at = transposed ? line + shape->padding - tap
@@ -216,8 +216,8 @@ void tiles_convolve(const Shape *shape, int transposed, const uint16_t *from,
     }
 }
 
-// The gradient at the kernel, float (outputs, taps, channels), from that at the convolution's output and
-// its input, left and right by image.
+// The gradient of the kernel, float (outputs, taps, channels), from the gradient of the convolution's
+// output (left, by image) and its input (right, by image).
 void tiles_weight_gradient(const Shape *shape, const uint16_t *gradient, const uint16_t *input,
                            float *at_kernel) {
     int64_t depth = chunks(shape->batch), side = shape->side, taps = side * side;

@@ -1,8 +1,8 @@
-"""tiles.c on tensors: convolutions on a CPU's matrix units (Intel AMX), bf16 with fp32 sums.
+"""Calls tiles.c with tensors: convolutions on the matrix units of a CPU (Intel AMX).
 
 oneDNN runs convolutions with a stride, and weight gradients, at a half to a sixth of this speed
-(benchmarks/NOTES.md). Maps are bf16, channels-last, and so are kernels (N, C, k, k); N and C are
-multiples of `DEPTH`. `dispatch` knows when these functions may be called.
+(benchmarks/NOTES.md). Maps (B, C, H, W) and kernels (N, C, k, k) are bf16 and channels-last, with
+sums in fp32. N and C are multiples of `DEPTH`. `dispatch` checks the arguments.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def convolve(
     padding: int,
     output_padding: int | None = None,
 ) -> Tensor:
-    """torch's conv2d, (B, C, H, W) → (B, N, h, w), or with `output_padding` its conv_transpose2d,
+    """torch's conv2d, (B, C, H, W) → (B, N, h, w). With an `output_padding` it is conv_transpose2d,
     (B, N, h, w) → (B, C, H, W)."""
     outputs, channels, side, _ = kernel.shape
     transposed = output_padding is not None
@@ -39,7 +39,7 @@ def convolve(
 def weight_gradient(
     x: Tensor, gradient: Tensor, kernel: Tensor, stride: int, padding: int
 ) -> Tensor:
-    """The gradient of the kernel, fp32 (N, C, k, k), from that of conv2d(x, kernel)."""
+    """The gradient of the kernel, fp32 (N, C, k, k), from the gradient of conv2d(x, kernel)."""
     outputs, channels, side, _ = kernel.shape
     left, right = _empty_tiles(gradient), _empty_tiles(x)
     call("tiles_by_image", *_sizes(gradient), True, gradient, left)
@@ -53,7 +53,7 @@ def weight_gradient(
 def output_shape(
     x: Tensor, kernel: Tensor, stride: int, padding: int, output_padding: int | None
 ) -> tuple[int, int, int, int]:
-    """The shape of the convolution of x, or with `output_padding` of the transposed convolution."""
+    """The output's shape. With an `output_padding` the convolution is a transposed one."""
     outputs, channels, side, _ = kernel.shape
     if output_padding is None:
         height, width = ((n + 2 * padding - side) // stride + 1 for n in x.shape[2:])
@@ -64,7 +64,7 @@ def output_shape(
 
 
 def _empty_tiles(x: Tensor) -> Tensor:
-    """Room for the values of x, with the number of images rounded up to a multiple of `DEPTH`."""
+    """Memory for the values of x. The number of images is rounded up to a multiple of `DEPTH`."""
     return x.new_empty(-(-len(x) // DEPTH) * DEPTH, x[0].numel())
 
 
@@ -74,7 +74,7 @@ def _sizes(x: Tensor) -> tuple[int, int, int]:
 
 
 def _shape(x: Tensor, y: Tensor, side: int, stride: int, padding: int) -> Tensor:
-    """The struct `Shape` of tiles.c, of a convolution from x to y."""
+    """The struct `Shape` of tiles.c for a convolution from x to y."""
     batch, channels, height, width = x.shape
     sizes = batch, height, width, channels, *y.shape[2:], y.shape[1], side, stride, padding
     return torch.tensor(sizes, dtype=torch.int64)

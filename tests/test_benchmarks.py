@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from benchmarks import growth, precision
-from eval.protocols import Protocol
+from eval.protocols import PROTOCOLS, Protocol
 from eval.score import disk_batches, score
 from synth.data import ImageSet
 
@@ -30,7 +30,7 @@ def test_an_axis_can_be_measured(axis: Callable[[int], float], size: int) -> Non
 
 def test_precisions_are_compared_in_pairs(drawn: ImageSet, monkeypatch: pytest.MonkeyPatch) -> None:
     short = Protocol("fixed-v1", "disk", steps=2, batch=32, seeds=3)
-    monkeypatch.setattr(precision, "find_protocol", lambda name: short)
+    monkeypatch.setitem(PROTOCOLS.entries, "fixed-v1", short)
     (pair,) = precision.measure("real", drawn, drawn, 1)
     expected = score(short, disk_batches(short, drawn, CPU), drawn, CPU, "bf16", 1)
     assert pair["bf16"] == expected.seeds[0].accuracy

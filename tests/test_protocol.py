@@ -22,6 +22,7 @@ from eval.records import read_records
 from eval.score import disk_batches, expected_calibration_error, measure, score, stream_batches
 from synth.data import ImageSet
 from synth.data.house_numbers import render
+from synth.gan import GANSampler
 from synth.generation import fresh_batch
 from synth.networks import build
 from tests.conftest import ROOT, needs_bf16, tiny
@@ -115,7 +116,7 @@ def test_ranges_agree_in_training_and_scoring(monkeypatch: pytest.MonkeyPatch) -
     drawn: list[torch.Tensor] = []
 
     def draw(count: int, random: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-        images, labels = fresh_batch(generator, 10, count, random)
+        images, labels = fresh_batch(GANSampler(generator), 10, count, random)
         drawn.append(images)
         return images, labels
 

@@ -19,6 +19,7 @@ from eval.protocols import PROTOCOLS
 from eval.score import score, stream_batches
 from synth.data import DIGITS, ImageSet
 from synth.data.house_numbers import render
+from synth.gan import GANSampler
 from synth.generation import fresh_batch
 from synth.recipes import GeneratorRecipe
 
@@ -32,7 +33,7 @@ class Drawer(nn.Module):
     def __init__(self, images: Tensor, labels: Tensor) -> None:
         super().__init__()
         self.recipe = GeneratorRecipe(latent_size=4)
-        self.precision = "fp32"
+        self.label_embedding = None
         self.digits = nn.ParameterList(
             nn.Parameter(images[labels == label] / 127.5 - 1, requires_grad=False)
             for label in range(10)
@@ -94,9 +95,9 @@ def test_stream_protocol_agrees_with_its_description(
     drawer: Drawer, real_test: tuple[Tensor, Tensor]
 ) -> None:
     protocol = replace(PROTOCOLS["stream-v1"], steps=STEPS, batch=BATCH, seeds=SEEDS)
+    sampler = GANSampler(drawer)  # type: ignore[arg-type]
     batches = stream_batches(
-        protocol,
-        lambda count, random: fresh_batch(drawer, 10, count, random),  # type: ignore[arg-type]
+        protocol, lambda count, random: fresh_batch(sampler, 10, count, random)
     )
     test = ImageSet(*real_test, DIGITS, "drawn", "test")
     found = score(protocol, batches, test, torch.device("cpu"), "fp32")

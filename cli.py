@@ -29,7 +29,10 @@ Dataset = Annotated[
     str, typer.Option(help=f"The real data: {_names('synth.datasets', 'synth.data')}.")
 ]
 ScoredOn = Annotated[
-    str | None, typer.Option(help="The real data. The default is what the set or record names.")
+    str | None,
+    typer.Option(
+        help="Real data to score on. Default: what the set (or the record) was made from."
+    ),
 ]
 DataRoot = Annotated[
     Path | None,
@@ -72,15 +75,17 @@ Protocol = Annotated[
 Metrics = Annotated[
     str,
     typer.Option(
-        help=f"default, all, or names with commas: cas, {_names('eval.metrics')}. cas, the "
-        "accuracy, is always measured. augmentation trains three times as many classifiers."
+        help=f"all, default (without augmentation and inception), or names with commas: cas, "
+        f"{_names('eval.metrics')}. cas, the accuracy, is always measured. augmentation trains "
+        "three times as many classifiers."
     ),
 ]
 FeatureSpace = Annotated[
     str, typer.Option(help="classifier, or inception to measure fidelity in both spaces.")
 ]
 Images = Annotated[
-    str | None, typer.Option(help="Length of training in real images shown: 300k or 2.5M.")
+    str | None,
+    typer.Option(help="Training length in real images shown, such as 300k. Default: the recipe's."),
 ]
 Select = Annotated[
     str | None,
@@ -118,7 +123,8 @@ def train(
         int | None, typer.Option(min=1, help="Length of training in passes over the data.")
     ] = None,
     tick: Annotated[
-        str | None, typer.Option(help="Images between checkpoints. By default there are 16.")
+        str | None,
+        typer.Option(help="Real images between checkpoints. The default gives 8 to 16 of them."),
     ] = None,
     select: Select = None,
     seed: Seed = 0,

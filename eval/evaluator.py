@@ -59,7 +59,7 @@ def metrics_for(entry: Entry, asked: Sequence[str]) -> list[str]:
 
 @dataclass(frozen=True)
 class Evaluator:
-    """What an evaluation needs. Holds the test split, which nothing but `evaluate` reads."""
+    """Applies a protocol to sets. The test split in it gives scores and metrics, and no choice."""
 
     protocol: Protocol
     train: ImageSet

@@ -80,7 +80,7 @@ class Record:
     precision: str
     seconds: float
     error: str | None = None
-    # How the real data was asked for, e.g. svhn
+    # How the real data was asked for, e.g. svhn. In a recipe, `source` is the citation.
     dataset_key: Annotated[str | None, on_disk("source")] = None
     metrics: dict[str, Any] | None = None  # see `eval.metrics.measure`; None with the score alone
     schema: int = SCHEMA

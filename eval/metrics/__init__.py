@@ -105,20 +105,22 @@ class Metric:
     """The declaration of a metric.
 
     compute: subject → its JSON value in a record. Raises ValueError if the set has too few images;
-    the record then lacks this metric.
+    its value is then None, and it counts as measured.
     calibrate: the same between parts of the real data, for the record of *real*: `{feature space:
     {name: number}}`.
     flag: the values in the records of one row → a warning about this entry, or None.
     """
 
-    name: str  # in --metrics
+    name: str  # in --metrics: its module's name with dashes, or the name of its entry point
     key: str  # in a record; metrics with the same key return dicts, which are merged
     doc: str  # for METHOD.md: computation and source
     columns: tuple[Column, ...]
     compute: Callable[[Subject], Any]
-    position: int = 1000  # metrics are computed and shown in this order
-    default: bool = True  # measured when --metrics is not given
-    feature_space: str | None = CLASSIFIER  # of the features that it needs
+    position: int = 1000  # order of computing and showing; built-in ones have 10 to 60
+    # Measured when --metrics is not given. Baselines whose records lack it are evaluated again.
+    default: bool = True
+    # Of the features that it reads, for which a classifier is trained. None: it reads pixels alone.
+    feature_space: str | None = CLASSIFIER
     applies_to: Callable[[Any], bool] = lambda entry: True  # reads `kind` and `labels` of the entry
     calibrate: Callable[[RealReference], dict[str, Any]] | None = None
     flag: Callable[[list[Any]], str | None] | None = None
@@ -134,7 +136,7 @@ def in_order() -> tuple[Metric, ...]:
     """All metrics by position. Raises `SynthError` if a plug-in's metric has another name."""
     for name, metric in METRICS.items():
         if getattr(metric, "name", None) != name:
-            raise SynthError(f"--metrics {name}: the metric in its plug-in has another name")
+            raise SynthError(f"--metrics {name}: its METRIC has another name, {metric.name}")
     return tuple(sorted(METRICS.values(), key=lambda metric: (metric.position, metric.name)))
 
 

@@ -1,7 +1,6 @@
-"""What every step of training reads, as a function of (seed, step) alone.
+"""The batches of a training. Each one depends on (seed, step) alone.
 
-The order of the images, the latents, the labels: nothing depends on what was drawn before. So a run
-that was killed and resumed equals one that was not, and a checkpoint holds no random state.
+So a resumed run equals an uninterrupted one, and a checkpoint needs no random state.
 """
 
 from __future__ import annotations
@@ -16,27 +15,29 @@ from torch import Tensor
 from synth.data import ImageSet
 from synth.recipes import GeneratorRecipe, Recipe
 
-BLOCK = 64  # steps whose randomness is drawn at once
+BLOCK = 64  # steps whose random numbers are drawn at once
 
 
 class Batch(NamedTuple):
     """What one step reads. B is the batch size, L the latent size."""
 
     images: Tensor  # uint8 (B, 3, 32, 32), real
-    labels: Tensor  # int64 (B,), of the real images; the fakes are made for the same labels
+    labels: Tensor  # int64 (B,), of the real images and of the fakes
     latent: Tensor  # float32 (B, L)
-    second_latent: Tensor  # float32 (B, L), for recipes whose generator step draws new fakes
+    second_latent: Tensor  # float32 (B, L), if the generator step draws new fakes
 
 
 def draw_batches(
     recipe: Recipe, images: ImageSet, seed: int, device: torch.device, first_step: int = 0
 ) -> Iterator[Batch]:
-    """Endless batches from `first_step` on; each pass shows every image once, the rest dropped."""
+    """Endless batches from `first_step` on. Labels are 0 if the images have none.
+
+    Each pass shows every image once, and leaves out those that do not fill a batch.
+    """
     size = recipe.training.batch
     pixels = images.images.to(device)
-    labels = (
-        images.labels if images.labels is not None else torch.zeros(len(images), dtype=torch.int64)
-    ).to(device)
+    unlabelled = torch.zeros(len(images), dtype=torch.int64)
+    labels = (unlabelled if images.labels is None else images.labels).to(device)
     for block in range(first_step // BLOCK, 1 << 62):
         order = _image_order(len(images), size, seed, block).to(device)
         random = torch_random(seed, "latents", block)

@@ -1,4 +1,4 @@
-"""What a number was measured with: versions, device, threads, commit, command line."""
+"""The environment of a measurement: versions, device, threads, commit, command line."""
 
 from __future__ import annotations
 
@@ -19,17 +19,21 @@ from synth.base.errors import UsageError
 from synth.base.files import portable
 from synth.ops.native import native
 
-CODE = (":(top)*.py", ":(top)*.c")  # what a commit has to name, as git's path patterns
+CODE = (":(top)*.py", ":(top)*.c")  # path patterns of git for the source code
 PACKAGES = ("torch", "torchvision", "numpy", "scipy", "scikit-learn", "pandas")
 
 
 def describe_environment(device: torch.device) -> dict[str, Any]:
-    """Everything that can change a figure, and nothing that names a host, a user or a folder."""
+    """Everything that can change a result. Names no host, user or folder."""
+    if device.type == "cuda":
+        device_name = torch.cuda.get_device_name(device)
+    else:
+        device_name = f"CPU, {os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}"
     return {
         "python": platform.python_version(),
         **{name: metadata.version(name) for name in PACKAGES},
         "platform": f"{platform.system()} {platform.machine()}",
-        "device": device_name(device),
+        "device": device_name,
         "threads": torch.get_num_threads(),
         "blas_threads": blas_threads(),
         "kernels": native() is not None,
@@ -40,21 +44,21 @@ def describe_environment(device: torch.device) -> dict[str, Any]:
 
 
 def make_deterministic() -> None:
-    """Makes torch take the same order of operations every time, from now on in this process.
+    """Makes torch use deterministic algorithms in this process.
 
-    On a GPU this costs speed, and an operation that has no such form raises RuntimeError. On a CPU
-    nothing changes: with the same number of threads it repeats its bits anyhow.
+    On a GPU this costs speed, and an operation without such an algorithm raises RuntimeError. On a
+    CPU nothing changes: results are the same for the same number of threads.
     """
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # as cuBLAS asks for it
-    torch.backends.cudnn.benchmark = False  # would choose by timing
-    # Filling fresh memory would cost time, and matters to code that reads it unwritten alone.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS requires it
+    torch.backends.cudnn.benchmark = False  # it would choose algorithms by their speed
+    # Filling new memory costs time, and only helps code that reads memory before it writes it.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.use_deterministic_algorithms(True)
 
 
 def blas_threads() -> int | None:
-    """Of numpy's and scipy's linear algebra, whose rounding depends on them; None if none is seen.
-    torch's own threads are counted apart."""
+    """Threads of the linear algebra in numpy and scipy, which change its rounding. None if unknown.
+    The threads of torch are counted separately."""
     counts = [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"]
     return max(counts, default=None)
 
@@ -63,31 +67,23 @@ def is_deterministic() -> bool:
     return torch.are_deterministic_algorithms_enabled()
 
 
-def device_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"CPU, {os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}"
-
-
 def command_line(arguments: list[str] | None = None) -> str:
-    """The command as typed, with paths made `portable`."""
-    words = list(sys.argv if arguments is None else arguments)
-    words[0] = Path(words[0]).name
-    return shlex.join([words[0], *map(_portable_word, words[1:])])
-
-
-def _portable_word(word: str) -> str:
-    option, equals, value = word.partition("=")
-    if equals and "/" in value:
-        return f"{option}={portable(value)}"
-    return portable(word) if "/" in word else word
+    """The command as typed, with `portable` paths."""
+    program, *words = sys.argv if arguments is None else arguments
+    for index, word in enumerate(words):
+        option, equals, value = word.partition("=")
+        if equals and "/" in value:
+            words[index] = f"{option}={portable(value)}"
+        elif "/" in word:
+            words[index] = portable(word)
+    return shlex.join([Path(program).name, *words])
 
 
 @cache
 def git_commit() -> str | None:
-    """The commit of the code that runs, with `+` when it has uncommitted changes.
+    """The commit of the running code, with `+` if there are uncommitted changes. None outside git.
 
-    Looked up once: a commit made while this process runs is not what it runs.
+    The result is cached, because a later commit is not the code that this process runs.
     """
     here = Path(__file__).parent
 
@@ -106,7 +102,10 @@ def git_commit() -> str | None:
 
 
 def pick_device(name: str) -> torch.device:
-    """`auto` is the GPU where there is one. Raises `SynthError` when `cuda` is asked in vain."""
+    """The device for `auto`, `cpu` or `cuda`. `auto` is the GPU if there is one.
+
+    Raises `UsageError` for any other name, or for `cuda` without a GPU.
+    """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name not in ("cpu", "cuda"):

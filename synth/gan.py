@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import BatchNorm2d, ModuleDict
 from torch.nn.functional import binary_cross_entropy_with_logits
-from torch.optim.swa_utils import update_bn
 
 from synth.batches import Batch, draw_batches, draw_latents, torch_random
 from synth.data import ImageSet, signed_from_uint8, uint8_from_signed
@@ -31,13 +32,14 @@ from synth.recipes import Recipe
 if TYPE_CHECKING:
     from synth.runs import RunConfig
 
-NORM_IMAGES = 2048  # from which the EMA generator's BatchNorm statistics are taken
-LOG_KEYS = ("d_loss", "g_loss", "d_real", "d_fake")  # means over a tick's steps
-SPREAD_KEYS = ("d_loss_std", "g_loss_std")  # of the first of those, from step to step
+NORM_IMAGES = 2048  # to measure the BatchNorm statistics of the EMA generator
 
 
 class GANTrainer:
-    """Generator, discriminator, their optimizers and the EMA generator, in training."""
+    """Trains a generator and a discriminator, and keeps the EMA generator.
+
+    images: the real images that `step` shows. Without them, only `update` can be called.
+    """
 
     def __init__(
         self,
@@ -49,40 +51,36 @@ class GANTrainer:
         images: ImageSet | None = None,
         heldout: ImageSet | None = None,
     ) -> None:
-        """images: what `step` shows; without them, `update` takes batches from elsewhere."""
         self.recipe, self.seed, self.device, self.precision = recipe, seed, device, precision
         self.images, self.heldout = images, heldout
         generator, discriminator = build(recipe, classes, seed)
         self.generator, self.discriminator = generator.to(device), discriminator.to(device)
         self.generator_ema = deepcopy(self.generator).requires_grad_(False)
+        networks = {"g": self.generator, "d": self.discriminator, "average": self.generator_ema}
+        self._networks = ModuleDict(networks)
         self.g_weights = list(self.generator.parameters())
         self.d_weights = list(self.discriminator.parameters())
         training = recipe.training
         self.g_optimizer = adam(self.g_weights, training.learning_rate_g, training.betas)
         self.d_optimizer = adam(self.d_weights, training.learning_rate_d, training.betas)
-        # Sums over steps of what LOG_KEYS names, and of the squares of both losses
-        self.sums = torch.zeros(len(LOG_KEYS) + len(SPREAD_KEYS), device=device)
+        # Sums of d_loss, g_loss, d_real, d_fake, d_loss² and g_loss² since the last log line
+        self.sums = torch.zeros(6, device=device)
         self.steps, self.logged_steps = 0, 0  # taken so far, and up to the last log line
         self.heldout_losses: list[float] = []
-        self._batches: Iterator[Batch] | None = None
+        self._batches: Iterator[Batch] = iter(())
         self._update: Step | None = None
 
-    # One step
-
     def step(self) -> None:
-        """Takes the next step. On a GPU the first one records it as a CUDA graph."""
-        if self._batches is None or self._update is None:
+        """Takes the next step. On a GPU the first call records it as a CUDA graph."""
+        if self._update is None:
             if self.images is None:
                 raise ValueError("this trainer has no images to take a step on")
-            self._batches = draw_batches(
-                self.recipe, self.images, self.seed, self.device, self.steps
-            )
-            example = next(
-                draw_batches(self.recipe, self.images, self.seed, self.device, self.steps)
-            )
+            batches = draw_batches(self.recipe, self.images, self.seed, self.device, self.steps)
+            first = next(batches)
+            self._batches = chain([first], batches)
             self._update = maybe_cuda_graph(
                 lambda *batch: self.update(Batch(*batch)),
-                example,
+                first,
                 lambda: {**self.state(), "sums": self.sums},
             )
         self._update(*next(self._batches))
@@ -100,7 +98,7 @@ class GANTrainer:
             real_logits, fake_logits = self._update_discriminator(real, fake.detach(), batch.labels)
             if training.fakes == "new":
                 fake = self.generator(batch.second_latent, batch.labels)
-            self.discriminator.requires_grad_(False)  # nobody reads these gradients
+            self.discriminator.requires_grad_(False)  # computes no gradients that nobody reads
             g_loss = real_loss(self.discriminator(fake, batch.labels).float())
             self.discriminator.requires_grad_(True)
         optimizer_step(self.g_optimizer, self.g_weights, g_loss)
@@ -132,12 +130,9 @@ class GANTrainer:
         averages: list[Tensor] = list(self.generator_ema.parameters())
         torch._foreach_lerp_(averages, list(self.g_weights), 1 - keep)
 
-    # What is read off between steps
-
     @torch.no_grad()
     def loss_on(self, images: ImageSet, step: int) -> float:
-        """The discriminator's loss on a batch of held-out images against as many fakes, with both
-        networks in evaluation mode."""
+        """The discriminator's loss on a batch of `images` and as many fakes, in evaluation mode."""
         random = torch_random(0, "heldout", step)
         picks = torch.randint(len(images), (self.recipe.batch,), generator=random)
         labels = picks * 0 if images.labels is None else images.labels[picks]
@@ -153,15 +148,15 @@ class GANTrainer:
         return float(discriminator_loss(on_real, on_fake, self.recipe.training.discriminator_loss))
 
     def log_values(self) -> dict[str, Any]:
-        """Means and spreads of the losses over the steps since the last call; waits for the
-        device."""
+        """Means and standard deviations of the losses over the steps since the last call."""
         steps = self.steps - self.logged_steps
-        means = [value / steps for value in self.sums.tolist()]
+        *means, d_square, g_square = (value / steps for value in self.sums.tolist())
         self.sums.zero_()
-        values: dict[str, Any] = dict(zip(LOG_KEYS, means, strict=False))
-        squares = means[len(LOG_KEYS) :]
-        spreads = [math.sqrt(max(0.0, s - m * m)) for s, m in zip(squares, means, strict=False)]
-        values |= dict(zip(SPREAD_KEYS, spreads, strict=True))
+        names = ("d_loss", "g_loss", "d_real", "d_fake")
+        values: dict[str, Any] = dict(zip(names, means, strict=True))
+        for name, square in (("d_loss", d_square), ("g_loss", g_square)):
+            variance = square - values[name] * values[name]
+            values[f"{name}_std"] = math.sqrt(max(0.0, variance))
         if self.recipe.keeps_heldout:
             values["heldout_d_losses"] = self.heldout_losses
         self.logged_steps, self.heldout_losses = self.steps, []
@@ -173,38 +168,28 @@ class GANTrainer:
         return GANSampler(sampling_generator(self, self.images), self.precision)
 
     def state(self) -> dict[str, Tensor]:
-        networks = {"g": self.generator, "d": self.discriminator, "average": self.generator_ema}
-        tensors = {
-            f"{name}.{key}": tensor
-            for name, network in networks.items()
-            for key, tensor in network.state_dict().items()
+        return {
+            **self._networks.state_dict(),
+            **optimizer_tensors("g_adam", self.g_optimizer),
+            **optimizer_tensors("d_adam", self.d_optimizer),
         }
-        tensors |= optimizer_tensors("g_adam", self.g_optimizer)
-        return tensors | optimizer_tensors("d_adam", self.d_optimizer)
 
     def load_state(self, tensors: Mapping[str, Tensor], step: int) -> None:
-        def part(prefix: str) -> dict[str, Tensor]:
-            return {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
-
-        self.generator.load_state_dict(part("g."))
-        self.discriminator.load_state_dict(part("d."))
-        self.generator_ema.load_state_dict(part("average."))
+        weights = {key: tensor for key, tensor in tensors.items() if "_adam." not in key}
+        self._networks.load_state_dict(weights)
         load_optimizer_tensors("g_adam", self.g_optimizer, dict(tensors))
         load_optimizer_tensors("d_adam", self.d_optimizer, dict(tensors))
         self.steps = self.logged_steps = step
 
 
 def ema_decay(half_life: int, batch: int) -> float:
-    """The share that one step keeps of the average: a half after `half_life` images. A half-life of
-    0 keeps nothing."""
+    """The weight of the old average in one step. It is 1/2 over `half_life` images, and 0 if
+    `half_life` is 0."""
     return 0.5 ** (batch / half_life) if half_life else 0.0
 
 
-# Sampling
-
-
 class GANSampler:
-    """A generator in evaluation mode, sampled in the precision that it was trained in."""
+    """Samples a generator in evaluation mode, in the precision of its training."""
 
     def __init__(self, generator: Generator, precision: str = "fp32") -> None:
         self.generator, self.precision = generator, precision
@@ -231,63 +216,46 @@ class GANSampler:
 
 
 def sampling_generator(trainer: GANTrainer, images: ImageSet) -> Generator:
-    """The EMA generator with BatchNorm statistics of its own, ready to sample.
+    """The EMA generator with its own BatchNorm statistics, ready to sample.
 
-    Averaged weights have other activations than any generator that was trained. So neither its
-    running statistics nor their average fit. They are measured afresh, over latents and labels as
-    in training (`torch.optim.swa_utils.update_bn`, after Izmailov et al. 2018, arXiv:1803.05407).
+    Its activations differ from those of the trained generator, so the running statistics do not
+    fit. They are measured on latents and labels as in training (Izmailov et al. 2018,
+    arXiv:1803.05407).
     """
     recipe = trainer.recipe
     if recipe.training.ema_half_life == 0:
         return deepcopy(trainer.generator).eval()
     random = torch_random(0, "norm", 0)
     shape = (math.ceil(NORM_IMAGES / recipe.batch), recipe.batch)
-    latents = draw_latents(recipe.generator, shape, random)
+    latents = draw_latents(recipe.generator, shape, random).to(trainer.device)
     picks = torch.randint(len(images), shape, generator=random)
-    labels = picks if images.labels is None else images.labels[picks]
+    labels = (picks if images.labels is None else images.labels[picks]).to(trainer.device)
     generator = deepcopy(trainer.generator_ema)
+    for module in generator.modules():
+        if isinstance(module, BatchNorm2d):
+            module.reset_running_stats()
+            module.momentum = None  # a plain mean over all batches
     with torch.no_grad():
-        update_bn(
-            ({"latent": z, "labels": y} for z, y in zip(latents, labels, strict=True)),
-            _ByName(generator),
-        )
+        for latent, label in zip(latents, labels, strict=True):
+            generator(latent, label)
     return generator.eval()
 
 
-class _ByName(torch.nn.Module):
-    """Lets `update_bn`, which passes one argument, call a network that takes several."""
-
-    def __init__(self, network: torch.nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, arguments: dict[str, Tensor]) -> Tensor:
-        device = next(self.network.parameters()).device
-        output: Tensor = self.network(**{k: v.to(device) for k, v in arguments.items()})
-        return output
-
-
-# Losses on logits (Goodfellow et al. 2014, arXiv:1406.2661)
-
-
 def real_loss(logits: Tensor) -> Tensor:
-    """Cross-entropy of logits (B,) against "real"; on fakes it is the generator's loss, the
-    non-saturating one with flipped labels."""
+    """Cross-entropy of logits (B,) with the target "real". On fakes it is the non-saturating loss
+    of the generator (Goodfellow et al. 2014, arXiv:1406.2661)."""
     return binary_cross_entropy_with_logits(logits, torch.ones_like(logits))
 
 
 def fake_loss(logits: Tensor) -> Tensor:
-    """Cross-entropy of logits (B,) against "fake"."""
+    """Cross-entropy of logits (B,) with the target "fake"."""
     return binary_cross_entropy_with_logits(logits, torch.zeros_like(logits))
 
 
 def discriminator_loss(real: Tensor, fake: Tensor, reduction: Literal["mean", "sum"]) -> Tensor:
-    """Both halves, as their mean, or as their sum (twice the gradient)."""
+    """The mean or the sum of the losses on real and on fake logits."""
     total = real_loss(real) + fake_loss(fake)
     return total / 2 if reduction == "mean" else total
-
-
-# The family
 
 
 def _make_trainer(

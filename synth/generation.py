@@ -1,8 +1,7 @@
-"""A trained generator → images, balanced over the classes, each with a seed of its own.
+"""A trained generator → a balanced set of images.
 
-Image i of class c depends on (seed, c, i) alone: latents come from one random stream per class, and
-the network always sees full chunks of `CHUNK` images, so that not even the rounding depends on how
-many images are asked for.
+Image i of class c depends on (seed, c, i) alone. Each class has its own random stream of latents.
+The network always gets full chunks of `CHUNK` images, because rounding can depend on batch size.
 """
 
 from __future__ import annotations
@@ -28,27 +27,27 @@ from synth.synthetic_set import write_synthetic
 
 CHUNK = 250
 MOST = 10_000_000  # images per class
-TRIES = 50  # candidates per image wanted, before a class counts as one that the generator lacks
+TRIES = 50  # candidates per image, before synth gives up on a class
 Labeller = Callable[[Tensor], Tensor]  # uint8 (N, 3, 32, 32) → int64 (N,)
-Progress = Callable[[int], None]  # is told how many more images there are
+Progress = Callable[[int], None]  # takes the number of new images
 
 
 class ShortClass(SynthError):
-    """An unconditional generator hardly makes a class."""
+    """An unconditional generator makes too few images of a class."""
 
 
 @dataclass(frozen=True)
 class Generated:
-    """What a generator makes: `count` images, class by class, made as they are asked for."""
+    """`count` images, class by class. They are made when they are read."""
 
     make_chunks: Callable[[], Iterator[np.ndarray]]  # uint8 (n, 32, 32, 3), the same every time
     count: int
-    labels: np.ndarray | None  # int64 (count,), or None where unlabelled
-    candidates: int  # how many images are made to get these
+    labels: np.ndarray | None  # int64 (count,), or None if unlabelled
+    candidates: int  # images made to get these
 
     @cached_property
     def images(self) -> np.ndarray:
-        """All of them at once: uint8 (count, 32, 32, 3)."""
+        """All images at once: uint8 (count, 32, 32, 3)."""
         return np.concatenate(list(self.make_chunks()))
 
 
@@ -59,9 +58,9 @@ def generate(
     seed: int,
     progress: Progress = lambda more: None,
 ) -> Generated:
-    """`per_class` images of each class. An unconditional generator's are unlabelled.
+    """`per_class` images of each class. Those of an unconditional generator have no labels.
 
-    Raises `UsageError` for more classes than a conditional generator was trained on.
+    Raises `UsageError` if a conditional generator was trained on fewer classes.
     """
     check_count(per_class)
     if sampler.classes and classes > sampler.classes:
@@ -88,12 +87,11 @@ def generate_labelled(
     seed: int,
     progress: Progress = lambda more: None,
 ) -> Generated:
-    """`per_class` images of each class from an unconditional generator: the first that `labeller`
-    puts there, in the order they are made. All of them are held in memory, 3 KB each.
+    """`per_class` images of each class from an unconditional generator. They are the first ones
+    that `labeller` assigns to the class. All are held in memory, 3 KB each.
 
-    Raises `ShortClass` when a class stays short after `TRIES` candidates per image wanted.
+    Raises `ShortClass` if a class is not full after `TRIES` candidates per image.
     """
-    check_count(per_class)
     images = np.empty((len(classes), per_class, SIZE, SIZE, 3), np.uint8)
     filled = [0] * len(classes)
     candidates = 0
@@ -112,36 +110,15 @@ def generate_labelled(
             short = int(np.argmin(filled))
             raise ShortClass(
                 f"class {classes[short]} stays short: {filled[short]:,} of {per_class:,} images "
-                f"after {candidates:,} tries; the generator hardly makes it: train longer, or ask "
-                "for fewer with --per-class"
+                f"after {candidates:,} tries; train the generator longer, or use a smaller "
+                "--per-class"
             )
     labels = np.repeat(np.arange(len(classes), dtype=np.int64), per_class)
     return Generated(lambda: iter(images), len(labels), labels, candidates)
 
 
-def generate_as(
-    sampler: Sampler,
-    classes: tuple[str, ...],
-    per_class: int,
-    seed: int,
-    label_with: str | None,
-    labeller: Labeller | None = None,
-    progress: Progress = lambda more: None,
-) -> Generated:
-    """The images of a synthetic set: with the generator's own labels, if any, or with those of
-    `label_with`: `random`, or `classifier`, which is the labeller."""
-    if label_with == "classifier":
-        if labeller is None:
-            raise ValueError("label_with classifier: needs a labeller")
-        return generate_labelled(sampler, labeller, classes, per_class, seed, progress)
-    made = generate(sampler, len(classes), per_class, seed, progress)
-    if label_with == "random":
-        made = replace(made, labels=np.repeat(np.arange(len(classes)), per_class))
-    return made
-
-
 def stream_images(sampler: Sampler, label: int, seed: int) -> Iterator[Tensor]:
-    """Endless chunks, uint8 (CHUNK, 3, 32, 32) on the CPU, of one class's stream."""
+    """Endless chunks of images of one class: uint8 (CHUNK, 3, 32, 32) on the CPU."""
     labels = torch.full((CHUNK,), label)
     random = np.random.default_rng([seed, label])
     while True:
@@ -151,7 +128,7 @@ def stream_images(sampler: Sampler, label: int, seed: int) -> Iterator[Tensor]:
 def fresh_batch(
     sampler: Sampler, classes: int, count: int, random: np.random.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Images uint8 (count, 3, 32, 32) of labels int64 (count,) drawn uniformly, both on the CPU."""
+    """Images uint8 (count, 3, 32, 32) and uniform labels int64 (count,), both on the CPU."""
     labels = torch.from_numpy(random.integers(classes, size=count))
     return sampler(labels, random), labels
 
@@ -161,7 +138,7 @@ def _channels_last(images: Tensor) -> np.ndarray:
 
 
 def check_count(per_class: int) -> None:
-    """Raises `UsageError` unless so many images of each class can be made."""
+    """Raises `UsageError` if `per_class` is out of range."""
     if not 1 <= per_class <= MOST:
         raise UsageError(f"--per-class {per_class}: must be from 1 to {MOST:,}")
 
@@ -178,35 +155,42 @@ def generate_set(
     format: str = "npz",
     checkpoint: str | None = None,
 ) -> Path:
-    """Writes a synthetic set from a run into `root`; returns its folder.
+    """Writes a synthetic set from a run into `root`. Returns its folder.
 
-    label_with: None, `random`, or `classifier`, which needs the two that follow it. format: a name
-    in `synth.formats.FORMATS`. checkpoint: see `Run.find_checkpoint`.
+    label_with: None keeps the generator's labels, if any. `random` gives random labels.
+    `classifier` gives those of `make_labeller`, which uses `labeller_protocol`. format: a name in
+    `FORMATS`. checkpoint: see `Run.find_checkpoint`. Raises `UsageError` for a wrong argument.
     """
     check_count(per_class)
     config, classes = run.config, run.config.classes
     if config.recipe.conditional and label_with is not None:
         raise UsageError(f"--label-with {label_with}: {run.folder} is conditional")
     sampler = load_generator(run.find_checkpoint(checkpoint), device)
-    labeller = make_labeller() if make_labeller and label_with == "classifier" else None
-    protocol = labeller_protocol if labeller else None
+    labeller = None
+    if label_with == "classifier":
+        if make_labeller is None:
+            raise ValueError("label_with classifier: needs make_labeller")
+        labeller = make_labeller()
     environment = describe_environment(device)
     slug = f"{config.slug}-{label_with}" if label_with else config.slug
-    with progress_bar(
-        f"generate from {run.folder.name}", per_class * len(classes), "images"
-    ) as bar:
-        made = generate_as(sampler, classes, per_class, seed, label_with, labeller, bar)
-        provenance = replace(
-            describe_provenance(run, seed, label_with, protocol, checkpoint),
+    title = f"generate from {run.folder.name}"
+    with progress_bar(title, per_class * len(classes), "images") as advance:
+        if labeller is None:
+            made = generate(sampler, len(classes), per_class, seed, advance)
+        else:
+            made = generate_labelled(sampler, labeller, classes, per_class, seed, advance)
+        if label_with == "random":
+            made = replace(made, labels=np.repeat(np.arange(len(classes)), per_class))
+        protocol = labeller_protocol if labeller else None
+        provenance = describe_provenance(run, seed, label_with, protocol, checkpoint)
+        manifest = Manifest(
+            **provenance.description(),
             config=config.to_json(),
             training_environment=read_json(run.folder / "environment.json"),
             generation_environment=environment,
             training_log=run.read_log(),
-        )
-        manifest = Manifest(
-            **vars(provenance),
             format=format,
-            sha256="",  # known once the images are written
+            sha256="",  # `write_synthetic` fills it in
             classes=classes,
             dataset=config.dataset,
             dataset_key=config.dataset_key,
@@ -224,10 +208,10 @@ def describe_provenance(
     labeller: str | None,
     checkpoint: str | None = None,
 ) -> Provenance:
-    """What follows from the run and from what is asked of it, before anything is generated.
+    """What is known of a synthetic set before it is generated.
 
-    A run that selects its checkpoint learned from fewer images. Its sets say how theirs was chosen,
-    and how long the run went on.
+    A run that selects its checkpoint learned from fewer images. So its sets say how the checkpoint
+    was chosen, and the length of the run.
     """
     config, weights = run.config, run.find_checkpoint(checkpoint)
     return Provenance(

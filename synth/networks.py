@@ -1,8 +1,8 @@
 """Generator and discriminator of a recipe.
 
-Layers are DCGAN's (Radford et al. 2015, arXiv:1511.06434); labels enter as in svhn-synthesis: an
-embedding appended to the latent, and an embedding of 32·32 as one more input plane (or, by a dial,
-as a projection of the discriminator's last map).
+The layers are those of DCGAN (Radford et al. 2015, arXiv:1511.06434). Labels enter as in
+svhn-synthesis: the generator appends an embedding to the latent, and the discriminator reads an
+embedding of 32·32 as one more input plane. A hyperparameter replaces the plane by a projection.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from synth.recipes import Activation, DiscriminatorRecipe, GeneratorRecipe, Norm
 class Generator(nn.Module):
     """Latent (B, latent_size) and labels int64 (B,) → images (B, 3, 32, 32) in [-1, 1].
 
-    `classes` is 0 for an unconditional generator, which ignores the labels.
+    classes: 0 for an unconditional generator, which ignores the labels.
     """
 
     def __init__(self, recipe: GeneratorRecipe, classes: int) -> None:
@@ -29,13 +29,18 @@ class Generator(nn.Module):
         self.recipe = recipe
         self.label_embedding = nn.Embedding(classes, recipe.label_size) if classes else None
         inputs = recipe.latent_size + (recipe.label_size if classes else 0)
-        self.stem = _stem(recipe, inputs)
-        first = _norm(recipe.widths[0], recipe.norm) if recipe.stem_norm else nn.Identity()
+        width, bias = recipe.widths[0], recipe.stem_bias
+        self.stem: nn.Linear | nn.ConvTranspose2d = (
+            ConvTranspose2d(inputs, width, recipe.base, bias=bias)
+            if recipe.stem == "conv"
+            else nn.Linear(inputs, width * recipe.base**2, bias=bias)
+        )
+        first = _norm(width, recipe.norm) if recipe.stem_norm else nn.Identity()
         layers: list[nn.Module] = [first, _activation(recipe.stem_activation)]
-        for width, wider in zip(recipe.widths[1:], recipe.widths[:-1], strict=True):
+        for wide, narrow in pairwise(recipe.widths):
             layers += [
-                _upsample(wider, width, recipe.kernel, bias=recipe.bias == "always"),
-                _norm(width, recipe.norm),
+                _upsample(wide, narrow, recipe.kernel, bias=recipe.bias == "always"),
+                _norm(narrow, recipe.norm),
                 _activation(recipe.activation),
             ]
         layers += [_upsample(recipe.widths[-1], 3, recipe.kernel, bias=recipe.bias != "never")]
@@ -57,29 +62,25 @@ class Discriminator(nn.Module):
 
     def __init__(self, recipe: DiscriminatorRecipe, classes: int) -> None:
         super().__init__()
-        plane, projection = (classes and recipe.label == kind for kind in ("plane", "projection"))
+        plane = classes > 0 and recipe.label == "plane"
+        projection = classes > 0 and recipe.label == "projection"
         side = SIZE >> len(recipe.widths)
+        features = recipe.widths[-1] * side * side
         self.label_planes = nn.Embedding(classes, SIZE * SIZE) if plane else None
-        self.label_maps = (
-            nn.Embedding(classes, recipe.widths[-1] * side * side) if projection else None
-        )
+        self.label_maps = nn.Embedding(classes, features) if projection else None
         widths = [4 if plane else 3, *recipe.widths]
         layers: list[nn.Module] = []
         for i, (narrow, wide) in enumerate(pairwise(widths)):
             norm = i > 0 or recipe.first_norm
             bias = recipe.bias == "always" or (recipe.bias == "without_norm" and not norm)
-            layers.append(
-                Conv2d(narrow, wide, recipe.kernel, 2, (recipe.kernel - 1) // 2, bias=bias)
-            )
+            padding = (recipe.kernel - 1) // 2
+            layers.append(Conv2d(narrow, wide, recipe.kernel, 2, padding, bias=bias))
             if norm:
                 layers.append(_norm(wide, recipe.norm))
             layers.append(nn.LeakyReLU(recipe.slope, inplace=True))
         self.layers = Sequential(*layers)
-        self.head = (
-            Conv2d(widths[-1], 1, side)
-            if recipe.head == "conv"
-            else nn.Linear(widths[-1] * side * side, 1)
-        )
+        conv = recipe.head == "conv"
+        self.head = Conv2d(widths[-1], 1, side) if conv else nn.Linear(features, 1)
 
     def forward(self, images: Tensor, labels: Tensor | None) -> Tensor:
         images = images.contiguous(memory_format=torch.channels_last)
@@ -95,11 +96,12 @@ class Discriminator(nn.Module):
 
 
 def build(recipe: Recipe, classes: int, seed: int) -> tuple[Generator, Discriminator]:
-    """Both networks on the CPU, initialised from `seed` alone, convolutions channels-last."""
+    """Both networks on the CPU, channels-last. The weights depend on `seed` alone."""
+    classes = classes if recipe.conditional else 0
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        generator = Generator(recipe.generator, classes if recipe.conditional else 0)
-        discriminator = Discriminator(recipe.discriminator, classes if recipe.conditional else 0)
+        generator = Generator(recipe.generator, classes)
+        discriminator = Discriminator(recipe.discriminator, classes)
         for network in (generator, discriminator):
             initialise(network, recipe.training.initialisation)
             network.to(memory_format=torch.channels_last)
@@ -107,30 +109,33 @@ def build(recipe: Recipe, classes: int, seed: int) -> tuple[Generator, Discrimin
 
 
 def measure_networks(recipe: Recipe, classes: int = 10) -> dict[str, float]:
-    """Parameters of both networks, and their forward GFLOP per image by torch's own counter
-    (a multiplication and an addition count as two)."""
+    """Parameters of both networks, and forward GFLOP per image. An addition counts as one
+    operation, and so does a multiplication."""
     generator, discriminator = build(recipe, classes, 0)
     labels = torch.zeros(1, dtype=torch.int64)
+    latent, image = torch.zeros(1, recipe.generator.latent_size), torch.zeros(1, 3, SIZE, SIZE)
     figures: dict[str, float] = {}
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        images = generator.eval()(torch.zeros(1, recipe.generator.latent_size), labels)
-        of_generator = counter.get_total_flops()
-        discriminator.eval()(images, labels)
-    for name, network, flops in (
-        ("generator", generator, of_generator),
-        ("discriminator", discriminator, counter.get_total_flops() - of_generator),
+    for name, network, inputs in (
+        ("generator", generator, latent),
+        ("discriminator", discriminator, image),
     ):
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            network.eval()(inputs, labels)
         figures[f"{name}_parameters"] = sum(p.numel() for p in network.parameters())
-        figures[f"{name}_gflop"] = flops / 1e9
+        figures[f"{name}_gflop"] = counter.get_total_flops() / 1e9
     return figures
 
 
 def initialise(network: nn.Module, kind: str) -> None:
-    """`dcgan`: weights N(0, 0.02) (Radford et al. 2015, §4); `keras`: Glorot uniform, biases 0;
-    `pytorch`: as the layers were made. BatchNorm starts at 1 and 0 in all three, and embeddings of
-    labels at torch's N(0, 1), beside which a latent has a like size: at Keras's U(-0.05, 0.05) the
-    labels of a conditional form would go unseen. But the embedding of a projection is a weight,
-    N(0, 0.02): at N(0, 1) labels would drown the image."""
+    """Initialises the weights in place.
+
+    kind: `dcgan` gives N(0, 0.02) (Radford et al. 2015, §4). `keras` gives Glorot uniform weights
+    and zero biases. `pytorch` keeps the defaults of PyTorch. BatchNorm starts at 1 and 0.
+
+    Label embeddings stay at N(0, 1), the scale of a latent. With Keras's U(-0.05, 0.05) they would
+    have no effect. The embedding of a projection starts at N(0, 0.02). With N(0, 1) it would
+    outweigh the image.
+    """
     if isinstance(network, Discriminator) and network.label_maps is not None:
         nn.init.normal_(network.label_maps.weight, 0.0, 0.02)
     for module in network.modules():
@@ -143,17 +148,10 @@ def initialise(network: nn.Module, kind: str) -> None:
                     nn.init.zeros_(module.bias)
 
 
-def _stem(recipe: GeneratorRecipe, inputs: int) -> nn.Linear | nn.ConvTranspose2d:
-    if recipe.stem == "conv":
-        return ConvTranspose2d(inputs, recipe.widths[0], recipe.base, bias=recipe.stem_bias)
-    return nn.Linear(inputs, recipe.widths[0] * recipe.base**2, bias=recipe.stem_bias)
-
-
 def _upsample(wide: int, narrow: int, kernel: int, bias: bool) -> nn.ConvTranspose2d:
     """Doubles the side: output = (n - 1)·2 - 2·padding + kernel + output_padding = 2n."""
-    return ConvTranspose2d(
-        wide, narrow, kernel, 2, (kernel - 1) // 2, output_padding=kernel % 2, bias=bias
-    )
+    padding = (kernel - 1) // 2
+    return ConvTranspose2d(wide, narrow, kernel, 2, padding, output_padding=kernel % 2, bias=bias)
 
 
 def _norm(width: int, norm: Norm) -> nn.BatchNorm2d:

@@ -1,4 +1,4 @@
-"""Where a synthetic set comes from: one description, from the run to the manifest to the record."""
+"""The provenance of a synthetic set: the same fields in its manifest and in its records."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ Environment = dict[str, Any]  # synth.environment.describe_environment()
 
 @dataclass(frozen=True, kw_only=True, config=OPEN)
 class Provenance:
-    """What a manifest and a record say alike. All is None for a set that synth did not make."""
+    """Where a synthetic set comes from. All fields are None if synth did not make it."""
 
     recipe: str | None = None
     conditional: bool | None = None
     labels: str | None = None  # conditional, classifier, random, none
-    labeller: str | None = None  # protocol of the labelling classifier
-    images_shown: int | None = None  # to the generator in training
+    labeller: str | None = None  # protocol of the classifier that labelled it
+    images_shown: int | None = None  # real images, in training
     training_seed: int | None = None
     generation_seed: int | None = None
     trained_on: str | None = None  # fingerprint of the real images
     run: str | None = None  # its folder
     checkpoint: str | None = None  # sha256 of the weights
-    # Where the run selects its checkpoint: best, last or a name, and the images it showed in all
-    chosen: str | None = None
-    run_length: int | None = None
+    # Only if the run selects its checkpoint
+    chosen: str | None = None  # best, last or the name of a checkpoint
+    run_length: int | None = None  # real images shown in the whole run
     config: dict[str, Any] | None = None  # the run's config.json
     training_environment: Environment | None = None
     generation_environment: Environment | None = None
     training_log: list[dict[str, Any]] | None = None  # log.jsonl
 
     def description(self) -> dict[str, Any]:
-        """What is known before anything is generated: all but copies of the run's files."""
+        """The fields that are known before anything is generated: all except `COPIES`."""
         names = [field.name for field in fields(Provenance) if field.name not in COPIES]
         return {name: getattr(self, name) for name in names}
 

@@ -1,4 +1,4 @@
-"""The table of named recipes, each with a source that can be looked up."""
+"""The table of named recipes, each with its citation."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from synth.recipes import (
     Recipe,
     RecipeBase,
     TrainingRecipe,
-    change,
+    apply_overrides,
     read_toml,
 )
 
 SVHN_TRAIN, CELEBA = 73_257, 202_599  # images in an epoch of the published recipes
-KERAS_NORM = Norm(momentum=0.01, epsilon=1e-3)  # Keras counts momentum the other way: 0.99
+KERAS_NORM = Norm(momentum=0.01, epsilon=1e-3)  # the momentum of Keras is 1 - 0.01
 
 _CDCGAN = Recipe(
     name="cdcgan",
@@ -178,17 +178,16 @@ _TABLE = (
 RECIPES: Registry[RecipeBase] = Registry(
     "--recipe", "synth.recipes", {recipe.name: recipe for recipe in _TABLE}
 )
-CONDITIONAL = "-conditional"  # ends the name of an unconditional recipe's conditional form
-UNCONDITIONAL = "-unconditional"  # of a recipe from a file, of which it is asked
+CONDITIONAL = "-conditional"  # suffix for the conditional form of an unconditional recipe
+UNCONDITIONAL = "-unconditional"  # suffix for the unconditional form of a recipe from a file
 
 
 def find_recipe(name: str | None, conditional: bool | None) -> RecipeBase:
-    """The named recipe, or the default of its kind.
+    """The recipe of this name. Without a name, the default one.
 
-    `conditional` asks for the conditional form of an unconditional recipe, as does the ending
-    `-conditional`. That form has a label embedding beside the latent and a label plane in the
-    discriminator. Raises `UsageError` for an unknown name, or when a conditional recipe is asked
-    to be unconditional.
+    conditional: True, or the suffix `-conditional`, gives the conditional form of an unconditional
+    recipe. Its networks read labels as those of `cdcgan` do. Raises `UsageError` for an unknown
+    name, or if `conditional` is False for a conditional recipe.
     """
     if name is None:
         return RECIPES["dcgan" if conditional is False else "cdcgan"]
@@ -204,9 +203,9 @@ def find_recipe(name: str | None, conditional: bool | None) -> RecipeBase:
 
 
 def read_recipe(path: Path) -> RecipeBase:
-    """A recipe from TOML: `base` names the one to start from; tables and keys change its values.
+    """A recipe from a TOML file. `base` names the recipe that its values override.
 
-    Without a `name` it is called after the file.
+    Without a `name` it has the name of the file.
     """
     value = read_toml(path)
     base = value.pop("base", "cdcgan")
@@ -216,4 +215,5 @@ def read_recipe(path: Path) -> RecipeBase:
         start = find_recipe(base, None)
     except UsageError as error:
         raise UsageError(f"--recipe {path}: base {str(error).removeprefix('--recipe ')}") from None
-    return change(start, value, path)
+    named = replace(start, name=path.stem, citation=path.name)
+    return apply_overrides(named, value, f"--recipe {path}")

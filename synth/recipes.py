@@ -1,12 +1,10 @@
-"""The schema of a recipe: how a generator is built and trained, as data.
-
-The values span the DCGANs that people have published for 32×32 images; `synth.published` has those.
-"""
+"""The schema of a recipe: how a generator is built and trained, as data."""
 
 from __future__ import annotations
 
 import sys
-from dataclasses import field, replace
+from contextlib import suppress
+from dataclasses import field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
@@ -29,15 +27,15 @@ SIDE = 32  # of every image, in pixels
 
 @dataclass(frozen=True, kw_only=True, config=CLOSED)
 class RecipeBase:
-    """What every family's recipe has."""
+    """The recipe of any family."""
 
     family: ClassVar[str]  # a name in synth.families.FAMILIES
 
     name: Text
-    # Prose does not take part in comparisons: two recipes are equal when they do the same.
+    # Comparisons ignore texts: two recipes are equal if they do the same.
     citation: Annotated[str, on_disk("source")] = field(compare=False)
     conditional: bool
-    assumed: str = field(default="", compare=False)  # where the source is silent
+    assumed: str = field(default="", compare=False)  # what the source does not say
 
     @property
     def batch(self) -> int:
@@ -46,18 +44,18 @@ class RecipeBase:
 
     @property
     def total_images(self) -> int:
-        """Training length when the user names none, in real images shown."""
+        """Default training length, in real images shown."""
         raise NotImplementedError
 
     @property
     def keeps_heldout(self) -> bool:
-        """True if a tenth of the training images is kept out of training, to measure on."""
+        """True if a tenth of the training images is held out to measure losses."""
         return False
 
 
 @dataclass(frozen=True, kw_only=True, config=CLOSED)
 class Norm:
-    """BatchNorm, by PyTorch's convention: `running = (1 - momentum)·running + …`."""
+    """BatchNorm as in PyTorch: `running = (1 - momentum)·running + momentum·batch`."""
 
     momentum: Annotated[float, Field(ge=0, le=1)] = 0.1
     epsilon: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1e-5
@@ -65,12 +63,12 @@ class Norm:
 
 @dataclass(frozen=True, kw_only=True, config=CLOSED)
 class GeneratorRecipe:
-    """Latent → stem → `base`×`base` map → transposed convolutions that double → 32×32, tanh."""
+    """Latent → stem → `base`×`base` map → transposed convolutions that double it → 32×32, tanh."""
 
     latent_size: Count = 100
     latent_distribution: Literal["normal", "uniform"] = "normal"  # N(0, 1) or U(-1, 1)
     label_size: Count = 5  # width of the label embedding that a conditional generator appends
-    stem: Literal["conv", "linear"] = "conv"  # a transposed convolution of the latent, or a matrix
+    stem: Literal["conv", "linear"] = "conv"  # a transposed convolution or a linear layer
     stem_bias: bool = False
     stem_norm: bool = True
     stem_activation: Activation = "relu"
@@ -94,11 +92,11 @@ class GeneratorRecipe:
 
 @dataclass(frozen=True, kw_only=True, config=CLOSED)
 class DiscriminatorRecipe:
-    """Image (and a label) → strided convolutions that halve → head → one logit."""
+    """Image and label → strided convolutions that halve the side → head → one logit."""
 
-    # A conditional one reads the label as one more input plane, an embedding of 32·32, or as a
-    # projection: the embedding's product with the last map is added to the logit (Miyato & Koyama
-    # 2018, arXiv:1802.05637).
+    # How a conditional one reads the label. `plane`: an embedding of 32·32 is one more input plane.
+    # `projection`: the product of an embedding and the last map is added to the logit (Miyato &
+    # Koyama 2018, arXiv:1802.05637).
     label: Literal["plane", "projection"] = "plane"
     widths: Annotated[tuple[Count, ...], Field(min_length=1, max_length=5)] = (64, 128, 256)
     kernel: Literal[4, 5] = 4  # these halve the side exactly
@@ -111,18 +109,18 @@ class DiscriminatorRecipe:
 
 @dataclass(frozen=True, kw_only=True, config=CLOSED)
 class TrainingRecipe:
-    """How the two networks are trained; lengths are counted in real images shown."""
+    """How the two networks are trained. Lengths are counted in real images shown."""
 
-    images: Count = 1_000_000  # length when the user names none
+    images: Count = 1_000_000  # default length
     batch: Count = 128
     initialisation: Literal["dcgan", "pytorch", "keras"] = "dcgan"
     learning_rate_g: Number = 2e-4
     learning_rate_d: Number = 2e-4
     betas: tuple[Share, Share] = (0.5, 0.999)
-    discriminator_loss: Literal["mean", "sum"] = "mean"  # of the real and the fake half
-    discriminator_steps: Literal["joint", "separate"] = "joint"  # one for both halves, or one each
+    discriminator_loss: Literal["mean", "sum"] = "mean"  # of the losses on real and on fake images
+    discriminator_steps: Literal["joint", "separate"] = "joint"  # one step for both losses, or two
     fakes: Literal["shared", "new"] = "shared"  # "new": the generator's step draws its own fakes
-    ema_half_life: Annotated[int, Field(ge=0)] = 10_000  # in images; 0 samples the last weights
+    ema_half_life: Annotated[int, Field(ge=0)] = 10_000  # in images; 0: no EMA generator
     heldout_every: Annotated[int, Field(ge=0)] = 0  # steps between losses on held-out images
 
 
@@ -153,10 +151,10 @@ AnyRecipe = TypeVar("AnyRecipe", bound=RecipeBase)
 
 
 def override(recipe: AnyRecipe, assignment: str) -> AnyRecipe:
-    """`recipe` with one hyperparameter changed, e.g. by `training.batch=64`.
+    """`recipe` with one hyperparameter changed, such as `training.batch=64`.
 
-    The value is written as in TOML; a text needs no quotes, a list no brackets. Raises `UsageError`
-    that names the nearest right key or the right values.
+    The value is TOML, but a text needs no quotes and a list no brackets. Raises `UsageError` that
+    names the nearest key or the valid values.
     """
     key, equals, text = assignment.partition("=")
     if not equals:
@@ -164,22 +162,18 @@ def override(recipe: AnyRecipe, assignment: str) -> AnyRecipe:
     value: Any = _toml_value(text.strip())
     for part in reversed(key.strip().split(".")):
         value = {part: value}
-    return _overridden(recipe, value, f"--set {assignment}")
+    return apply_overrides(recipe, value, f"--set {assignment}")
 
 
 def _toml_value(text: str) -> Any:
-    for form in (text, f"[{text}]"):
-        try:
-            value: Any = tomllib.loads(f"value = {form}")["value"]
-            return value
-        except tomllib.TOMLDecodeError:
-            if "," not in text:
-                break
+    for form in (text, f"[{text}]") if "," in text else (text,):
+        with suppress(tomllib.TOMLDecodeError):
+            return tomllib.loads(f"value = {form}")["value"]
     return text
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """The tables of a recipe file. Raises `SynthError` when it cannot be read."""
+    """The tables of a recipe file. Raises `SynthError` if it cannot be read."""
     try:
         tables: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
         return tables
@@ -189,14 +183,12 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise SynthError(f"--recipe {path}: is not TOML ({error})") from error
 
 
-def change(base: AnyRecipe, value: dict[str, Any], path: Path) -> AnyRecipe:
-    """`base` with the hyperparameters of a recipe file; without a `name` it has the file's."""
-    named = replace(base, name=path.stem, citation=path.name)
-    return _overridden(named, value, f"--recipe {path}")
+def apply_overrides(recipe: AnyRecipe, values: dict[str, Any], what: str) -> AnyRecipe:
+    """`recipe` with the hyperparameters in `values`, in nested tables.
 
-
-def _overridden(recipe: AnyRecipe, value: dict[str, Any], what: str) -> AnyRecipe:
-    return parse(type(recipe), _merged(dump(recipe), value), what, UsageError, strict=True)
+    Raises `UsageError` that begins with `what`.
+    """
+    return parse(type(recipe), _merged(dump(recipe), values), what, UsageError, strict=True)
 
 
 def _merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:

@@ -1,13 +1,13 @@
-"""The run folder: what a training run leaves on disk, and how to find and read it again.
+"""The run folder: its files, and how to find and read it.
 
 config.json            everything needed to repeat the run
 environment.json       versions, device, commit, command line
 log.jsonl              one line per tick
-generator.safetensors  the weights to sample from; the metadata holds the configuration
-checkpoints/0000512k.safetensors  the same, at every tick of a run that selects its checkpoint
-state/latest.safetensors  all that resuming needs
-samples/0000512k.png   the same latents at every tick, one row per class
-losses.png
+generator.safetensors  the weights to sample from, with the configuration as metadata
+checkpoints/0000512k.safetensors  the weights at each tick, if the run selects its checkpoint
+state/latest.safetensors  everything needed to resume the run
+samples/0000512k.png   images of the same latents at every tick, one row per class
+losses.png             the losses over the run
 """
 
 from __future__ import annotations
@@ -45,26 +45,26 @@ DEFAULT_FAMILY = "gan"
 
 @dataclass(frozen=True, kw_only=True, config=CLOSED)
 class RunConfig:
-    """What was trained on what, and how: enough to repeat the run."""
+    """Everything needed to repeat a run."""
 
     recipe: RecipeBase
-    dataset: str  # the images' own name, e.g. svhn-part
-    dataset_key: Annotated[str, on_disk("source")]  # how they were asked for, e.g. svhn
+    dataset: str  # name of the images, such as svhn-part
+    dataset_key: Annotated[str, on_disk("source")]  # name in the registry, such as svhn
     fingerprint: str  # of the training split
     training_size: int
     classes: tuple[str, ...]
     total_images: Annotated[Count, on_disk("images")]  # length, in real images shown
-    images_per_tick: Annotated[Count, on_disk("tick")]  # between two checkpoints
+    images_per_tick: Annotated[Count, on_disk("tick")]  # real images between two checkpoints
     seed: int
     precision: str
-    select: str | None = None  # protocol that scores checkpoints on the validation part, if any
+    select: str | None = None  # protocol that scores the checkpoints, if any
     schema: int = SCHEMA
 
     def to_json(self) -> dict[str, Any]:
         """The content of `config.json`.
 
-        Weights hold this text, and equal runs give equal files. So a key that came later is left
-        out at its default: `select` where there is none, `family` where it is `gan`.
+        Weight files hold it too, and those of equal runs must be equal. So keys that newer versions
+        added are left out if they have their defaults: `select` None and `family` "gan".
         """
         value = {**dump(self), "recipe": dump(self.recipe)}
         if self.select is None:
@@ -74,7 +74,7 @@ class RunConfig:
 
     @staticmethod
     def from_json(value: dict[str, Any], path: Path | str) -> RunConfig:
-        """The inverse of `to_json`. Raises `SynthError` that names `path` and what is wrong."""
+        """The inverse of `to_json`. Raises `SynthError` that names `path` and the wrong value."""
         what, rest = f"{path}: is damaged or from another version", dict(value)
         family = FAMILIES.find(rest.pop("family", DEFAULT_FAMILY))
         recipe = parse(family.recipe, rest.get("recipe"), f"{what}, recipe")
@@ -92,7 +92,7 @@ class RunConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """One run folder. Made with `create`, found again with `open_run`."""
+    """One run folder. `create` makes a new one, and `open_run` finds an old one."""
 
     folder: Path
     config: RunConfig
@@ -117,21 +117,21 @@ class Run:
         return self.folder / "log.jsonl"
 
     def keep_checkpoint(self, images: int) -> Path:
-        """Copies the last weights into `checkpoints`, under the name of this point of the run."""
+        """Copies the last weights into `checkpoints`. Returns the path of the copy."""
         kept = self.folder / "checkpoints" / f"{checkpoint_name(images)}.safetensors"
         with atomic_file(kept) as temporary:
             shutil.copyfile(self.weights, temporary)
         return kept
 
     def checkpoints(self) -> dict[str, Path]:
-        """The weights kept along the run, by name, oldest first; none without selection."""
+        """Name → weights, oldest first. Empty if the run does not select its checkpoint."""
         paths = sorted((self.folder / "checkpoints").glob("[0-9]*k.safetensors"))
         return {path.stem: path for path in paths}
 
     def validation_scores(self) -> dict[str, float]:
-        """Checkpoint name → accuracy on the validation part, as the log has it, oldest first.
+        """Checkpoint name → accuracy on the validation part in [0, 1], oldest first.
 
-        Of two ticks with one name the later counts, whose weights took the earlier's place.
+        If two ticks have the same name, the later one counts: its weights replaced the others.
         """
         return {
             checkpoint_name(line["images"]): line["validation_accuracy"]
@@ -140,7 +140,7 @@ class Run:
         }
 
     def best_checkpoint(self) -> str:
-        """The name of the highest validation accuracy, the later on a tie."""
+        """The checkpoint with the highest validation accuracy, the later one on a tie."""
         scores = self.validation_scores()
         if not scores:
             mend = "finish it with: synth train --resume" if self.config.select else "use last"
@@ -150,8 +150,8 @@ class Run:
         return max(scores, key=lambda name: (scores[name], name))
 
     def find_checkpoint(self, name: str | None = None) -> Path:
-        """The weights called `name`: last, best, or one of `checkpoints`. By default the best
-        where the run selects its checkpoint, else the last."""
+        """The weights of a checkpoint: last, best, or a name in `checkpoints`. By default it is
+        `default_checkpoint`. Raises `UsageError` if there is no such checkpoint."""
         name = name or self.default_checkpoint
         if name == "last":
             return self.weights
@@ -167,7 +167,7 @@ class Run:
         return "best" if self.config.select else "last"
 
     def images_shown(self, weights: Path | None = None) -> int:
-        """Real images shown up to these weights, the last by default; 0 when there are none."""
+        """Real images shown up to these weights, by default the last. 0 if there are none."""
         weights = weights or self.weights
         if not weights.exists():
             return 0
@@ -181,14 +181,14 @@ class Run:
         return step * self.config.recipe.batch >= self.config.total_images
 
     def read_log(self) -> list[dict[str, Any]]:
-        """The complete lines of the log, oldest first; a line cut off by a kill is left out."""
+        """The lines of the log, oldest first. Skips a line that was cut off by a kill."""
         if not self.log.exists():
             return []
         lines = self.log.read_text(encoding="utf-8").split("\n")[:-1]
         return [json.loads(line) for line in lines if line.endswith("}")]
 
     def rewind_log(self, images: int) -> None:
-        """Drops the lines past `images`, which a resumed run is about to write again."""
+        """Drops the lines after `images`, because a resumed run writes them again."""
         kept = [line for line in self.read_log() if line["images"] <= images]
         write_text(self.log, "".join(json.dumps(line) + "\n" for line in kept))
 
@@ -200,12 +200,12 @@ class Run:
 
 
 def checkpoint_name(images: int) -> str:
-    """`0000512k`: how files name a point of a run; in their order, the points are in theirs."""
+    """The name of a point of a run in files, such as `0000512k`. Names sort by time."""
     return f"{round(images / 1000):07d}k"
 
 
 def weights_of_hash(run: Run, digest: str | None) -> Path | None:
-    """The run's weights whose sha256 is `digest`; None where they are gone or have changed."""
+    """The weights of the run with this sha256. None if they are missing or have changed."""
     for path in (run.weights, *run.checkpoints().values()):
         if path.exists() and sha256(path) == digest:
             return path
@@ -213,7 +213,7 @@ def weights_of_hash(run: Run, digest: str | None) -> Path | None:
 
 
 def open_run(folder: Path) -> Run:
-    """The run in `folder`. Raises `SynthError` when it is none or damaged."""
+    """The run in `folder`. Raises `SynthError` if there is none, or if it is damaged."""
     path = folder / "config.json"
     if not path.exists():
         raise SynthError(
@@ -223,19 +223,19 @@ def open_run(folder: Path) -> Run:
 
 
 def all_runs(root: Path) -> list[Run]:
-    """The runs in `root`, oldest first; folders that hold no readable run are passed over."""
+    """The runs in `root`, oldest first. Skips damaged runs with a message."""
     runs = []
-    for folder in numbered_folders(root):
-        if (folder / "config.json").exists():
-            try:
-                runs.append(open_run(folder))
-            except SynthError as error:
-                say(f"passed over: {error}")
+    for path in (folder / "config.json" for folder in numbered_folders(root)):
+        try:
+            if path.exists():
+                runs.append(open_run(path.parent))
+        except SynthError as error:
+            say(f"skipped: {error}")
     return runs
 
 
 def newest_run(root: Path, finished: bool) -> Run:
-    """The newest run that is finished (or is not). Raises `SynthError` when there is none."""
+    """The newest finished (or unfinished) run. Raises `SynthError` if there is none."""
     for run in reversed(all_runs(root)):
         if run.finished() == finished:
             return run
@@ -245,9 +245,9 @@ def newest_run(root: Path, finished: bool) -> Run:
 
 
 def load_generator(path: Path | str, device: torch.device | str = "cpu") -> Sampler:
-    """The generator of a run folder, or of a file with its weights alone, ready to sample.
+    """The generator in a run folder or a weight file, ready to sample.
 
-    Of a folder, it is the checkpoint that `synth generate` would use; see `Run.find_checkpoint`.
+    Of a folder it takes the default of `Run.find_checkpoint`. Raises `SynthError` if damaged.
     """
     path = Path(path)
     path = open_run(path).find_checkpoint() if path.is_dir() else path

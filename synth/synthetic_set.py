@@ -1,4 +1,4 @@
-"""The synthetic set on disk: images, manifest, card, preview; written whole, read with checks.
+"""The synthetic set on disk: how to write, read and check it.
 
 images.npz (or train/<class>/000123.png)   images uint8 (N, 32, 32, 3), labels int64 (N,)
 manifest.json    counts, hashes, seed, run, checkpoint, commit
@@ -60,7 +60,7 @@ LABELS = {
 
 @dataclass(frozen=True)
 class SyntheticSet:
-    """A synthetic set that was read and checked; `manifest` is None for a foreign one."""
+    """A synthetic set that was read and checked. `manifest` is None if synth did not make it."""
 
     images: ImageSet
     manifest: Manifest | None
@@ -68,7 +68,7 @@ class SyntheticSet:
 
     @property
     def dataset_key(self) -> str:
-        """The real data that it imitates, as `--dataset` takes it."""
+        """The real dataset that it imitates, for `--dataset`."""
         return self.manifest.dataset_key if self.manifest else "svhn"
 
 
@@ -80,10 +80,10 @@ def write_synthetic(
     labels: np.ndarray | None,
     manifest: Manifest,
 ) -> Path:
-    """Writes `root/00003-slug` in the manifest's format; returns the folder.
+    """Writes `root/00003-slug` in the format of the manifest. Returns the folder.
 
-    chunks: uint8 (n, 32, 32, 3), `count` images in all, class by class; a chunk is forgotten once
-    it is written. labels: int64 (count,) or None. The manifest's counts and hash are filled in.
+    chunks: uint8 (n, 32, 32, 3), `count` images in all, class by class. Only one is held in memory.
+    labels: int64 (count,) or None. Fills in the counts and the hash of the manifest.
     """
     classes, form = manifest.classes, FORMATS.find(manifest.format)
     counts = np.bincount(labels, minlength=len(classes)).tolist() if labels is not None else None
@@ -106,7 +106,17 @@ def write_synthetic(
         if labels is not None:
             digest.update(labels.data)
         whole = replace(manifest, count=count, per_class=counts, sha256=digest.hexdigest())
-        write_text(folder / "README.md", _card(slug, whole))
+        card = CARD.format(
+            title=slug,
+            count=count,
+            per_class=count // len(classes),
+            classes=len(classes),
+            recipe=manifest.recipe,
+            seed=manifest.generation_seed,
+            dataset=manifest.dataset,
+            labels=LABELS[manifest.labels],
+        )
+        write_text(folder / "README.md", card)
         pixels = torch.from_numpy(np.concatenate(preview)).permute(0, 3, 1, 2)
         save_grid(pixels, folder / "preview.png", columns=len(shown) // len(classes))
         write_json(folder / "manifest.json", dump(whole))
@@ -114,29 +124,11 @@ def write_synthetic(
     return write_numbered_folder(root, slug, fill)
 
 
-def _card(title: str, manifest: Manifest) -> str:
-    return CARD.format(
-        title=title,
-        count=manifest.count,
-        per_class=manifest.count // len(manifest.classes),
-        classes=len(manifest.classes),
-        recipe=manifest.recipe,
-        seed=manifest.generation_seed,
-        dataset=manifest.dataset,
-        labels=LABELS[manifest.labels],
-    )
-
-
-def content_hash(images: np.ndarray, labels: np.ndarray | None) -> str:
-    """sha256 of the images' bytes, then the labels': the same for every format."""
-    return sha256_arrays(images) if labels is None else sha256_arrays(images, labels)
-
-
 def read_synthetic(folder: Path) -> SyntheticSet:
     """Reads a synthetic set, and checks it against its manifest.
 
-    A folder that holds `images.npz` and no manifest is taken as a foreign set. Raises `SynthError`
-    when something is missing, damaged or does not match.
+    A foreign set needs no manifest, but only `images.npz`. Raises `SynthError` if something is
+    missing, damaged or does not match.
     """
     manifest = read_manifest(folder)
     if manifest is None:
@@ -148,7 +140,8 @@ def read_synthetic(folder: Path) -> SyntheticSet:
         images, labels = npz.read(folder, ())
     else:
         images, labels = FORMATS.find(manifest.format).read(folder, manifest.classes)
-        if content_hash(images, labels) != manifest.sha256:
+        arrays = [images] if labels is None else [images, labels]
+        if sha256_arrays(*arrays) != manifest.sha256:
             raise SynthError(
                 f"{folder}: its images do not match manifest.json; generate the set again"
             )
@@ -161,7 +154,7 @@ def read_synthetic(folder: Path) -> SyntheticSet:
 
 
 def read_manifest(folder: Path) -> Manifest | None:
-    """The manifest of a set, or None where it has none. Raises `SynthError` when damaged."""
+    """The manifest of a set, or None if it has none. Raises `SynthError` if it is damaged."""
     path = folder / "manifest.json"
     if not path.exists():
         return None
@@ -169,7 +162,7 @@ def read_manifest(folder: Path) -> Manifest | None:
 
 
 def newest_synthetic(root: Path) -> Path:
-    """The newest data set folder in `root`. Raises `SynthError` when there is none."""
+    """The folder of the newest set in `root`. Raises `SynthError` if there is none."""
     for folder in reversed(numbered_folders(root)):
         if (folder / "manifest.json").exists():
             return folder

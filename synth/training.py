@@ -1,4 +1,4 @@
-"""Training a run: one linear loop over the steps of its family's trainer."""
+"""Training a run: one loop over the steps of its family's trainer."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 import numpy as np
 import torch
@@ -33,19 +32,14 @@ try:
 except ImportError:  # Windows
     resource = None  # type: ignore[assignment]
 
-TICKS = 16  # about so many checkpoints in a run
-COLUMNS = 10  # images per class in the sample grid
-Progress = Callable[[int], None]  # is told the images shown so far
+COLUMNS = 10  # in the sample grid
 ScoreCheckpoint = Callable[[Path, ImageSet], float]  # weights, validation part → accuracy
 
 
 class Interrupted(SynthError):
-    """The user stopped the run; it was saved and can be resumed."""
+    """The user stopped the run. It was saved and can be resumed."""
 
     exit_code = 130
-
-
-# Before anything is written
 
 
 def plan_run(
@@ -59,14 +53,16 @@ def plan_run(
     images_per_tick: int | None = None,
     select: str | None = None,
 ) -> RunConfig:
-    """The complete configuration of a run.
+    """The complete configuration of a run. Writes nothing.
 
-    total_images: the recipe's own length if None. precision: `auto` times steps of this recipe.
-    select: name of the protocol that scores the checkpoints, if any. Raises `SynthError` when these
-    images cannot train this recipe.
+    total_images: None takes the length that the recipe gives. precision: `auto` times some steps.
+    images_per_tick: None gives about 16 ticks. select: the protocol that scores checkpoints, or
+    None. Raises `SynthError` if these images cannot train this recipe.
     """
     check_trainable(recipe, images, select is not None)
     total_images = recipe.total_images if total_images is None else total_images
+    sixteenth = max(1, total_images // 16_000)  # in thousands of images
+    default_tick = 1000 << (sixteenth - 1).bit_length()  # rounds up to a power of two
     config = RunConfig(
         recipe=recipe,
         dataset=images.name,
@@ -75,12 +71,11 @@ def plan_run(
         training_size=len(images),
         classes=images.classes,
         total_images=total_images,
-        images_per_tick=images_per_tick or default_tick(total_images),
+        images_per_tick=images_per_tick or default_tick,
         seed=seed,
         precision="fp32",
         select=select,
     )
-
     precisions = config.family.precisions
     if len(precisions) == 1:
         return replace(config, precision=precisions[0])
@@ -94,19 +89,13 @@ def plan_run(
     return replace(config, precision=chosen)
 
 
-def default_tick(total_images: int) -> int:
-    """A sixteenth of the run, to the next power of two in thousands: 64k for a million."""
-    thousands = max(1, total_images // TICKS // 1000)
-    return 1000 << (thousands - 1).bit_length()
-
-
 def check_trainable(recipe: RecipeBase, images: ImageSet, select: bool = False) -> None:
-    """Raises `SynthError` when these images cannot train this recipe, or, with `select`, cannot
-    score its checkpoints."""
+    """Raises `SynthError` if these images cannot train this recipe. With `select`, also if they
+    cannot score its checkpoints."""
     if select and not recipe.conditional:
         raise UsageError(
-            f"--select cas: {recipe.name} is unconditional, and its images have no labels to "
-            "train a classifier with; leave it out, or take a conditional recipe"
+            f"--select cas: {recipe.name} is unconditional, and a classifier cannot be trained on "
+            "images without labels; leave out --select, or choose a conditional recipe"
         )
     training, heldout = _parts(recipe, images, select)
     if recipe.conditional:
@@ -115,8 +104,8 @@ def check_trainable(recipe: RecipeBase, images: ImageSet, select: bool = False) 
         heldout.require_labels()
     if heldout is not None and not len(heldout):
         raise SynthError(
-            f"{images.name}: too few images to keep a tenth of them for held-out losses; add "
-            "images, or --set training.heldout_every=0"
+            f"{images.name}: too few images to hold out a tenth of them; add images, or use "
+            "--set training.heldout_every=0"
         )
     if len(training) < recipe.batch:
         raise SynthError(
@@ -126,7 +115,7 @@ def check_trainable(recipe: RecipeBase, images: ImageSet, select: bool = False) 
 
 
 def _parts(recipe: RecipeBase, images: ImageSet, select: bool) -> tuple[ImageSet, ImageSet | None]:
-    """What the generator learns from, and the part that is kept from it, where one is used."""
+    """The images that the generator learns from, and the held-out part if the run uses one."""
     return split_validation(images) if select or recipe.keeps_heldout else (images, None)
 
 
@@ -134,13 +123,10 @@ def check_same_images(run: Run, images: ImageSet) -> None:
     """Raises `SynthError` unless these are the images that the run was trained on."""
     if images.fingerprint != run.config.fingerprint:
         raise SynthError(
-            f"{run.folder}: was trained on other images ({run.config.dataset}, "
-            f"{run.config.fingerprint[:12]}) than {images.name} ({images.fingerprint[:12]}); "
-            "give the --data-root that it was trained on, with its images as they were"
+            f"{run.folder}: was trained on other images, {run.config.dataset} "
+            f"({run.config.fingerprint[:12]}), and not on {images.name} "
+            f"({images.fingerprint[:12]}); give the --data-root of the training"
         )
-
-
-# The loop
 
 
 def train_run(
@@ -149,17 +135,12 @@ def train_run(
     device: torch.device,
     score_checkpoint: ScoreCheckpoint | None = None,
 ) -> None:
-    """Trains a run to its end with a progress bar, from its last checkpoint; see `train`."""
+    """Calls `train`, and reports the selected checkpoint.
+
+    Raises `SynthError` if the run was trained on other images.
+    """
     check_same_images(run, images)
-    shown = 0
-    with progress_bar(f"train {run.folder.name}", run.config.total_images, "images") as advance:
-
-        def progress(now: int) -> None:
-            nonlocal shown
-            advance(now - shown)
-            shown = now
-
-        train(run, images, device, progress, score_checkpoint)
+    train(run, images, device, score_checkpoint)
     if run.config.select:
         best = run.best_checkpoint()
         accuracy = 100 * run.validation_scores()[best]
@@ -170,85 +151,71 @@ def train(
     run: Run,
     images: ImageSet,
     device: torch.device,
-    progress: Progress = lambda shown: None,
     score_checkpoint: ScoreCheckpoint | None = None,
 ) -> None:
-    """Trains the run to its length, from its last checkpoint where it has one.
+    """Trains the run to its length. Starts from its last checkpoint if there is one.
 
-    A run that selects its checkpoint never learns from the validation part. It needs
-    `score_checkpoint`, which scores each tick's weights on that part, and follows from these two
-    alone. So a run that was killed makes the same choice as one that was not.
+    A run that selects its checkpoint does not learn from the validation part. It needs
+    `score_checkpoint`, which scores the weights of each tick on that part. The score must depend
+    on these two alone, so that a resumed run selects the same checkpoint.
 
-    Raises `SynthError` when a loss stops being finite (the last good checkpoint stays) or another
-    process is training the run, and `Interrupted` after Ctrl-C, once everything is saved.
+    Raises `SynthError` if another process trains the run, or if a loss or weight is not finite.
+    Raises `Interrupted` after Ctrl-C, when all is saved.
     """
     if run.config.select and score_checkpoint is None:
         raise ValueError(f"{run.folder}: selects its checkpoint, and nothing is given to score it")
     try:
         with FileLock(run.folder / ".lock", timeout=0):
-            _train(run, images, device, progress, score_checkpoint)
+            _train(run, images, device, score_checkpoint)
     except Timeout as error:
         raise SynthError(f"{run.folder}: is being trained by another process") from error
 
 
-def _train(
-    run: Run,
-    images: ImageSet,
-    device: torch.device,
-    progress: Progress,
-    score_checkpoint: ScoreCheckpoint | None,
-) -> None:
-    # What is trained on what
+def _train(run: Run, images: ImageSet, device: torch.device, score: ScoreCheckpoint | None) -> None:
     config, recipe, batch = run.config, run.config.recipe, run.config.recipe.batch
     check_trainable(recipe, images, config.select is not None)
     training, heldout = _parts(recipe, images, config.select is not None)
-    scorer = score_checkpoint if config.select else None
     trainer = config.family.make_trainer(config, training, heldout, device)
     step = _restore(run, trainer)
     run.rewind_log(step * batch)
     last_step = math.ceil(config.total_images / batch)
     tick_steps = max(1, round(config.images_per_tick / batch))
-    progress(step * batch)
+    bar = progress_bar(f"train {run.folder.name}", config.total_images, "images")
 
-    with _interruptible() as interrupted:
+    with _interruptible() as interrupted, bar as advance:
+        advance(step * batch)
         tick_start, tick_time = step, time.perf_counter()
         while step < last_step:
             trainer.step()
+            advance(min(batch, config.total_images - step * batch))
             step += 1
             if step % tick_steps and step < last_step and not interrupted():
-                if step % 16 == 0:
-                    progress(step * batch)
                 continue
 
-            # A tick: weights, samples, log, and last the state, so that a kill between is safe
+            # A tick writes the weights, samples and log, and then the state. A kill between two of
+            # them is safe, because a resumed run starts from the state and writes the rest again.
             values, state = trainer.log_values(), trainer.state()
-            if not _finite(values, state):
+            numbers = np.concatenate([np.ravel(value) for value in values.values()])
+            finite = all(bool(tensor.isfinite().all()) for tensor in state.values())
+            if not finite or not np.isfinite(numbers).all():
                 raise SynthError(
                     f"{run.folder}: losses or weights are no longer finite in the tick that ends "
-                    f"at {step * batch:,} images; the checkpoint before it is kept; "
+                    f"at {step * batch:,} images; the last good checkpoint is kept; "
                     "try another --seed or --precision fp32"
                 )
             seconds = time.perf_counter() - tick_time
             _write_samples(run, trainer, step * batch)
-            scored: dict[str, float] = {}
-            # No score where Ctrl-C stops: a stopped run has the candidates of one that was not.
+            line = {"images": step * batch, **values}
+            # Ctrl-C adds no candidate to choose from, so that a resumed run selects the same one.
             planned = step % tick_steps == 0 or step >= last_step
-            if scorer is not None and heldout is not None and planned:
-                weights = run.keep_checkpoint(step * batch)
-                scored["validation_accuracy"] = scorer(weights, heldout)
-            run.append_log(
-                {
-                    "images": step * batch,
-                    **values,
-                    **scored,
-                    "images_per_second": round((step - tick_start) * batch / seconds, 1),
-                    "memory_mib": memory_mib(device),
-                }
-            )
+            if config.select and score is not None and heldout is not None and planned:
+                line["validation_accuracy"] = score(run.keep_checkpoint(step * batch), heldout)
+            line["images_per_second"] = round((step - tick_start) * batch / seconds, 1)
+            line["memory_mib"] = memory_mib(device)
+            run.append_log(line)
             if step >= last_step or interrupted() or seconds > 10:
                 draw_losses(run.read_log(), run.folder / "losses.png")
             save_tensors(run.state, state, {"step": step})
-            progress(min(step * batch, config.total_images))
             if interrupted() and step < last_step:
                 raise Interrupted(
                     f"stopped at {step * batch:,} of {config.total_images:,} images; go on with: "
@@ -257,15 +224,9 @@ def _train(
             tick_start, tick_time = step, time.perf_counter()
 
 
-def _finite(values: dict[str, Any], state: dict[str, torch.Tensor]) -> bool:
-    numbers = np.concatenate([np.ravel(value) for value in values.values()])
-    tensors = all(bool(tensor.isfinite().all()) for tensor in state.values())
-    return bool(np.isfinite(numbers).all()) and tensors
-
-
 def _write_samples(run: Run, trainer: Trainer, shown: int) -> None:
-    """Writes the weights to sample from, and the sample grid: ten of each class in a row, in ten
-    rows or more, or a hundred without classes."""
+    """Writes the weights and the sample grid. A row shows ten images of one class. There are ten
+    rows or more."""
     sampler = trainer.sampler()
     save_tensors(run.weights, sampler.tensors(), {"config": run.config.to_json(), "images": shown})
     classes = sampler.classes or 1
@@ -275,7 +236,7 @@ def _write_samples(run: Run, trainer: Trainer, shown: int) -> None:
 
 
 def _restore(run: Run, trainer: Trainer) -> int:
-    """Loads the last checkpoint, if any; returns the number of steps taken."""
+    """Loads the last checkpoint, if any. Returns the number of steps taken."""
     if not run.state.exists():
         return 0
     tensors, metadata = load_tensors(run.state)
@@ -288,7 +249,7 @@ def _restore(run: Run, trainer: Trainer) -> int:
 
 
 def memory_mib(device: torch.device) -> int | None:
-    """Peak memory so far: the GPU's, or the process's; None where the system does not tell."""
+    """Peak memory so far, of the GPU or of this process. None if the system does not tell."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated() >> 20
     if resource is None:
@@ -299,17 +260,16 @@ def memory_mib(device: torch.device) -> int | None:
 
 @contextmanager
 def _interruptible() -> Iterator[Callable[[], bool]]:
-    """Ctrl-C asks the loop to save and stop; a second one stops at once."""
+    """Yields a function that is true after Ctrl-C. A second Ctrl-C stops at once."""
     asked: list[int] = []
 
     def ask(number: int, frame: FrameType | None) -> None:
         asked.append(number)
         signal.signal(number, signal.default_int_handler)
 
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: False
-        return
-    previous = {n: signal.signal(n, ask) for n in (signal.SIGINT, signal.SIGTERM)}
+    main = threading.current_thread() is threading.main_thread()  # signals reach no other thread
+    numbers = (signal.SIGINT, signal.SIGTERM) if main else ()
+    previous = {number: signal.signal(number, ask) for number in numbers}
     try:
         yield lambda: bool(asked)
     finally:

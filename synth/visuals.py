@@ -1,4 +1,4 @@
-"""Pictures for people: grids of samples and loss curves. No global matplotlib state."""
+"""Plots: grids of samples, and loss curves. Uses no global state of matplotlib."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ NAMES = {"d_loss": "discriminator", "g_loss": "generator", "d_real": "D(real)", 
 
 
 def save_grid(images: Tensor, path: Path, columns: int) -> None:
-    """Writes uint8 (N, 3, H, W) as one PNG, `columns` in a row."""
+    """Writes images uint8 (N, 3, H, W) as one PNG, with `columns` images in a row."""
     grid = make_grid(images, nrow=columns, padding=1, pad_value=255)
     with atomic_file(path) as temporary:
         Image.fromarray(grid.permute(1, 2, 0).numpy()).save(temporary, optimize=True)
 
 
 def draw_losses(log: Sequence[dict[str, Any]], path: Path) -> None:
-    """The log's losses by images shown and, of a GAN, D's mean output on real and on fake images.
+    """Plots the losses of a log over the images shown. log: one entry per tick.
 
-    D(real) and D(fake) near 1 and 0 mean a discriminator that wins. Both near 0.5 mean a generator
-    that the discriminator cannot tell from the data. Where a recipe measures it, the loss on
-    held-out images is drawn too, several times a tick.
+    For a GAN it adds the discriminator's mean output on real and fake images. If both are near 0.5,
+    the discriminator cannot tell them apart. If a recipe measures the loss on held-out images, that
+    is plotted too.
     """
     shown = [line["images"] / 1000 for line in log]
     panels = [("loss", [key for key in log[-1] if key.endswith("loss")])]
@@ -51,11 +51,12 @@ def draw_losses(log: Sequence[dict[str, Any]], path: Path) -> None:
     if len(panels) > 1:
         rows[1].set_ylim(0, 1)
     rows[-1].set_xlabel("real images shown (thousands)")
-    save_figure(figure, path)
+    with atomic_file(path) as temporary:
+        figure.savefig(temporary, dpi=90, metadata={"Software": None})
 
 
 def _heldout_losses(log: Sequence[dict[str, Any]]) -> tuple[list[float], list[float]]:
-    """Where (thousands of images) and what; those of a tick lie evenly between it and the last."""
+    """Thousands of images shown, and losses. A tick's losses are spaced evenly in the tick."""
     at: list[float] = []
     losses: list[float] = []
     before = 0
@@ -65,8 +66,3 @@ def _heldout_losses(log: Sequence[dict[str, Any]]) -> tuple[list[float], list[fl
         losses += found
         before = line["images"]
     return [images / 1000 for images in at], losses
-
-
-def save_figure(figure: Figure, path: Path) -> None:
-    with atomic_file(path) as temporary:
-        figure.savefig(temporary, dpi=90, metadata={"Software": None})

@@ -45,7 +45,7 @@ def selecting(root: Path, images: ImageSet, **changes: object) -> Run:
     """A run of 30 steps with a checkpoint after every ten, that is to select one of them."""
     recipe = tiny("tiny", True)
     recipe = replace(recipe, training=replace(recipe.training, batch=100))
-    config = {"tick": 1000, "select": "tiny-select", **changes}
+    config = {"images_per_tick": 1000, "select": "tiny-select", **changes}
     return make_run(root, images, recipe, 3000, **config)
 
 
@@ -289,10 +289,10 @@ def test_only_evaluate_reads_the_test_split(
 
 
 def test_one_function_reads_the_test_split_and_one_calls_it() -> None:
-    """By what the sources say: the name stands in its own module and in the judge's alone, and
-    no other call asks a source for `test`."""
+    """By what the sources say: the name stands in its own module and in the evaluator's alone, and
+    no other call asks a data set for `test`."""
     callers, literals = set(), set()
-    for path in [*ROOT.glob("*.py"), *(ROOT / "synth").glob("*.py"), *(ROOT / "eval").glob("*.py")]:
+    for path in [ROOT / "cli.py", *ROOT.glob("synth/**/*.py"), *ROOT.glob("eval/**/*.py")]:
         for function in ast.walk(ast.parse(path.read_text())):
             if not isinstance(function, ast.FunctionDef):
                 continue
@@ -304,8 +304,8 @@ def test_one_function_reads_the_test_split_and_one_calls_it() -> None:
                     arguments = [ast.unparse(a) for a in node.args]
                     if name.endswith("load") and "'test'" in arguments:
                         literals.add((path.stem, function.name))
-    assert callers == {("judge", "make_evaluator")}
-    assert literals == {("data", "load_test_images")}
+    assert callers == {("evaluator", "make_evaluator")}
+    assert literals == {("__init__", "load_test_images")}
 
 
 # The choice
@@ -315,7 +315,19 @@ def test_one_function_reads_the_test_split_and_one_calls_it() -> None:
 def test_the_best_is_the_highest_and_the_later_on_a_tie(
     tmp_path_factory: pytest.TempPathFactory, ticks: list[tuple[int, int]]
 ) -> None:
-    config = RunConfig(tiny("tiny", True), "x", "svhn", "f", 1, ("0",), 1, 1, 0, "fp32", "s")
+    config = RunConfig(
+        recipe=tiny("tiny", True),
+        dataset="x",
+        dataset_key="svhn",
+        fingerprint="f",
+        training_size=1,
+        classes=("0",),
+        total_images=1,
+        images_per_tick=1,
+        seed=0,
+        precision="fp32",
+        select="s",
+    )
     run = Run(tmp_path_factory.mktemp("run"), config)
     scores: dict[int, float] = {}
     for images, accuracy in sorted(ticks, key=lambda tick: tick[0]):
@@ -441,16 +453,17 @@ def test_sets_say_which_checkpoint_they_are_from(synth: Synth, selected: Run) ->
         assert manifest["chosen"] == name
         assert manifest["run_length"] == 3000
         assert manifest["checkpoint"] == sha256(selected.find_checkpoint(name))
-    default = json.loads(synth("generate", "--per-class", "3", "--json").out)
-    assert default["chosen"] == "best"
+    by_default = json.loads(synth("generate", "--per-class", "3", "--json").out)
+    assert by_default["chosen"] == "best"
     hashes = [read_json(p)["sha256"] for p in sorted(Path("datasets").glob("*/manifest.json"))]
     assert len(set(hashes)) == 3
     assert hashes[3] == hashes[1]
     last = selected.checkpoints()["0000003k"]
     assert last.read_bytes() == selected.weights.read_bytes()
-    latent, labels = torch.randn(4, 8), torch.arange(4)
-    best = load_generator(selected.checkpoints()["0000002k"])(latent, labels)
-    assert torch.equal(load_generator(selected.folder)(latent, labels), best)
+    paths = selected.checkpoints()["0000002k"], selected.folder
+    labels = torch.arange(4)
+    best, default = (load_generator(path)(labels, np.random.default_rng(0)) for path in paths)
+    assert torch.equal(default, best)
 
 
 def test_sets_are_scored_with_the_checkpoint_they_are_from(synth: Synth, selected: Run) -> None:

@@ -308,8 +308,8 @@ def evaluate(
 @app.command()
 def leaderboard(results: Results = Path("results"), as_json: AsJson = False) -> None:
     """Rewrite the leaderboard and the report from the records, and print the tables."""
-    from eval.agreement import agreement_lines
     from eval.evaluate import publish
+    from eval.leaderboard import agreement_lines
 
     tables = publish(results)
     print_tables(tables, as_json)

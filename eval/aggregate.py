@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
@@ -19,9 +18,8 @@ from eval.records import RealSplits, Record
 from eval.statistics import Interval, interval
 
 ONE_RUN = "*"  # marks an interval that covers classifier seeds alone
-ANY = object()
 # Not part of a configuration: prose, and the length, which is the run's.
-NO_PART = {"source": ANY, "assumed": ANY, "images": ANY, "training": {"images": ANY}}
+NO_PART = {("source",), ("assumed",), ("images",), ("training", "images")}
 
 
 @dataclass(frozen=True)
@@ -34,8 +32,6 @@ class Row:
     balanced_accuracy: float
     calibration_error: float
     ratio_to_real: float | None
-    training_images: int
-    images_shown: int | None
     recipe_images: int | None  # see `recipe_length`
     seeds: str  # generator runs × classifier seeds
     arithmetic: str  # precision of the classifiers' training
@@ -43,6 +39,7 @@ class Row:
     commit: str | None
     metrics: dict[str, float]  # by key of their column; means over the runs that have them
     flag: str | None  # a warning about this entry
+    newest: Record
     records: tuple[Record, ...]  # one for each generator run, oldest first
 
     @property
@@ -86,8 +83,8 @@ SCORES = (
     Column("calibration_error", "ECE %", "%", "expected calibration error"),
     Column("ratio_to_real", "ratio to real", "{:.3f}", "accuracy over that of *real*"),
     Column("flag", "flag", "{}", FLAG),
-    Column("training_images", "training images", "{:,}"),
-    Column("images_shown", "GAN images shown", "{:,}", SHOWN),
+    Column("training_images", "training images", "{:,}", value="newest.entry.count"),
+    Column("images_shown", "GAN images shown", "{:,}", SHOWN, "newest.entry.length"),
     Column("recipe_images", "recipe's length", "{:,}", LENGTH),
     Column("seeds", "seeds", "{}", "generator runs × classifier seeds"),
     Column("arithmetic", "arithmetic", "{}", "precision of the classifiers' training"),
@@ -129,17 +126,13 @@ class Table:
     def to_frame(self) -> pd.DataFrame:
         """Numbers without rounding; accuracies, shares and gains as fractions."""
         scores, metrics = [column for column in SCORES if column.key], all_columns()
-        frame: pd.DataFrame = pd.DataFrame(
-            [
-                {column.key: cell(column, row) for column in scores}
-                | {column.key: row.metrics.get(column.key) for column in metrics}
-                for row in self.rows
-            ]
-        ).astype(
-            {column.key: "Int64" for column in scores if column.format in COUNTS}
-            | {column.key: float for column in metrics}
-        )
-        return frame
+        rows = [
+            {column.key: cell(column, row) for column in scores}
+            | {column.key: row.metrics.get(column.key) for column in metrics}
+            for row in self.rows
+        ]
+        counts = {column.key: "Int64" for column in scores if column.format in COUNTS}
+        return pd.DataFrame(rows).astype(counts | {column.key: float for column in metrics})
 
 
 def build_tables(records: list[Record]) -> list[Table]:
@@ -164,7 +157,7 @@ def _rows(records: list[Record]) -> Iterator[Row]:
         own_data = entry.trained_on in (None, record.real.train_fingerprint)
         name = entry.name if own_data else f"{entry.name} (trained on other data)"
         run = entry.checkpoint or entry.sha256  # the newest of several sets of one run counts
-        same = name, entry.count, entry.length, configuration_hash(entry.config)
+        same = name, entry.count, entry.length, configuration_key(entry.config)
         entries[same][run] = record
     baselines = {r.entry.kind: mean(r.accuracies) for r in newest if r.entry.kind != "synthetic"}
     rows = [_row(name, list(runs.values()), baselines) for (name, *_), runs in entries.items()]
@@ -188,10 +181,10 @@ def _newest_of_each_content(records: list[Record]) -> Iterable[Record]:
 def _row(name: str, records: list[Record], baselines: Mapping[str, float]) -> Row:
     """records: one per generator run. baselines: accuracies by kind."""
     newest = max(records, key=lambda record: record.date)
-    counts = sorted({len(record.scores) for record in records})
-    per_set = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
-    found = interval([record.accuracies for record in records])
     scores = [record.scores for record in records]
+    counts = [len(seeds) for seeds in scores]
+    per_set = " to ".join(str(count) for count in sorted({min(counts), max(counts)}))
+    found = interval([record.accuracies for record in records])
     held: dict[str, list[float]] = defaultdict(list)
     for record in records:
         for key, value in column_values(record.metrics, baselines).items():
@@ -203,8 +196,6 @@ def _row(name: str, records: list[Record], baselines: Mapping[str, float]) -> Ro
         balanced_accuracy=mean(mean(s.balanced_accuracy for s in seeds) for seeds in scores),
         calibration_error=mean(mean(s.calibration_error for s in seeds) for seeds in scores),
         ratio_to_real=found.mean / baselines["real"] if baselines.get("real") else None,
-        training_images=newest.entry.count,
-        images_shown=newest.entry.length,
         recipe_images=recipe_length(newest.entry.config),
         seeds=f"{len(records)} × {per_set}",
         arithmetic="/".join(sorted({record.precision for record in records})),
@@ -212,24 +203,28 @@ def _row(name: str, records: list[Record], baselines: Mapping[str, float]) -> Ro
         commit=newest.environment.get("commit"),
         metrics={key: mean(values) for key, values in held.items()},
         flag="; ".join(flags(record.metrics for record in records)) or None,
+        newest=newest,
         records=tuple(records),
     )
 
 
-def configuration_hash(config: Any) -> str | None:
+def configuration_key(config: Any) -> str | None:
     """Equal for runs that differ in their seed or length alone; None without a recipe.
 
     The configuration may be of any version and any family of generators. Values at their defaults
     do not count, because older records lack them.
     """
-    recipe = _plain(_at(config, "recipe"))
+    recipe = _at(config, "recipe")
     if recipe is None:
         return None
     family = config.get("family", "gan")
-    if isinstance(recipe, dict):
-        recipe = _without(_without(recipe, NO_PART), _gan_defaults() if family == "gan" else {})
-    text = json.dumps([family, recipe], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
+    defaults = _gan_defaults() if family == "gan" else {}
+    own = {
+        path: value
+        for path, value in _leaves(recipe).items()
+        if path not in NO_PART and (path not in defaults or value != defaults[path])
+    }
+    return repr((family, sorted(own.items())))
 
 
 def recipe_length(config: Any) -> int | None:
@@ -245,26 +240,18 @@ def _at(value: Any, *keys: str) -> Any:
     return value
 
 
-def _plain(value: Any) -> Any:
-    """As JSON, in which 1 and 1.0 are the same."""
-    return json.loads(json.dumps(value), parse_int=float)
+def _leaves(value: Any) -> dict[tuple[str, ...], Any]:
+    """The values in nested dicts by their paths; integers as floats, since 1 and 1.0 are equal."""
+    if not isinstance(value, dict):
+        return {(): json.loads(json.dumps(value, sort_keys=True), parse_int=float)}
+    return {
+        (key, *path): leaf for key, inner in value.items() for path, leaf in _leaves(inner).items()
+    }
 
 
 @cache
-def _gan_defaults() -> dict[str, Any]:
+def _gan_defaults() -> dict[tuple[str, ...], Any]:
     from synth.base.schema import dump
     from synth.recipes import Recipe
 
-    return dict(_plain(dump(Recipe(name="-", citation="", conditional=False))))
-
-
-def _without(value: dict[str, Any], left_out: dict[str, Any]) -> dict[str, Any]:
-    """Nested dicts, without values that are equal to, or `ANY`, in `left_out`."""
-    kept = {}
-    for key, inner in value.items():
-        other = left_out.get(key)
-        if isinstance(inner, dict) and isinstance(other, dict):
-            inner, other = _without(inner, other), {}
-        if key not in left_out or (other is not ANY and inner != other):
-            kept[key] = inner
-    return kept
+    return _leaves(dump(Recipe(name="-", citation="", conditional=False)))

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import re
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from scipy.stats import kendalltau, spearmanr
 
 from eval.aggregate import SCORES, Table, build_tables, cell
-from eval.agreement import agreement_lines
 from eval.metrics import NOTHING, Column, all_columns, describe, legend, wrap
 from eval.records import plot_path, read_records
 from synth.base.files import write_text
 
-METHOD = (
-    "<!-- metrics: made by synth leaderboard -->",
-    "<!-- end -->",
-)  # the marks around its place in METHOD.md
+# The marks around its place in METHOD.md
+METHOD = ("<!-- metrics: made by synth leaderboard -->", "<!-- end -->")
+FEWEST = 3  # entries in common, for a rank correlation
 LOGGED = {
     "d_loss": "D loss",
     "g_loss": "G loss",
@@ -25,17 +26,17 @@ LOGGED = {
     "heldout_d_losses": "held-out D loss",
 }
 CALIBRATION = (
-    ("fid_{}", "FID", "{:.2f}"),
-    ("kid_{}", "KID", "{:.3g}"),
-    ("kid_{}_std", "± of KID", "{:.3g}"),
+    Column("fid_{}", "FID", "{:.2f}"),
+    Column("kid_{}", "KID", "{:.3g}"),
+    Column("kid_{}_std", "± of KID", "{:.3g}"),
 )
+PARTS = {"halves": "two halves of the training split", "test": "training split and test split"}
 
 
 def format_scores(table: Table) -> pd.DataFrame:
     """The scores as text."""
     shown = [column for column in SCORES if column.title]
-    rows = [[c.show(cell(c, row)) for c in shown] for row in table.rows]
-    return pd.DataFrame(rows, columns=[column.title for column in shown])
+    return pd.DataFrame([{c.title: c.show(cell(c, row)) for c in shown} for row in table.rows])
 
 
 def format_metrics(table: Table) -> pd.DataFrame | None:
@@ -52,32 +53,22 @@ def format_metrics(table: Table) -> pd.DataFrame | None:
 
 def format_calibration(table: Table) -> pd.DataFrame | None:
     """Distances between real images as text; None if they were not measured."""
-    parts = {
-        "halves": "two halves of the training split",
-        "test": "training split and test split",
-    }
     rows = [
-        [
-            words,
-            space,
-            *(Column("", "", f).show(found.get(k.format(part))) for k, _, f in CALIBRATION),
-        ]
+        {"real images": words, "feature space": space}
+        | {c.title: c.show(found.get(c.key.format(part))) for c in CALIBRATION}
         for space, found in table.calibration.items()
-        for part, words in parts.items()
+        for part, words in PARTS.items()
     ]
-    titles = ["real images", "feature space", *(title for _, title, _ in CALIBRATION)]
-    return pd.DataFrame(rows, columns=titles) if rows else None
+    return pd.DataFrame(rows) if rows else None
 
 
 def format_training(table: Table) -> pd.DataFrame | None:
     """Training losses as text; None if no record has a training log."""
     rows = []
     for row in table.rows:
-        logs = [log for record in row.records if (log := record.entry.training_log)]
-        values = [found for log in logs if (found := training_values(log))]
-        if values:
-            means = pd.DataFrame(values).mean()
-            rows.append({"entry": row.entry, **means.map(Column("", "", "{:.3f}").show)})
+        values = pd.DataFrame([training_values(r.entry.training_log or []) for r in row.records])
+        if not values.empty:
+            rows.append({"entry": row.entry, **values.mean().map(Column("", "", "{:.3f}").show)})
     return pd.DataFrame(rows).fillna(NOTHING) if rows else None
 
 
@@ -150,12 +141,34 @@ def write_leaderboard(results: Path) -> list[Table]:
     write_text(results / "LEADERBOARD.md", to_page(results, tables))
     write_text(results / "leaderboard.csv", to_csv(tables))
     method = results / "METHOD.md"
-    text = method.read_text(encoding="utf-8") if method.exists() else ""
-    if all(mark in text for mark in METHOD):
-        before, _, rest = text.partition(METHOD[0])
-        after = rest.partition(METHOD[1])[2]
-        write_text(method, f"{before}{METHOD[0]}\n{describe()}\n{METHOD[1]}{after}")
+    if method.exists():
+        text, part = method.read_text(encoding="utf-8"), f"\n{describe()}\n".join(METHOD)
+        write_text(method, re.sub("(?s)" + ".*?".join(METHOD), lambda _: part, text, count=1))
     return tables
+
+
+def agreement_lines(tables: list[Table]) -> list[str]:
+    """Does a ranking depend on the classifier? A line for each pair of protocols with three entries
+    or more in common on the same real splits: the rank correlations of the mean accuracies.
+
+    Spearman's rho, with mean ranks for ties (Spearman 1904), and Kendall's tau-b (Kendall 1945).
+    A stream has no size. Beside one, an entry with several sizes is left out.
+    """
+    lines = []
+    for a, b in combinations(tables, 2):
+        if a.protocol == b.protocol or a.splits != b.splits:
+            continue
+        on_disk = all(table.rows[0].newest.protocol["data"] == "disk" for table in (a, b))
+        same = ["entry", "images_shown", *(["training_images"] if on_disk else [])]
+        sides = [table.to_frame().drop_duplicates(same, keep=False) for table in (a, b)]
+        shared = sides[0].merge(sides[1], on=same)[["accuracy_x", "accuracy_y"]]
+        if len(shared) >= FEWEST and shared.nunique().min() > 1:
+            spearman, kendall = (of(*shared.T.values).statistic for of in (spearmanr, kendalltau))
+            lines.append(
+                f"{a.protocol} and {b.protocol} rank {len(shared)} entries on {a.real}: "
+                f"Spearman {spearman:.3f}, Kendall {kendall:.3f}"
+            )
+    return lines
 
 
 INTRODUCTION = (

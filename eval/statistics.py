@@ -1,4 +1,4 @@
-"""The uncertainty of scores: intervals, comparisons and rank correlations.
+"""The uncertainty of scores: intervals and comparisons.
 
 A score varies with the generator run, the classifier seed and the test images. Every result says
 which of these three it covers. Accuracies are fractions.
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from scipy import optimize, stats
+from scipy import optimize
 from scipy.special import stdtrit
 
 ALPHA = 0.05  # of the 95 % intervals: the rate of wrong verdicts between equals
@@ -161,34 +161,6 @@ def compare(a: Runs, b: Runs) -> Comparison:
         scope,
         (tuple(map(len, a)), tuple(map(len, b))),
         len(by_image),
-    )
-
-
-@dataclass(frozen=True)
-class RankCorrelation:
-    """Agreement of two rankings, from -1 (reversed) to 1 (the same)."""
-
-    spearman: float
-    kendall: float
-    n: int  # entries
-
-
-def rank_correlation(scores_a: Sequence[float], scores_b: Sequence[float]) -> RankCorrelation:
-    """Do two classifiers rank the same entries alike? Scores of entry i under each, in any range.
-
-    Spearman's rho, with mean ranks for ties (Spearman 1904), and Kendall's tau-b (Kendall 1945).
-    Raises ValueError for unequal lengths, and for scores that are not finite or are all equal.
-    """
-    if len(scores_a) != len(scores_b):
-        raise ValueError(f"{len(scores_a)} and {len(scores_b)} scores: rank the same entries")
-    if not np.isfinite([scores_a, scores_b]).all():
-        raise ValueError("a ranking needs finite scores")
-    if len(set(scores_a)) < 2 or len(set(scores_b)) < 2:
-        raise ValueError("a ranking needs two different scores or more")
-    return RankCorrelation(
-        float(stats.spearmanr(scores_a, scores_b).statistic),
-        float(stats.kendalltau(scores_a, scores_b).statistic),
-        len(scores_a),
     )
 
 

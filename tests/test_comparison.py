@@ -10,8 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from eval.agreement import agreement_lines
-from eval.leaderboard import build_tables
+from eval.leaderboard import agreement_lines, build_tables
 from eval.protocols import PROTOCOLS
 from eval.records import (
     Entry,
@@ -23,7 +22,7 @@ from eval.records import (
     write_record,
 )
 from eval.score import Score, SeedScore
-from eval.statistics import compare, rank_correlation
+from eval.statistics import compare
 from tests.conftest import Ran
 from tests.test_cli import one_line
 
@@ -160,22 +159,28 @@ def test_a_record_without_its_answers_is_to_be_evaluated_again(synth: Synth) -> 
 
 @pytest.mark.usefixtures("synth")
 def test_agreement_of_two_classifiers() -> None:
-    first, second = [0.9, 0.7, 0.5, 0.3], [0.8, 0.5, 0.6, 0.2]
-    records = [
-        keep(run_of(f"recipe {index}", str(index)), answers(accuracy, 2, index), protocol)
-        for protocol, values in (("fixed-v1", first), ("fixed-resnet-v1", second))
-        for index, accuracy in enumerate(values)
-    ]
+
+    def ranked(protocol: str, *accuracies: float) -> list[Record]:
+        return [
+            keep(run_of(f"recipe {index}", str(index)), answers(accuracy, 2, index), protocol)
+            for index, accuracy in enumerate(accuracies)
+        ]
+
+    fixed = ranked("fixed-v1", 0.9, 0.8, 0.6, 0.4, 0.2)
+    resnet = ranked("fixed-resnet-v1", 0.7, 0.9, 0.4, 0.6, 0.2)
     only = keep(run_of("elsewhere", "9"), answers(0.1, 2, 9))
-    tables = build_tables([*records, only])
-    expected = rank_correlation(first, second)
-    assert agreement_lines(tables) == [
-        "fixed-resnet-v1 and fixed-v1 rank 4 entries on svhn-part: "
-        f"Spearman {expected.spearman:.3f}, Kendall {expected.kendall:.3f}"
+    assert agreement_lines(build_tables([*fixed, *resnet, only])) == [
+        "fixed-resnet-v1 and fixed-v1 rank 5 entries on svhn-part: "
+        f"Spearman {1 - 6 * 4 / (5 * 24):.3f}, Kendall {(8 - 2) / 10:.3f}"
     ]
-    assert agreement_lines(build_tables([*records[:4], *records[6:]])) == []  # two in common
-    elsewhere = [replace(r, real=replace(REAL, test_fingerprint="c" * 64)) for r in records[4:]]
-    assert agreement_lines(build_tables([*records[:4], *elsewhere])) == []
+    reversed_order = ranked("quick-v1", 0.1, 0.3, 0.5, 0.7, 0.9)
+    (line,) = agreement_lines(build_tables([*fixed, *reversed_order]))
+    assert line.endswith("Spearman -1.000, Kendall -1.000")
+    flat = ranked("quick-v1", 1, 1, 1, 1, 1)  # all equal: no ranking
+    assert agreement_lines(build_tables([*fixed, *flat])) == []
+    assert agreement_lines(build_tables([*fixed, *resnet[:2]])) == []  # two in common
+    elsewhere = [replace(r, real=replace(REAL, test_fingerprint="c" * 64)) for r in resnet]
+    assert agreement_lines(build_tables([*fixed, *elsewhere])) == []
 
 
 @pytest.mark.usefixtures("synth")

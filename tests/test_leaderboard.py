@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eval.aggregate import build_tables, configuration_hash, recipe_length
+from eval.aggregate import build_tables, configuration_key, recipe_length
 from eval.evaluator import metrics_for
 from eval.leaderboard import (
     METHOD,
@@ -96,7 +96,7 @@ def test_seeds_of_a_selecting_recipe_are_one_row_wherever_their_best_is() -> Non
         record(replace(last, sha256="4", checkpoint="4"), 0.5),
     ]
     (table,) = build_tables(records)
-    rows = [(row.entry, row.images_shown, row.seeds, row.accuracy) for row in table.rows]
+    rows = [(row.entry, row.newest.entry.length, row.seeds, row.accuracy) for row in table.rows]
     assert rows == [
         ("cdcgan, best checkpoint", 1_000_000, "2 × 1", pytest.approx(0.75)),
         ("cdcgan, best checkpoint", 300_000, "1 × 1", 0.6),
@@ -222,22 +222,20 @@ def test_what_no_recipe_of_this_version_made_is_still_a_row(
     assert known is made[0]
 
 
-def test_the_hash_of_a_configuration() -> None:
+def test_the_key_of_a_configuration() -> None:
     """Family, name and values tell configurations apart; length, prose, defaults do not."""
 
-    def hash_of(family: str = "gan", **recipe: object) -> str | None:
-        return configuration_hash({"family": family, "recipe": {"name": "x", **recipe}})
+    def key_of(family: str = "gan", **recipe: object) -> str | None:
+        return configuration_key({"family": family, "recipe": {"name": "x", **recipe}})
 
-    assert hash_of() == configuration_hash({"recipe": {"name": "x"}}) != hash_of("diffusion")
-    assert hash_of() == hash_of(training={"images": 5, "batch": 128}, source="a", assumed="b")
-    assert hash_of() == hash_of(training={"betas": [0.5, 0.999], "ema_half_life": 10_000.0})
-    assert (
-        len({hash_of(training={"batch": 128}), hash_of("diffusion", training={"batch": 128})}) == 2
-    )
-    assert hash_of("diffusion", training={"batch": 128}) != hash_of("diffusion", training={})
-    assert hash_of("diffusion", images=5) == hash_of("diffusion", images=6)
-    assert hash_of(conditional=True) != hash_of(conditional=False)
-    assert configuration_hash(None) is configuration_hash({}) is None
+    assert key_of() == configuration_key({"recipe": {"name": "x"}}) != key_of("diffusion")
+    assert key_of() == key_of(training={"images": 5, "batch": 128}, source="a", assumed="b")
+    assert key_of() == key_of(training={"betas": [0.5, 0.999], "ema_half_life": 10_000.0})
+    assert len({key_of(training={"batch": 128}), key_of("diffusion", training={"batch": 128})}) == 2
+    assert key_of("diffusion", training={"batch": 128}) != key_of("diffusion", training={})
+    assert key_of("diffusion", images=5) == key_of("diffusion", images=6)
+    assert key_of(conditional=True) != key_of(conditional=False)
+    assert configuration_key(None) is configuration_key({}) is None
     lengths = [recipe_length({"recipe": recipe}) for recipe in FOREIGN]
     assert lengths == [None, 7, None, 9, None, None, None, None]
 

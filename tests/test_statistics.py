@@ -18,7 +18,6 @@ from eval.statistics import (
     _half_width,
     compare,
     interval,
-    rank_correlation,
 )
 
 REPEATS = 2_000
@@ -289,21 +288,3 @@ def test_comparison_of_little() -> None:
         compare([some], [some[:, :40]])
     with pytest.raises(ValueError, match="two test images or more"):
         compare([some[:, :1]], [some[:, :1]])
-
-
-# --- rank_correlation ----------------------------------------------------------------------------
-
-
-def test_rank_correlation_by_hand() -> None:
-    result = rank_correlation([0.1, 0.2, 0.3, 0.4, 0.5], [20, 10, 40, 30, 50])
-    assert result.spearman == pytest.approx(1 - 6 * 4 / (5 * 24))
-    assert result.kendall == pytest.approx((8 - 2) / 10)
-    assert result.n == 5
-    assert rank_correlation([1, 2, 3], [3, 2, 1]).kendall == pytest.approx(-1)
-    with pytest.raises(ValueError, match="2 and 3 scores: rank the same entries"):
-        rank_correlation([1, 2], [1, 2, 3])
-    with pytest.raises(ValueError, match="finite"):
-        rank_correlation([1, float("nan")], [1, 2])
-    for flat in ([], [1], [1, 1]):
-        with pytest.raises(ValueError, match="two different scores or more"):
-            rank_correlation(flat, flat)

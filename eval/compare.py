@@ -27,9 +27,8 @@ class NamedComparison:
     result: Comparison
 
     def to_json(self) -> dict[str, Any]:
-        found = asdict(self)
-        result = found.pop("result")
-        return {**found, **result, "covers": self.result.covers}
+        named = {"a": self.a, "b": self.b, "protocol": self.protocol, "real": self.real}
+        return {**named, **asdict(self.result), "covers": self.result.covers}
 
     def to_text(self) -> str:
         """For people; differences are in percentage points."""
@@ -59,17 +58,15 @@ def compare_entries(
     which test images were classified right is missing, too old or damaged.
     """
     table = _find_table(build_tables(read_records(results)), protocol, real)
-    (name_a, records_a), (name_b, records_b) = (
-        _find_entry(table, option, name) for option, name in (("A", a), ("B", b))
-    )
-    runs_a, runs_b = (_runs(results, records) for records in (records_a, records_b))
+    sides = [_find_entry(table, option, name) for option, name in (("A", a), ("B", b))]
+    runs = [[_correct(results, record) for record in records] for _, records in sides]
     # A baseline has no generator runs: against several runs, each of its seeds counts as a run.
-    if records_a[0].entry.kind != "synthetic" and len(runs_b) > 1:
-        runs_a = list(runs_a[0][:, None])
-    if records_b[0].entry.kind != "synthetic" and len(runs_a) > 1:
-        runs_b = list(runs_b[0][:, None])
-    result = compare(runs_a, runs_b)
-    return NamedComparison(name_a, name_b, table.protocol, table.real, result)
+    several = max(map(len, runs)) > 1
+    for index, (_, records) in enumerate(sides):
+        if several and records[0].entry.kind != "synthetic":
+            runs[index] = list(runs[index][0][:, None])
+    (name_a, _), (name_b, _) = sides
+    return NamedComparison(name_a, name_b, table.protocol, table.real, compare(*runs))
 
 
 def _find_table(tables: Sequence[Table], protocol: str, real: str | None) -> Table:
@@ -115,22 +112,14 @@ def _find_entry(table: Table, option: str, name: str) -> tuple[str, list[Record]
     )
 
 
-def _runs(results: Path, records: list[Record]) -> list[np.ndarray]:
-    """Which test images were classified right: bool (seeds, N) for each record."""
-    runs = []
-    for record in records:
-        path = predictions_path(results, record)
-        correct = read_arrays(path).get("correct") if path.exists() else None
-        if correct is None:
-            raise SynthError(
-                f"{path}: is missing, or too old to say which test images were classified right; "
-                "evaluate the entry again"
-            )
-        shape = len(record.scores), record.real.test_size
-        if correct.dtype != np.bool_ or correct.shape != shape:
-            raise SynthError(
-                f"{path}: correct is {correct.dtype} {correct.shape}, and "
-                "does not fit its record; evaluate the entry again"
-            )
-        runs.append(correct)
-    return runs
+def _correct(results: Path, record: Record) -> np.ndarray:
+    """Which test images each classifier classified right: bool (seeds, N)."""
+    path = predictions_path(results, record)
+    correct = read_arrays(path).get("correct") if path.exists() else None
+    if correct is None:
+        wrong = "is missing, or too old to say which test images were classified right"
+    elif correct.dtype != np.bool_ or correct.shape != (len(record.scores), record.real.test_size):
+        wrong = f"correct is {correct.dtype} {correct.shape}, and does not fit its record"
+    else:
+        return correct
+    raise SynthError(f"{path}: {wrong}; evaluate the entry again")

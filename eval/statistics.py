@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from scipy import optimize
@@ -18,6 +18,7 @@ from scipy.special import stdtrit
 ALPHA = 0.05  # of the 95 % intervals: the rate of wrong verdicts between equals
 SMALLEST_P = 1e-12  # smaller p-values are reported as this one: such tails are unknown
 
+Scope = Literal["recipes", "generators", "classifiers"]
 # Per generator run a bool array (seeds, N): was test image k classified right with seed s?
 Runs = Sequence[np.ndarray]
 
@@ -49,29 +50,24 @@ def interval(scores: Sequence[Sequence[float]]) -> Interval:
 
     With two runs or more it is Student's t interval of the run means, with runs - 1 degrees of
     freedom. The model is one-way random effects (Searle, Casella & McCulloch 1992, *Variance
-    Components*, ch. 3): score = mean + run + seed within run. The variance of a run's mean is
-    between + within / seeds, and the sample variance of the run means estimates it. Scores of one
-    run are not independent evidence about other runs (Bouthillier et al. 2021, arXiv:2103.03098).
-    With one run it is Student's t interval of its seeds, and covers those alone. Both are exact for
-    normal scores if all runs have the same number of seeds, and good approximations otherwise.
-
-    All runs use the same classifier seeds. An effect of a seed that is common to all runs does not
-    show in the spread of the run means.
+    Components*, ch. 3): score = mean + run + seed within run. Scores of one run are not independent
+    evidence about other runs (Bouthillier et al. 2021, arXiv:2103.03098). With one run it is
+    Student's t interval of its seeds, and covers those alone. Both are exact for normal scores if
+    all runs have the same number of seeds, and good approximations otherwise. The effect of a
+    classifier seed that is common to all runs does not show.
 
     Raises ValueError if there is no run, a run has no score, or a score is not finite.
     """
     if len(scores) == 0 or any(len(run) == 0 for run in scores):
         raise ValueError("an interval needs one run or more, and one score or more in each")
-    values = [np.asarray(run, dtype=float) for run in scores]
-    if not all(np.isfinite(run).all() for run in values):
+    means = np.array([np.mean(run) for run in scores])
+    if not np.isfinite(means).all():
         raise ValueError("an interval needs finite scores")
-    means = np.array([run.mean() for run in values])
-    mean = float(means.mean())
-    unit = means if len(means) > 1 else values[0]
-    seeds = tuple(len(run) for run in values)
+    mean, seeds = float(means.mean()), tuple(len(run) for run in scores)
+    unit = means if len(means) > 1 else np.array(scores[0])
     if len(unit) == 1:
         return Interval(mean, None, None, seeds)
-    half = float(_half_width(np.array([_variance_of_mean(unit)]), np.array([len(unit) - 1])))
+    half = float(_half_width(*_spread([unit])))
     return Interval(mean, mean - half, mean + half, seeds)
 
 
@@ -84,7 +80,7 @@ class Comparison:
     high: float
     p_value: float  # two-sided, in [SMALLEST_P, 1]
     verdict: Literal["A", "B", "can't tell"]  # the better one, if 0 is outside the interval
-    scope: Literal["recipes", "generators", "classifiers"]
+    scope: Scope
     seeds: tuple[tuple[int, ...], tuple[int, ...]]  # numbers of classifiers, by run of A and of B
     images: int
 
@@ -125,20 +121,17 @@ def compare(a: Runs, b: Runs) -> Comparison:
 
     From variances v_i on f_i degrees of freedom the interval is ± sqrt(sum t(f_i)² v_i), with
     Student's t (Banerjee 1960, Sankhyā 22:357-358). For normal scores it covers at least 95 %,
-    whatever the true variances: the distribution function of chi² with one degree of freedom is
-    concave, so by Jensen's inequality the coverage is at least a weighted mean of the coverages of
-    the single terms, which are 95 %. Welch's interval (Satterthwaite's degrees of freedom) is
-    narrower, but covers less than 95 % with few runs (see tests/test_statistics.py). The p-value is
-    the level at which one end of the interval is 0.
+    whatever the true variances, by Jensen's inequality. Welch's interval (Satterthwaite's degrees
+    of freedom) is narrower, but covers less than 95 % with few runs (see tests/test_statistics.py).
+    The p-value is the level at which one end of the interval is 0.
 
     A baseline has no generator runs. Against two runs or more, pass each of its seeds as a run of
     one seed. Otherwise pass it as one run, so that seeds are paired.
     Raises ValueError for empty or ill-shaped arrays, or different numbers of images.
     """
     _check(a, b)
-    scope: Literal["recipes", "generators", "classifiers"]
+    scope: Scope = "recipes"
     if len(a) > 1 and len(b) > 1:
-        scope = "recipes"
         units = [np.array([run.mean() for run in side]) for side in (a, b)]
     else:
         shared = min(len(run) for run in (*a, *b))
@@ -149,8 +142,7 @@ def compare(a: Runs, b: Runs) -> Comparison:
     by_image = np.mean([run.mean(0) for run in a], 0) - np.mean([run.mean(0) for run in b], 0)
     units.append(by_image.round(12))  # the order of summation must not make a difference
     difference = float(units[-1].mean())
-    variances = np.array([_variance_of_mean(unit) for unit in units])
-    freedom = np.array([len(unit) - 1 for unit in units])
+    variances, freedom = _spread(units)
     half = float(_half_width(variances, freedom))
     return Comparison(
         difference,
@@ -164,15 +156,16 @@ def compare(a: Runs, b: Runs) -> Comparison:
     )
 
 
-def _variance_of_mean(units: np.ndarray) -> float:
-    return float(units.var(ddof=1) / len(units))
+def _spread(units: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """The variance of the mean of each source's units, and its degrees of freedom: (sources,)."""
+    variances = [unit.var(ddof=1) / len(unit) for unit in units]
+    return np.array(variances), np.array([len(unit) - 1 for unit in units])
 
 
-def _half_width(variances: np.ndarray, freedom: np.ndarray, alpha: float = ALPHA) -> np.ndarray:
+def _half_width(variances: np.ndarray, freedom: np.ndarray, alpha: float = ALPHA) -> Any:
     """sqrt(sum over i of t(f_i)² v_i); `variances` (sources, …), `freedom` (sources,)."""
     student = stdtrit(freedom, alpha / 2)  # a hundred times faster than stats.t.ppf
-    half: np.ndarray = np.sqrt(np.tensordot(student**2, variances, 1))
-    return half
+    return np.sqrt(np.tensordot(student**2, variances, 1))
 
 
 def _p_value(difference: float, variances: np.ndarray, freedom: np.ndarray) -> float:
@@ -193,9 +186,8 @@ def _check(a: Runs, b: Runs) -> None:
         raise ValueError("a comparison needs one run or more on each side")
     for run in (*a, *b):
         if run.ndim != 2 or run.dtype != np.bool_ or len(run) == 0:
-            raise ValueError(
-                f"a run of shape {run.shape}, {run.dtype}: must be bool (seeds, images), not empty"
-            )
+            found = f"a run of shape {run.shape}, {run.dtype}"
+            raise ValueError(f"{found}: must be bool (seeds, images), not empty")
     counts = sorted({run.shape[1] for run in (*a, *b)})
     if len(counts) > 1:
         raise ValueError(f"runs over {' and '.join(map(str, counts))} images: use the same images")

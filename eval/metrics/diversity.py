@@ -37,9 +37,7 @@ def within_class_diversity(rows: Tensor, labels: Tensor, bandwidths: np.ndarray)
     Evaluation of Generative Models in Learning Multi-modal Distributions", NeurIPS; the Vendi
     score of order 2 of Pasarkar & Dieng 2023, arXiv:2310.12952): 1 / mean k(x, y)² over all pairs,
     with the kernel exp(-|x - y|² / 2σ²). A class that has collapsed onto m images scores at most
-    m. The mean distance within a class hardly shows such a collapse (ten images still have 9/10 of
-    it), nor does the first-order score with a cosine kernel, because all images of a class point in
-    nearly the same direction. Wrong labels raise it: a class of mixed contents has more modes.
+    m. Mean distances and the first-order score with a cosine kernel hardly show such a collapse.
 
     rows: float (N, D); labels: int64 (N,) in 0..K-1; bandwidths: σ by class, from real images.
     """

@@ -65,25 +65,18 @@ def _root(covariance: np.ndarray) -> np.ndarray:
     return root
 
 
-class Kid(NamedTuple):
-    """Mean and standard deviation over the subsets."""
-
-    mean: float
-    std: float
-
-
 def kid(
     real: Features,
     synthetic: Features,
     subsets: int = 100,
     subset_size: int | None = None,
     seed: int = 0,
-) -> Kid:
+) -> tuple[float, float]:
     """Kernel distance: unbiased squared MMD under the kernel (x·y / D + 1)³, in (-∞, ∞).
 
-    KID of Bińkowski et al. 2018, arXiv:1801.01401. Its expectation is 0 for two sets from the same
-    distribution, whatever their sizes. Subsets are drawn without replacement from numpy's
-    `RandomState`, as torch-fidelity draws them.
+    KID of Bińkowski et al. 2018, arXiv:1801.01401: mean and standard deviation over the subsets.
+    Its expectation is 0 for two sets from the same distribution, whatever their sizes. Subsets are
+    drawn without replacement from numpy's `RandomState`, as torch-fidelity draws them.
 
     real: (N, D), synthetic: (M, D). subset_size: None means 1,000, or the size of the smaller set
     if that is less. Raises ValueError if it is less than 2 or larger than the smaller set.
@@ -99,7 +92,7 @@ def kid(
         _mmd(*(rows[random.choice(len(rows), subset_size, replace=False)] for rows in sets))
         for _ in range(subsets)
     ]
-    return Kid(float(np.mean(values)), float(np.std(values)))
+    return float(np.mean(values)), float(np.std(values))
 
 
 def _mmd(x: np.ndarray, y: np.ndarray) -> float:
@@ -109,18 +102,10 @@ def _mmd(x: np.ndarray, y: np.ndarray) -> float:
     return float(within / (len(x) * (len(x) - 1)) - 2 * polynomial_kernel(x, y, degree=3).mean())
 
 
-class Manifolds(NamedTuple):
-    """How two sets cover each other; see `manifolds`."""
-
-    precision: float  # share of synthetic rows in a ball around a real one, in [0, 1]
-    recall: float  # share of real rows in a ball around a synthetic one, in [0, 1]
-    density: float  # mean number of real balls around a synthetic row, over k, in [0, ∞)
-    coverage: float  # share of real rows with a synthetic one in their ball, in [0, 1]
-
-
-def manifolds(real: Features, synthetic: Features, neighbours: int = 5) -> Manifolds:
+def manifolds(real: Features, synthetic: Features, neighbours: int = 5) -> dict[str, float]:
     """Precision and recall (Kynkäänniemi et al. 2019, arXiv:1904.06991, eqs. 1 and 2); density
-    and coverage (Naeem et al. 2020, arXiv:2002.09797, section 3).
+    and coverage (Naeem et al. 2020, arXiv:2002.09797, section 3). All are shares in [0, 1], except
+    density in [0, ∞); see `COLUMNS`.
 
     The ball of a row reaches to its k-th nearest neighbour in its own set. Balls are open, as in
     the package `prdc` of Naeem et al.; torch-fidelity's are closed. Squared distances count as
@@ -138,22 +123,21 @@ def manifolds(real: Features, synthetic: Features, neighbours: int = 5) -> Manif
     real_balls = _squared_radii(real, neighbours) - rounding
     synthetic_balls = _squared_radii(synthetic, neighbours) - rounding
 
-    balls = torch.zeros(len(synthetic))
-    recalled = torch.zeros(len(real), dtype=torch.bool)
-    covered = recalled.clone()
-    for start in range(0, len(synthetic), BLOCK):
-        block = slice(start, start + BLOCK)
-        squares = torch.cdist(synthetic[block], real).square_()
+    balls = []  # of real rows, around each synthetic row
+    recalled = covered = torch.zeros(len(real), dtype=torch.bool)
+    for rows, radii in zip(synthetic.split(BLOCK), synthetic_balls.split(BLOCK), strict=True):
+        squares = torch.cdist(rows, real).square_()
         inside = squares < real_balls
-        balls[block] = inside.sum(1).float()
-        covered |= inside.any(0)
-        recalled |= (squares < synthetic_balls[block, None]).any(0)
-    return Manifolds(
-        precision=float((balls > 0).double().mean()),
-        recall=float(recalled.double().mean()),
-        density=float(balls.double().mean()) / neighbours,
-        coverage=float(covered.double().mean()),
-    )
+        balls.append(inside.sum(1))
+        covered = covered | inside.any(0)
+        recalled = recalled | (squares < radii[:, None]).any(0)
+    counts = torch.cat(balls).double()
+    return {
+        "precision": float((counts > 0).double().mean()),
+        "recall": float(recalled.double().mean()),
+        "density": float(counts.mean()) / neighbours,
+        "coverage": float(covered.double().mean()),
+    }
 
 
 def _squared_radii(rows: Tensor, neighbours: int) -> Tensor:
@@ -169,13 +153,9 @@ def _float64(rows: Features) -> Tensor:
 
 def fidelity(real: Tensor, synthetic: Tensor) -> dict[str, float]:
     """All metrics of this module, by key, from features (N, D) and (M, D)."""
-    kernel = kid(real, synthetic)
-    return {
-        "fid": fid(statistics(real), statistics(synthetic)),
-        "kid": kernel.mean,
-        "kid_std": kernel.std,
-        **manifolds(real, synthetic)._asdict(),
-    }
+    distance, deviation = kid(real, synthetic)
+    found = {"fid": fid(statistics(real), statistics(synthetic))}
+    return found | {"kid": distance, "kid_std": deviation} | manifolds(real, synthetic)
 
 
 def calibration(real: RealReference, space: str) -> dict[str, float]:
@@ -188,9 +168,8 @@ def calibration(real: RealReference, space: str) -> dict[str, float]:
     first = halves(real.train)
     found: dict[str, float] = {}
     for name, a, b in (("halves", train[first], train[~first]), ("test", train, test)):
-        kernel = kid(a, b)
         found[f"fid_{name}"] = fid(statistics(a), statistics(b))
-        found |= {f"kid_{name}": kernel.mean, f"kid_{name}_std": kernel.std}
+        found[f"kid_{name}"], found[f"kid_{name}_std"] = kid(a, b)
     return found
 
 

@@ -29,7 +29,7 @@ class Memorisation(NamedTuple):
     share: float  # of near copies among the synthetic images, in [0, 1]
     expected_share: float  # the same, if synthetic images were like held-out ones
     p_value: float  # the probability of this share or a larger one in that case
-    closer: float  # probability that a synthetic image is nearer to training than a held-out one
+    closer: float  # probability that a synthetic image is nearer than a held-out one, 0.5 if alike
     flagged: bool
 
 
@@ -40,24 +40,21 @@ def memorisation(training: Tensor, held_out: Tensor, synthetic: Tensor) -> Memor
     (N, D). Distances are Euclidean. `training` is what the generator was trained on.
 
     The *ratio* of an image is its distance to the nearest training image over the mean distance
-    to its 50 nearest. Carlini et al. 2023 (arXiv:2301.13188, section 5.1) use it to find extracted
-    training images of CIFAR-10. A plain distance would call every smooth image a copy, because
-    smooth images are near to everything.
+    to its 50 nearest (Carlini et al. 2023, arXiv:2301.13188, section 5.1). A plain distance would
+    call every smooth image a copy, because smooth images are near to everything. Carlini et al.
+    choose the threshold by hand. Here held-out real images set it, as in Meehan et al. 2020
+    (arXiv:2004.05675): a *near copy* has a ratio no greater than the j-th smallest of M held-out
+    images, with j = 0.001 (M + 1), at least 1. Without memorisation the expected share of near
+    copies is therefore j / (M + 1).
 
-    Carlini et al. choose the threshold by hand. Here held-out real images set it, as Meehan et al.
-    2020 (arXiv:2004.05675) do for distances. A *near copy* has a ratio no greater than the j-th
-    smallest of M held-out images, with j = 0.001 (M + 1), at least 1. Without memorisation the
-    expected share of near copies is therefore j / (M + 1).
+    The p-value is one-sided. The number of N exchangeable images below an order statistic is
+    beta-binomial(N; j, M + 1 - j), which includes the uncertainty of the threshold. Synthetic
+    images are never quite exchangeable with real ones, so a flag also needs ten times the expected
+    share. cdcgan and dcgan had 1.1 and 0.7 times that share after 1 M images (svhn-part, pixels,
+    50,000 images, held out: its 8,000 test images).
 
-    The p-value is of a one-sided test. The number of N exchangeable images below an order
-    statistic is beta-binomial(N; j, M + 1 - j), which includes the uncertainty of the threshold.
-    Synthetic images are never quite exchangeable with real ones, and in a large set a small
-    difference is significant. A flag therefore also needs ten times the expected share. For
-    comparison, cdcgan and dcgan had 1.1 and 0.7 times that share after 1 M images (svhn-part,
-    pixels, 50,000 images, held out: its 8,000 test images).
-
-    `closer` is the U statistic of Meehan et al. as a probability: 0.5 for images like held-out
-    ones, more for nearer ones. It is not part of the flag, because smooth images raise it.
+    `closer` is the U statistic of Meehan et al. as a probability. Smooth images raise it, so it is
+    not part of the flag.
     """
     held_out_distances, held_out_ratios, _ = nearest_training(training, held_out)
     distances, ratios, _ = nearest_training(training, synthetic)
@@ -86,11 +83,9 @@ def nearest_training(
     Returns its distance, float32 (N,), its ratio, float32 (N,) in [0, 1], and its index, int64
     (N,). The ratio of an exact copy is 0.
     """
-    parts = [_nearest_of_block(training, block) for block in queries.split(QUERIES)]
-    distances, ratios, nearest = (
-        torch.cat(part).cpu().numpy() for part in zip(*parts, strict=True)
-    )
-    return distances, ratios, nearest
+    blocks = [_nearest_of_block(training, rows) for rows in queries.split(QUERIES)]
+    distances, ratios, nearest = map(torch.cat, zip(*blocks, strict=True))
+    return distances.cpu().numpy(), ratios.cpu().numpy(), nearest.cpu().numpy()
 
 
 def _nearest_of_block(training: Tensor, queries: Tensor) -> tuple[Tensor, Tensor, Tensor]:

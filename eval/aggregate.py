@@ -185,10 +185,8 @@ def _row(name: str, records: list[Record], baselines: Mapping[str, float]) -> Ro
     counts = [len(seeds) for seeds in scores]
     per_set = " to ".join(str(count) for count in sorted({min(counts), max(counts)}))
     found = interval([record.accuracies for record in records])
-    held: dict[str, list[float]] = defaultdict(list)
-    for record in records:
-        for key, value in column_values(record.metrics, baselines).items():
-            held[key].append(value)
+    values = [column_values(record.metrics, baselines) for record in records]
+    keys = dict.fromkeys(key for held in values for key in held)
     return Row(
         entry=name,
         rank=None,
@@ -201,7 +199,7 @@ def _row(name: str, records: list[Record], baselines: Mapping[str, float]) -> Ro
         arithmetic="/".join(sorted({record.precision for record in records})),
         date=newest.date[:10],
         commit=newest.environment.get("commit"),
-        metrics={key: mean(values) for key, values in held.items()},
+        metrics={key: mean(held[key] for held in values if key in held) for key in keys},
         flag="; ".join(flags(record.metrics for record in records)) or None,
         newest=newest,
         records=tuple(records),

@@ -71,14 +71,12 @@ def compare_entries(
 
 def _find_table(tables: Sequence[Table], protocol: str, real: str | None) -> Table:
     under = [table for table in tables if table.protocol == protocol]
-    if not under:
-        names = ", ".join(dict.fromkeys(table.protocol for table in tables))
-        raise UsageError(
-            f"--protocol {protocol}: no record uses it; "
-            + (f"choose {names}" if names else "make one with: synth evaluate")
-        )
     on = [table for table in under if real in (None, table.real)]
+    protocols = ", ".join(dict.fromkeys(table.protocol for table in tables))
     names = ", ".join(dict.fromkeys(table.real for table in under))
+    if not under:
+        mend = f"choose {protocols}" if tables else "make one with: synth evaluate"
+        raise UsageError(f"--protocol {protocol}: no record uses it; {mend}")
     if not on:
         raise UsageError(f"--real {real}: no record of {protocol} uses it; choose {names}")
     if len({table.real for table in on}) > 1:
@@ -91,20 +89,20 @@ def _find_table(tables: Sequence[Table], protocol: str, real: str | None) -> Tab
     return on[0]
 
 
-def _find_entry(table: Table, option: str, name: str) -> tuple[str, list[Record]]:
+def _find_entry(table: Table, option: str, name: str) -> tuple[str, tuple[Record, ...]]:
     """The name of the entry, and its records: one per generator run."""
     rows = [row for row in table.rows if row.entry == name]
     if len(rows) == 1:
-        return name, list(rows[0].records)
-    records = [record for row in table.rows for record in row.records]
+        return name, rows[0].records
     if rows:  # several sizes or lengths
         ids = ", ".join(record.id for row in rows for record in row.records)
         raise UsageError(f"{option} {name}: stands in {len(rows)} rows; choose a record: {ids}")
-    found = [record for record in records if record.id.startswith(name)] if name else []
+    records = [record for row in table.rows for record in row.records]
+    found = [record for record in records if name and record.id.startswith(name)]
+    ids = ", ".join(record.id for record in found)
     if len(found) == 1:
-        return f"{found[0].entry.name} ({found[0].id})", found
+        return f"{found[0].entry.name} ({ids})", (found[0],)
     if found:
-        ids = ", ".join(record.id for record in found)
         raise UsageError(f"{option} {name}: begins the ids {ids}; give a longer part of one")
     names = ", ".join(row.entry for row in table.rows)
     raise UsageError(

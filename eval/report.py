@@ -25,6 +25,7 @@ img { max-width: 34em; border: 1px solid #ddd }
 .confusion th, .confusion td { border: 0; padding: .2em .5em; text-align: right; font-size: 12px }
 img.samples { image-rendering: pixelated; width: 22em }
 """
+CAPTIONS = {"samples": "samples, one class per row", "losses": "losses and outputs of D"}
 
 
 def keep_plots(results: Path, record: Record, plots: dict[str, Path]) -> None:
@@ -56,25 +57,22 @@ def write_report(results: Path, tables: list[Table]) -> Path:
 
 def _section(results: Path, row: Row) -> str:
     record = row.records[-1]
-    captions = {"samples": "samples, one class per row", "losses": "losses and outputs of D"}
-    plots = [
-        _plot(path, name, caption)
-        for name, caption in captions.items()
-        if (path := plot_path(results, record, name)).exists()
-    ]
-    plots.append(_confusion(record))
+    plots = [_plot(results, record, name) for name in CAPTIONS]
     flag = f", <strong>{html.escape(row.flag)}</strong>" if row.flag else ""
     return (
         f"<h3>{html.escape(row.entry)}: {100 * row.accuracy:.2f} % "
         f"({row.shown_interval}){flag}</h3>"
         f"<p><code>{html.escape(record.environment.get('command', ''))}</code> "
         f"({html.escape(str(record.environment.get('device')))}, record {html.escape(record.id)})"
-        f"</p><div class='plots'>{''.join(plots)}</div>"
+        f"</p><div class='plots'>{''.join(plots)}{_confusion(record)}</div>"
     )
 
 
-def _plot(path: Path, name: str, caption: str) -> str:
-    data = base64.b64encode(path.read_bytes()).decode()
+def _plot(results: Path, record: Record, name: str) -> str:
+    path = plot_path(results, record, name)
+    if not path.exists():
+        return ""
+    data, caption = base64.b64encode(path.read_bytes()).decode(), CAPTIONS[name]
     return (
         f"<figure><img class='{name}' alt='{caption}' src='data:image/png;base64,{data}'>"
         f"<figcaption>{caption}</figcaption></figure>"

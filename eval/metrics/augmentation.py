@@ -9,7 +9,7 @@ from statistics import mean
 import torch
 
 from eval.metrics import Column, Metric, Subject
-from synth.data import TENTH, ImageSet, first_of_each_class
+from synth.data import TENTH, first_of_each_class
 
 
 def augmentation(subject: Subject) -> dict[str, list[float]]:
@@ -17,14 +17,12 @@ def augmentation(subject: Subject) -> dict[str, list[float]]:
 
     all: with the whole real training split. tenth: with the first tenth of each of its classes.
     """
-    real = subject.real.train
-    parts = {"all": real, "tenth": first_of_each_class(real, TENTH)}
-    return {name: subject.score(_union(part, subject.images)) for name, part in parts.items()}
-
-
-def _union(real: ImageSet, images: ImageSet) -> ImageSet:
-    labels = torch.cat([real.require_labels(), images.require_labels()])
-    return replace(real, images=torch.cat([real.images, images.images]), labels=labels)
+    real, found = subject.real.train, {}
+    for name, part in (("all", real), ("tenth", first_of_each_class(real, TENTH))):
+        labels = torch.cat([part.require_labels(), subject.images.require_labels()])
+        images = torch.cat([part.images, subject.images.images])
+        found[name] = subject.score(replace(real, images=images, labels=labels))
+    return found
 
 
 def _mean(part: str) -> Callable[..., float]:

@@ -23,7 +23,6 @@ from synth.data import ImageSet, first_of_classes
 Features = np.ndarray | Tensor  # float (N, D)
 
 BLOCK = 256  # rows of the distance matrix in memory: 100 MB for 50,000 columns
-KID_SUBSET = 1000
 ROUNDING = 1e-13  # relative to the largest squared norm; see `manifolds`
 
 
@@ -66,11 +65,7 @@ def _root(covariance: np.ndarray) -> np.ndarray:
 
 
 def kid(
-    real: Features,
-    synthetic: Features,
-    subsets: int = 100,
-    subset_size: int | None = None,
-    seed: int = 0,
+    real: Features, synthetic: Features, subsets: int = 100, subset_size: int = 1000, seed: int = 0
 ) -> tuple[float, float]:
     """Kernel distance: unbiased squared MMD under the kernel (x·y / D + 1)³, in (-∞, ∞).
 
@@ -78,18 +73,16 @@ def kid(
     Its expectation is 0 for two sets from the same distribution, whatever their sizes. Subsets are
     drawn without replacement from numpy's `RandomState`, as torch-fidelity draws them.
 
-    real: (N, D), synthetic: (M, D). subset_size: None means 1,000, or the size of the smaller set
-    if that is less. Raises ValueError if it is less than 2 or larger than the smaller set.
+    real: (N, D), synthetic: (M, D). A subset is no larger than the smaller set. Raises ValueError
+    if that has fewer than two rows.
     """
     sets = [_float64(real).numpy(), _float64(synthetic).numpy()]
-    fewest = min(map(len, sets))
-    if subset_size is None:
-        subset_size = min(KID_SUBSET, fewest)
-    if not 2 <= subset_size <= fewest:
-        raise ValueError(f"subset_size {subset_size}: must be in 2..{fewest}, the smaller set")
+    size = min(subset_size, *map(len, sets))
+    if size < 2:
+        raise ValueError(f"a kernel distance needs 2 rows or more of each set, not {size}")
     random = np.random.RandomState(seed)
     values = [
-        _mmd(*(rows[random.choice(len(rows), subset_size, replace=False)] for rows in sets))
+        _mmd(*(rows[random.choice(len(rows), size, replace=False)] for rows in sets))
         for _ in range(subsets)
     ]
     return float(np.mean(values)), float(np.std(values))

@@ -81,6 +81,7 @@ def test_a_synthetic_record_holds_bit_for_bit(synth: Synth, evaluated: Path, sta
     assert told["differences"] == []
     expected = {
         "record agrees with its own predictions",
+        "same description",
         "same predictions",
         "same scores",
         "same metrics",
@@ -211,7 +212,7 @@ def test_a_generator_of_another_seed_does_not_pass(synth: Synth, evaluated: Path
     path = record_of(evaluated)
     tamper(path, lambda value: value["entry"]["config"].update(seed=1))
     ran = synth("verify", path, "--from", "train")
-    one_line(ran, 1, "does not hold: same checkpoint, same data set, same predictions")
+    one_line(ran, 1, "does not hold: same checkpoint, same data set, same description, same pred")
     tamper(path, lambda value: value["entry"].update(generation_seed=1))
     one_line(synth("verify", path, "--from", "generate"), 1, "does not hold: same data set")
 

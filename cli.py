@@ -280,24 +280,19 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Score synthetic sets on the real test split, and print the leaderboard."""
-    from eval.evaluate import Workspace, evaluate_sets
+    from eval.evaluate import evaluate_sets
+    from eval.evaluator import Settings, Workspace
     from eval.metrics import parse_metrics
     from synth.base.schema import dump
 
     names = parse_metrics(metrics, feature_space)
     if closest_pairs and ("memorisation" not in names or len(folders or [""]) > 1):
         raise UsageError("--closest-pairs: goes with one data set, and with --metrics memorisation")
+    workspace = Workspace(data_root, runs, datasets, results)
+    torch_device = prepare(device, deterministic)
+    settings = Settings(workspace, protocol, torch_device, precision, classifier_seeds, names)
     records, tables = evaluate_sets(
-        folders or [],
-        protocol,
-        dataset,
-        Workspace(data_root, runs, datasets, results),
-        prepare(device, deterministic),
-        precision,
-        classifier_seeds,
-        names,
-        baselines and references,
-        closest_pairs,
+        folders or [], settings, dataset, baselines and references, closest_pairs
     )
     if as_json:
         return print_json([dump(record) for record in records])
@@ -357,7 +352,7 @@ def verify(
     as_json: AsJson = False,
 ) -> None:
     """Repeat a record's evaluation. The same kind of machine must give exactly the same results."""
-    from eval.evaluate import Workspace
+    from eval.evaluator import Workspace
     from eval.verify import find_record_file
     from eval.verify import verify as verify_record
     from synth.ops.acceleration import keep_freed_memory
@@ -400,26 +395,17 @@ def benchmark(
 ) -> None:
     """Train, generate and evaluate several recipes and seeds. Skips what exists already."""
     from eval.benchmark import benchmark as run_benchmark
-    from eval.evaluate import Workspace
+    from eval.evaluator import Settings, Workspace
     from eval.metrics import parse_metrics
     from synth.base.progress import say
 
     check_choice("--select", select, (None, "cas"))
     names = parse_metrics(metrics, feature_space)
-    tables = run_benchmark(
-        [resolve_recipe(name.strip(), None, overrides) for name in recipes.split(",")],
-        seeds,
-        dataset,
-        parse_count("--images", images),
-        per_class,
-        protocol,
-        classifier_seeds,
-        precision,
-        Workspace(data_root, runs, datasets, results),
-        prepare(device),
-        select is not None,
-        names,
-    )
+    workspace, torch_device = Workspace(data_root, runs, datasets, results), prepare(device)
+    settings = Settings(workspace, protocol, torch_device, precision, classifier_seeds, names)
+    length = parse_count("--images", images)
+    chosen = [resolve_recipe(name.strip(), None, overrides) for name in recipes.split(",")]
+    tables = run_benchmark(chosen, seeds, dataset, length, per_class, settings, select is not None)
     print_tables(tables, as_json)
     say(f"report: {results / 'report.html'}")
 

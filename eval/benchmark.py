@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
-
-import torch
 
 from eval import selection
 from eval.aggregate import Table
-from eval.evaluate import Workspace, ensure_baselines, ensure_evaluated, publish
-from eval.evaluator import Evaluator, make_evaluator
+from eval.evaluate import ensure_baselines, ensure_evaluated, publish
+from eval.evaluator import Evaluator, Settings, make_evaluator
 from eval.protocols import PROTOCOLS
 from synth.base.errors import UsageError
 from synth.base.progress import progress_bar, say
@@ -27,13 +24,8 @@ def benchmark(
     dataset_key: str,
     length: int | None,
     per_class: int,
-    protocol: str,
-    classifier_seeds: int | None,
-    precision: str,
-    workspace: Workspace,
-    device: torch.device,
+    settings: Settings,
     select: bool = False,
-    metrics: tuple[str, ...] = (),
 ) -> list[Table]:
     """Trains, generates and evaluates every recipe and seed, skipping what is there already.
 
@@ -42,31 +34,20 @@ def benchmark(
     if seeds < 1:
         raise UsageError(f"--seeds {seeds}: must be 1 or more")
     check_count(per_class)
-    streams = PROTOCOLS.find(protocol).data == "stream"
+    streams = PROTOCOLS.find(settings.protocol).data == "stream"
     unconditional = [recipe.name for recipe in recipes if not recipe.conditional]
     if streams and unconditional:
         raise UsageError(
-            f"--protocol {protocol}: draws labelled samples, which {unconditional[0]} does not "
-            "make; leave it out of --recipes"
+            f"--protocol {settings.protocol}: draws labelled samples, which {unconditional[0]} "
+            "does not make; leave it out of --recipes"
         )
-    evaluator = make_evaluator(
-        protocol,
-        dataset_key,
-        workspace.data_root,
-        workspace.results,
-        device,
-        precision,
-        classifier_seeds,
-        metrics,
-    )
+    workspace, evaluator = settings.workspace, make_evaluator(settings, dataset_key)
     for recipe in recipes:
         check_trainable(recipe, evaluator.train, select and recipe.conditional)
     with progress_bar("benchmark", len(recipes) * seeds + 1, "stages") as advance:
         for recipe in recipes:
             for seed in range(seeds):
-                run = find_or_train(
-                    recipe, dataset_key, evaluator, length, seed, precision, workspace.runs, select
-                )
+                run = find_or_train(recipe, evaluator, length, seed, settings, select)
                 label_with = None if recipe.conditional else "classifier"
                 ensure_evaluated(evaluator, run, per_class, workspace, label_with)
                 publish(workspace.results)
@@ -77,18 +58,15 @@ def benchmark(
 
 def find_or_train(
     recipe: RecipeBase,
-    dataset_key: str,
     evaluator: Evaluator,
     length: int | None,
     seed: int,
-    precision: str,
-    runs: Path,
+    settings: Settings,
     select: bool = False,
 ) -> Run:
     """The run of this recipe, data, length, seed and selection: found, resumed or made."""
-    images = evaluator.train
-    select = select and recipe.conditional
-    protocol = selection.SELECTION.name if select else None
+    images, runs = evaluator.train, settings.workspace.runs
+    protocol = selection.SELECTION.name if select and recipe.conditional else None
     wanted = (recipe, images.fingerprint, length or recipe.total_images, seed, protocol)
     for run in reversed(all_runs(runs)):
         config = run.config
@@ -97,7 +75,14 @@ def find_or_train(
             break
     else:
         config = plan_run(
-            recipe, dataset_key, images, length, seed, precision, evaluator.device, select=protocol
+            recipe,
+            evaluator.dataset_key,
+            images,
+            length,
+            seed,
+            settings.precision,
+            evaluator.device,
+            select=protocol,
         )
         run = Run.create(runs, config, describe_environment(evaluator.device))
     if not run.finished():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from pathlib import Path
 
 import torch
@@ -11,7 +11,7 @@ import torch
 from eval import labeller as labelling
 from eval.aggregate import Table
 from eval.baselines import BASELINES
-from eval.evaluator import Evaluator, make_evaluator
+from eval.evaluator import Evaluator, Settings, Workspace, make_evaluator
 from eval.leaderboard import write_leaderboard
 from eval.metrics.memorisation import closest_pairs as find_closest_pairs
 from eval.protocols import PROTOCOLS, Protocol
@@ -34,33 +34,13 @@ PAIRS, PAIRS_IN_A_ROW = 40, 10
 SUFFIXES = {"conditional": "", "classifier": " + pseudo-labels", "random": " + random labels"}
 
 
-@dataclass(frozen=True)
-class Workspace:
-    """The folders that commands read and write."""
-
-    data_root: Path | None = None
-    runs: Path = Path("runs")
-    datasets: Path = Path("datasets")
-    results: Path = Path("results")
-
-    @property
-    def baselines(self) -> Path:
-        """Sets that were made to read scores by. The newest set of a user is never one of them."""
-        return self.datasets / "references"
-
-
 # All sets of one command
 
 
 def evaluate_sets(
     folders: Sequence[Path],
-    protocol: str,
+    settings: Settings,
     dataset_key: str | None,
-    workspace: Workspace,
-    device: torch.device,
-    precision: str,
-    classifier_seeds: int | None,
-    metrics: tuple[str, ...],
     baselines: bool,
     closest_pairs: Path | None = None,
 ) -> tuple[list[Record], list[Table]]:
@@ -69,21 +49,10 @@ def evaluate_sets(
 
     dataset_key: the real data to score on; by default what a set imitates.
     """
+    workspace = settings.workspace
     sets = [read_synthetic(folder) for folder in folders or [newest_synthetic(workspace.datasets)]]
     keys = [dataset_key or synthetic.dataset_key for synthetic in sets]
-    evaluators = {
-        key: make_evaluator(
-            protocol,
-            key,
-            workspace.data_root,
-            workspace.results,
-            device,
-            precision,
-            classifier_seeds,
-            metrics,
-        )
-        for key in dict.fromkeys(keys)
-    }
+    evaluators = {key: make_evaluator(settings, key) for key in dict.fromkeys(keys)}
     records = []
     for synthetic, key in zip(sets, keys, strict=True):
         evaluator = evaluators[key]

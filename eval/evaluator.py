@@ -44,6 +44,33 @@ from synth.data import ImageSet, load_test_images, load_training_images
 from synth.environment import describe_environment, git_commit
 
 
+@dataclass(frozen=True)
+class Workspace:
+    """The folders that commands read and write."""
+
+    data_root: Path | None = None
+    runs: Path = Path("runs")
+    datasets: Path = Path("datasets")
+    results: Path = Path("results")
+
+    @property
+    def baselines(self) -> Path:
+        """Sets that were made to read scores by. The newest set of a user is never one of them."""
+        return self.datasets / "references"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the commands that score sets are told."""
+
+    workspace: Workspace
+    protocol: str
+    device: torch.device
+    precision: str = "auto"
+    seeds: int | None = None  # number of classifiers; None: the protocol's
+    metrics: tuple[str, ...] = ()  # as `eval.metrics.parse_metrics` gives them
+
+
 def metrics_for(entry: Entry, asked: Sequence[str]) -> list[str]:
     """Those of the metrics that mean something for this entry, without the score."""
     baseline = BASELINES.get(entry.kind)
@@ -174,38 +201,26 @@ class Evaluator:
         return record
 
 
-def make_evaluator(
-    protocol: str,
-    dataset_key: str,
-    data_root: Path | None,
-    results: Path,
-    device: torch.device,
-    precision: str = "auto",
-    seeds: int | None = None,
-    metrics: tuple[str, ...] = (),
-) -> Evaluator:
-    """Loads both real splits; this is where the test split is read.
-
-    metrics: as `eval.metrics.parse_metrics` gives them. Under a stream there are none: they are of
-    a set on disk, and stand in the table of `fixed-v1`. Raises `SynthError` where a feature space
-    is asked for whose weights are not there.
-    """
-    chosen = PROTOCOLS.find(protocol)
-    seeds = chosen.seeds if seeds is None else seeds
+def make_evaluator(settings: Settings, dataset_key: str) -> Evaluator:
+    """Loads both real splits; this is where the test split is read. Raises `SynthError` where a
+    feature space is asked for whose weights are not there."""
+    chosen, device = PROTOCOLS.find(settings.protocol), settings.device
+    seeds = chosen.seeds if settings.seeds is None else settings.seeds
     if seeds < 1:
         raise UsageError(f"--classifier-seeds {seeds}: must be 1 or more")
-    if chosen.data == "stream":
-        metrics = ()
+    # Metrics are of a set on disk; a stream's stand in the table of fixed-v1.
+    metrics = settings.metrics if chosen.data == "disk" else ()
     spaces = {metric.feature_space for metric in in_order() if metric.name in metrics}
     extractors = {name: load(device) for name, load in FEATURE_SPACES.items() if name in spaces}
-    train = load_training_images(dataset_key, data_root)
-    test = load_test_images(dataset_key, data_root)
+    train = load_training_images(dataset_key, settings.workspace.data_root)
+    test = load_test_images(dataset_key, settings.workspace.data_root)
     train.require_labels()
     test.require_labels()
+    results = settings.workspace.results
     check_writable(results / "records")
     git_commit()  # of the code as it is loaded, before hours pass
-    resolved, reason = choose_classifier_precision(precision, device, chosen.classifier)
-    say(f"precision {resolved}: {reason}")
+    precision, reason = choose_classifier_precision(settings.precision, device, chosen.classifier)
+    say(f"precision {precision}: {reason}")
     return Evaluator(
-        chosen, train, test, results, device, resolved, seeds, dataset_key, metrics, extractors
+        chosen, train, test, results, device, precision, seeds, dataset_key, metrics, extractors
     )

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,18 +12,17 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from eval.baselines import BASELINES
-from eval.evaluate import Workspace, entry_of, generate_described, synthetic_entry
-from eval.evaluator import Evaluator, make_evaluator
+from eval.evaluate import entry_of, generate_described, synthetic_entry
+from eval.evaluator import Evaluator, Settings, Workspace, make_evaluator
 from eval.metrics import measured
 from eval.records import Entry, Record
 from eval.score import MakeBatches, disk_batches
 from eval.selection import checkpoint_scorer, sample_batches
 from synth.base.errors import SynthError
 from synth.base.files import numbered_folders, sha256
-from synth.checkpoints import load_tensors, read_metadata
+from synth.checkpoints import read_metadata
 from synth.data import ImageSet
 from synth.environment import (
-    PACKAGES,
     describe_environment,
     is_deterministic,
     make_deterministic,
@@ -35,82 +34,16 @@ from synth.synthetic_set import read_manifest, read_synthetic
 from synth.training import check_same_images, train_run
 
 Stage = Literal["evaluate", "generate", "train"]
-SAME = ("python", *PACKAGES, "platform", "device", "kernels", "deterministic")  # bits depend on
 
 
 @dataclass(frozen=True)
-class Check:
-    """One thing compared. The record holds if all that is `needed` is `met`."""
+class Again:
+    """An entry that was made again, and what its classifiers are trained on."""
 
-    what: str
-    met: bool
-    needed: bool
-    detail: str
-
-
-@dataclass
-class Verification:
-    """What was compared, and what came out."""
-
-    record: Record
-    stage: Stage
-    differences: list[str] = field(default_factory=list)  # of the environments
-    notes: list[str] = field(default_factory=list)
-    checks: list[Check] = field(default_factory=list)
-
-    @property
-    def exact(self) -> bool:
-        """Must every bit be the same?"""
-        return not self.differences
-
-    @property
-    def holds(self) -> bool:
-        return all(check.met for check in self.checks if check.needed)
-
-    @property
-    def verdict(self) -> str:
-        if not self.holds:
-            failed = [check.what for check in self.checks if check.needed and not check.met]
-            return f"does not hold: {', '.join(failed)}"
-        return "holds, bit for bit" if self.exact else "holds, within its interval"
-
-    def add(self, what: str, met: bool, detail: str, always: bool = False) -> None:
-        """A check that is needed where bits must be the same, or `always`."""
-        self.checks.append(Check(what, met, always or self.exact, detail))
-
-    def meet(self, stage: str, recorded: dict[str, Any] | None, now: dict[str, Any]) -> None:
-        """Notes how the environment of a stage differs from the one at hand."""
-        if recorded is None:
-            self.differences.append(f"{stage}: its environment is not in the record")
-            return
-        if not now["device"].startswith("CPU"):
-            self.differences.append(f"{stage}: on a GPU, which need not repeat its bits")
-        for key in SAME:
-            if recorded.get(key) != now.get(key):
-                self.differences.append(f"{stage}: {key} {recorded.get(key)}, now {now.get(key)}")
-        if recorded.get("commit") != now.get("commit"):
-            self.notes.append(f"{stage}: commit {recorded.get('commit')}, now {now.get('commit')}")
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "record": self.record.id,
-            "from": self.stage,
-            "holds": self.holds,
-            "exact": self.exact,
-            "verdict": self.verdict,
-            "differences": self.differences,
-            "notes": self.notes,
-            "checks": [asdict(check) for check in self.checks],
-        }
-
-    def to_text(self) -> str:
-        lines = [f"{self.record.id}, from {self.stage}"]
-        lines += [f"differs       {line}" for line in self.differences]
-        lines += [f"note          {line}" for line in self.notes]
-        for check in self.checks:
-            word = "yes" if check.met else "NO" if check.needed else "no, and need not"
-            lines.append(f"{check.what}: {word} ({check.detail})")
-        return "\n".join([*lines, f"verdict       {self.verdict}"])
+    entry: Entry
+    batches: MakeBatches
+    images: ImageSet | None = None  # the set on disk that the batches come from
+    weights: Path | None = None  # of the generator, where it took part
 
 
 def evaluator_again(
@@ -120,16 +53,15 @@ def evaluator_again(
     splits are others."""
     if device == "auto" and record.environment.get("device", "").startswith("CPU"):
         device = "cpu"
-    evaluator = make_evaluator(
+    settings = Settings(
+        replace(workspace, results=scratch / "results"),
         record.protocol["name"],
-        dataset_key or record.dataset_key or "svhn",
-        workspace.data_root,
-        scratch / "results",
         pick_device(device),
         record.precision,
         len(record.scores),
         measured(record.metrics),
     )
+    evaluator = make_evaluator(settings, dataset_key or record.dataset_key or "svhn")
     for split in ("train", "test"):
         ours = getattr(evaluator.real, f"{split}_fingerprint")
         theirs = getattr(record.real, f"{split}_fingerprint")
@@ -142,9 +74,7 @@ def evaluator_again(
 
 
 @contextmanager
-def as_recorded(
-    recorded: dict[str, Any] | None,
-) -> Iterator[Callable[[torch.device], dict[str, Any]]]:
+def as_recorded(recorded: dict[str, Any] | None) -> Iterator[None]:
     """Computes with the recorded numbers of threads, of torch and of numpy's linear algebra, since
     rounding depends on both, and deterministically where the record says so."""
     recorded = recorded or {}
@@ -154,57 +84,50 @@ def as_recorded(
         make_deterministic()
     try:
         with threadpool_limits(recorded.get("blas_threads"), user_api="blas"):
-            yield describe_environment
+            yield
     finally:
         torch.set_num_threads(threads)
         torch.use_deterministic_algorithms(deterministic)
 
 
 def make_again(
-    found: Verification, evaluator: Evaluator, workspace: Workspace, scratch: Path
-) -> tuple[Entry, MakeBatches, ImageSet | None]:
-    """The entry made again from the stage on that is asked for, what its classifiers are trained
-    on, and the set on disk that this comes from, if any."""
-    record, entry, protocol = found.record, found.record.entry, evaluator.protocol
+    record: Record, stage: Stage, evaluator: Evaluator, workspace: Workspace, scratch: Path
+) -> Again:
+    """Makes the record's entry again from this stage on."""
+    entry, protocol = record.entry, evaluator.protocol
     classes = len(evaluator.train.classes)
     if entry.kind != "synthetic":
         baseline = BASELINES.find(entry.kind)
         with as_recorded(record.environment):
             images = baseline.build(evaluator.train, entry.count // classes)
-        found.add("same training set", images.fingerprint == entry.sha256, "rebuilt from the split")
         again = Entry(entry.kind, baseline.name, len(images), images.fingerprint)
-        return again, disk_batches(protocol, images, evaluator.device), images
-    if found.stage == "evaluate" and protocol.data == "disk":
-        synthetic = read_synthetic(_find_set(entry, workspace))
-        detail = f"found by its sha256 as {synthetic.images.name}"
-        found.add("same data set", True, detail, always=True)
+        return Again(again, disk_batches(protocol, images, evaluator.device), images)
+    weights = None
+    if stage == "evaluate" and protocol.data == "disk":
+        folder = _find_set(entry, workspace)
     else:
-        run, checkpoint = (
-            _train_again(found, evaluator, workspace, scratch)
-            if found.stage == "train"
-            else _find_run(found, workspace)
-        )
+        if stage == "train":
+            run, checkpoint = _train_again(record, evaluator, scratch), entry.chosen
+        else:
+            run, checkpoint = _find_run(entry, workspace)
+        weights = run.find_checkpoint(checkpoint)
         if protocol.data == "stream":
             described = describe_provenance(run, entry.generation_seed or 0, None, None, checkpoint)
             again = entry_of(described, entry.name, entry.count, None, None)
-            weights = run.find_checkpoint(checkpoint)
-            return again, sample_batches(protocol, weights, classes, evaluator.device), None
+            batches = sample_batches(protocol, weights, classes, evaluator.device)
+            return Again(again, batches, weights=weights)
         if entry.generation_seed is None:
             raise SynthError(f"{record.id}: says no generation seed; use --from evaluate")
         if entry.labels == "classifier":
             check_same_images(run, evaluator.train)
             if entry.labeller is None:
                 raise SynthError(f"{record.id}: says no labeller; use --from evaluate")
-        with as_recorded(entry.generation_environment) as describe:
-            found.meet("generate", entry.generation_environment, describe(evaluator.device))
+        with as_recorded(entry.generation_environment):
             described, per_class = replace(entry, chosen=checkpoint), entry.count // classes
             folder = generate_described(evaluator, run, per_class, described, scratch / "datasets")
-        synthetic = read_synthetic(folder)
-        digest = str(synthetic.manifest and synthetic.manifest.sha256)
-        detail = f"generated again, sha256 {digest[:12]}"
-        found.add("same data set", digest == entry.sha256, detail)
+    synthetic = read_synthetic(folder)
     batches = disk_batches(protocol, synthetic.images, evaluator.device)
-    return synthetic_entry(synthetic, protocol), batches, synthetic.images
+    return Again(synthetic_entry(synthetic, protocol), batches, synthetic.images, weights)
 
 
 def _find_set(entry: Entry, workspace: Workspace) -> Path:
@@ -214,11 +137,12 @@ def _find_set(entry: Entry, workspace: Workspace) -> Path:
     for folder in (*was, *made):
         manifest = read_manifest(folder)
         if manifest is not None:
-            if manifest.sha256 == entry.sha256:
-                return folder
-        elif (folder / "images.npz").exists() and (
-            read_synthetic(folder).images.fingerprint == entry.sha256
-        ):
+            digest = manifest.sha256
+        elif (folder / "images.npz").exists():
+            digest = read_synthetic(folder).images.fingerprint
+        else:
+            continue
+        if digest == entry.sha256:
             return folder
     raise SynthError(
         f"{entry.folder}: there is no data set of the sha256 {str(entry.sha256)[:12]} there or in "
@@ -226,32 +150,26 @@ def _find_set(entry: Entry, workspace: Workspace) -> Path:
     )
 
 
-def _find_run(found: Verification, workspace: Workspace) -> tuple[Run, str]:
-    """The run with the checkpoint of the entry's sha256, where it was or in the folder of runs, and
-    the name of that checkpoint."""
-    entry = found.record.entry
-    weights = _find_weights(entry, workspace)
-    found.add("same checkpoint", True, f"found by its sha256: {weights}", always=True)
+def _find_run(entry: Entry, workspace: Workspace) -> tuple[Run, str]:
+    """The run with the checkpoint of the entry's sha256, and the name of that checkpoint."""
+    weights = find_weights(entry, workspace)
     kept = weights.parent.name == "checkpoints"
     folder = weights.parent.parent if kept else weights.parent
     run = Run(folder, RunConfig.from_json(read_metadata(weights)["config"], weights))
-    named = entry.chosen
-    if named is not None and sha256(run.find_checkpoint(named)) == entry.checkpoint:
-        return run, named
+    if entry.chosen and sha256(run.find_checkpoint(entry.chosen)) == entry.checkpoint:
+        return run, entry.chosen
     return run, weights.stem if kept else "last"
 
 
-def _find_weights(entry: Entry, workspace: Workspace) -> Path:
+def find_weights(entry: Entry, workspace: Workspace) -> Path:
+    """The checkpoint of the entry's sha256, where it was or in the folder of runs."""
     if entry.checkpoint is None:
         raise SynthError(f"{entry.name}: no generator of synth made it; use --from evaluate")
     was = [Path(entry.run)] if entry.run else []
     for folder in (*was, *numbered_folders(workspace.runs)):
-        last = folder / "generator.safetensors"
-        for weights in (
-            *([last] if last.exists() else []),
-            *sorted(folder.glob("checkpoints/*.safetensors")),
-        ):
-            if sha256(weights) == entry.checkpoint:
+        kept = sorted(folder.glob("checkpoints/*.safetensors"))
+        for weights in (folder / "generator.safetensors", *kept):
+            if weights.exists() and sha256(weights) == entry.checkpoint:
                 return weights
     raise SynthError(
         f"{entry.run}: there is no checkpoint of the sha256 {entry.checkpoint[:12]} there or in "
@@ -259,39 +177,14 @@ def _find_weights(entry: Entry, workspace: Workspace) -> Path:
     )
 
 
-def _train_again(
-    found: Verification, evaluator: Evaluator, workspace: Workspace, scratch: Path
-) -> tuple[Run, str | None]:
-    """Trains the run again in `scratch`; returns it with the name of the record's checkpoint."""
-    record, entry = found.record, found.record.entry
-    if entry.config is None:
+def _train_again(record: Record, evaluator: Evaluator, scratch: Path) -> Run:
+    if record.entry.config is None:
         raise SynthError(
             f"{record.id}: is older than configurations in records, so its run cannot be "
             "trained again; use --from generate"
         )
-    config = RunConfig.from_json(entry.config, record.id)
-    with as_recorded(entry.training_environment) as describe:
-        environment = describe(evaluator.device)
-        found.meet("train", entry.training_environment, environment)
-        run = Run.create(scratch / "runs", config, environment)
-        train_run(run, evaluator.train, evaluator.device, checkpoint_scorer(run, evaluator.device))
-    weights = run.find_checkpoint(entry.chosen)
-    if entry.chosen is None and run.images_shown(weights) != entry.images_shown:
-        raise SynthError(f"{record.id}: no checkpoint at {entry.images_shown} images again")
-    same, detail = (
-        sha256(weights) == entry.checkpoint,
-        f"{config.total_images:,} images shown again",
-    )
-    if not same:  # perhaps in its metadata alone, which grows with the versions of synth
-        try:
-            same = _same_tensors(weights, _find_weights(entry, workspace))
-            detail += ", compared tensor by tensor: the files' metadata differ"
-        except SynthError:
-            detail += "; the first one is not there to be compared tensor by tensor"
-    found.add("same checkpoint", same, detail)
-    return run, entry.chosen
-
-
-def _same_tensors(one: Path, other: Path) -> bool:
-    a, b = load_tensors(one)[0], load_tensors(other)[0]
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+    config, device = RunConfig.from_json(record.entry.config, record.id), evaluator.device
+    with as_recorded(record.entry.training_environment):
+        run = Run.create(scratch / "runs", config, describe_environment(device))
+        train_run(run, evaluator.train, device, checkpoint_scorer(run, device))
+    return run

@@ -9,22 +9,24 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from scipy.special import stdtrit
 
 from eval.aggregate import build_tables
-from eval.evaluate import Workspace
-from eval.evaluator import Evaluator
+from eval.evaluator import Evaluator, Workspace
 from eval.metrics import measured
 from eval.protocols import PROTOCOLS
 from eval.records import Entry, Record, predictions_path, read_record, read_records
-from eval.repeat import Stage, Verification, as_recorded, evaluator_again, make_again
+from eval.repeat import Again, Stage, as_recorded, evaluator_again, find_weights, make_again
 from synth.base.errors import SynthError, UsageError
 from synth.base.files import read_arrays
+from synth.checkpoints import load_tensors
+from synth.environment import PACKAGES, describe_environment
 
 # What makes an entry's name, rank and row. It must be what the set or the run says of itself.
 DESCRIPTION = (
@@ -32,6 +34,69 @@ DESCRIPTION = (
     *("labeller", "chosen", "run_length"),
 )
 SEEDS = ("training_seed", "generation_seed", "trained_on")
+SAME = ("python", *PACKAGES, "platform", "device", "kernels")  # bits depend on these
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing compared. The record holds if all that is `needed` is `met`."""
+
+    what: str
+    met: bool
+    needed: bool
+    detail: str
+
+
+@dataclass
+class Verification:
+    """What was compared, and what came out."""
+
+    record: Record
+    stage: Stage
+    differences: list[str] = field(default_factory=list)  # of the environments
+    notes: list[str] = field(default_factory=list)
+    checks: list[Check] = field(default_factory=list)
+
+    @property
+    def exact(self) -> bool:
+        """True if every bit must be the same."""
+        return not self.differences
+
+    @property
+    def holds(self) -> bool:
+        return all(check.met for check in self.checks if check.needed)
+
+    @property
+    def verdict(self) -> str:
+        if not self.holds:
+            failed = [check.what for check in self.checks if check.needed and not check.met]
+            return f"does not hold: {', '.join(failed)}"
+        return "holds, bit for bit" if self.exact else "holds, within its interval"
+
+    def add(self, what: str, met: bool, detail: str, always: bool = False) -> None:
+        """A check that is needed where bits must be the same, or `always`."""
+        self.checks.append(Check(what, met, always or self.exact, detail))
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "record": self.record.id,
+            "from": self.stage,
+            "holds": self.holds,
+            "exact": self.exact,
+            "verdict": self.verdict,
+            "differences": self.differences,
+            "notes": self.notes,
+            "checks": [asdict(check) for check in self.checks],
+        }
+
+    def to_text(self) -> str:
+        lines = [f"{self.record.id}, from {self.stage}"]
+        lines += [f"differs       {line}" for line in self.differences]
+        lines += [f"note          {line}" for line in self.notes]
+        for check in self.checks:
+            word = "yes" if check.met else "NO" if check.needed else "no, and need not"
+            lines.append(f"{check.what}: {word} ({check.detail})")
+        return "\n".join([*lines, f"verdict       {self.verdict}"])
 
 
 def find_record_file(results: Path, name: str) -> Path:
@@ -76,9 +141,8 @@ def verify(
     found = Verification(record, stage)
     with tempfile.TemporaryDirectory() as scratch:
         evaluator = evaluator_again(record, workspace, dataset_key, device, Path(scratch))
-        with as_recorded(record.environment) as environment:
-            found.meet("evaluate", record.environment, environment(evaluator.device))
-        entry, batches, images = make_again(found, evaluator, workspace, Path(scratch))
+        _compare_environments(found, describe_environment(evaluator.device))
+        again = make_again(record, stage, evaluator, workspace, Path(scratch))
         units = _run_means(path) if stage == "train" else record.accuracies
         if not found.exact and len(units) < 2:
             what = (
@@ -88,26 +152,71 @@ def verify(
                 f"{path}: cannot be verified here: bits need not repeat "
                 f"({'; '.join(found.differences)}), and only one {what}, whose spread is unknown"
             )
+        _compare_content(found, again, workspace)
         with as_recorded(record.environment):
-            again = evaluator.evaluate(entry, batches, images)
+            repeated = evaluator.evaluate(again.entry, again.batches, again.images)
         _compare_entries(found, again.entry)
-        _compare_scores(found, again, predictions_path(path.parent.parent, record), evaluator)
+        _compare_scores(found, repeated, predictions_path(path.parent.parent, record), evaluator)
         if not found.exact:
-            repeated = 1 if stage == "train" else len(units)
-            found.add(*_within(units, float(np.mean(again.accuracies)), repeated), always=True)
+            new = 1 if stage == "train" else len(units)
+            found.add(*_within(units, float(np.mean(repeated.accuracies)), new), always=True)
         if record.metrics is not None:
-            _compare_metrics(found, record.metrics, again.metrics)
+            _compare_metrics(found, record.metrics, repeated.metrics)
     return found
 
 
 # Two records compared
 
 
+def _compare_environments(found: Verification, now: dict[str, Any]) -> None:
+    """Notes how the environment of each repeated stage differs from the one at hand."""
+    record, entry = found.record, found.record.entry
+    stages: dict[str, dict[str, Any] | None] = {"evaluate": record.environment}
+    if found.stage != "evaluate" and record.protocol["data"] == "disk":
+        stages["generate"] = entry.generation_environment
+    if found.stage == "train":
+        stages["train"] = entry.training_environment
+    for stage, recorded in stages.items():
+        if recorded is None:
+            found.differences.append(f"{stage}: its environment is not in the record")
+            continue
+        if not now["device"].startswith("CPU"):
+            found.differences.append(f"{stage}: on a GPU, which need not repeat its bits")
+        for key in SAME:
+            if recorded.get(key) != now.get(key):
+                found.differences.append(f"{stage}: {key} {recorded.get(key)}, now {now.get(key)}")
+        if recorded.get("commit") != now.get("commit"):
+            found.notes.append(f"{stage}: commit {recorded.get('commit')}, now {now.get('commit')}")
+
+
+def _compare_content(found: Verification, again: Again, workspace: Workspace) -> None:
+    """The checkpoint and the set, by their sha256."""
+    old, new = found.record.entry, again.entry
+    if again.weights is not None:
+        same, detail = new.checkpoint == old.checkpoint, f"sha256 {str(new.checkpoint)[:12]}"
+        if not same:  # perhaps in its metadata alone, which grows with the versions of synth
+            try:
+                same = _same_tensors(again.weights, find_weights(old, workspace))
+                detail += ", compared tensor by tensor: the files' metadata differ"
+            except SynthError:
+                detail += "; the first one is not there to be compared tensor by tensor"
+        found.add("same checkpoint", same, detail)
+    if again.images is not None:
+        what = "same data set" if old.kind == "synthetic" else "same training set"
+        found.add(what, new.sha256 == old.sha256, f"sha256 {str(new.sha256)[:12]}")
+
+
+def _same_tensors(one: Path, other: Path) -> bool:
+    a, b = load_tensors(one)[0], load_tensors(other)[0]
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
 def _compare_entries(found: Verification, again: Entry) -> None:
     """What decides an entry's name, rank and row must be what its set or run says of itself."""
     old = found.record.entry
-    # A generator trained anew elsewhere may choose another checkpoint.
-    exact = ("images_shown", "checkpoint") if found.stage != "train" else ()
+    exact = ["checkpoint"] if found.stage != "train" else []
+    if found.stage != "train" or old.chosen != "best":  # trained anew, another may be the best
+        exact.append("images_shown")
     names = (*DESCRIPTION, *(SEEDS if old.kind == "synthetic" else ()), *exact)
     other = [
         f"{name} is {getattr(old, name)!r}, not {getattr(again, name)!r}"

@@ -281,17 +281,7 @@ def generate_described(
             evaluator.train, protocol, evaluator.device, run.config.precision
         )
 
-    return generate_set(
-        run,
-        per_class,
-        provenance.generation_seed or 0,
-        root,
-        evaluator.device,
-        provenance.labels if provenance.labels in ("classifier", "random") else None,
-        make_labeller,
-        provenance.labeller,
-        checkpoint=provenance.chosen,
-    )
+    return generate_set(run, provenance, per_class, root, evaluator.device, make_labeller)
 
 
 def find_set(root: Path, provenance: Provenance, count: int) -> Path | None:

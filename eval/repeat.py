@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,7 +25,6 @@ from synth.data import ImageSet
 from synth.environment import (
     PACKAGES,
     describe_environment,
-    is_deterministic,
     make_deterministic,
     pick_device,
 )
@@ -148,7 +147,7 @@ def as_recorded(
     """Computes with the recorded numbers of threads, of torch and of numpy's linear algebra, since
     rounding depends on both, and deterministically where the record says so."""
     recorded = recorded or {}
-    threads, deterministic = torch.get_num_threads(), is_deterministic()
+    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     torch.set_num_threads(recorded.get("threads", threads))
     if recorded.get("deterministic"):
         make_deterministic()
@@ -185,7 +184,7 @@ def make_again(
             else _find_run(found, workspace)
         )
         if protocol.data == "stream":
-            described = describe_provenance(run, entry.generation_seed or 0, None, None, checkpoint)
+            described = describe_provenance(run, entry.generation_seed or 0, checkpoint=checkpoint)
             again = entry_of(described, entry.name, entry.count, None, None)
             weights = run.find_checkpoint(checkpoint)
             return again, sample_batches(protocol, weights, classes, evaluator.device), None
@@ -197,7 +196,10 @@ def make_again(
                 raise SynthError(f"{record.id}: says no labeller; use --from evaluate")
         with as_recorded(entry.generation_environment) as describe:
             found.meet("generate", entry.generation_environment, describe(evaluator.device))
-            described, per_class = replace(entry, chosen=checkpoint), entry.count // classes
+            described = describe_provenance(
+                run, entry.generation_seed, entry.labels, entry.labeller, checkpoint
+            )
+            per_class = entry.count // classes
             folder = generate_described(evaluator, run, per_class, described, scratch / "datasets")
         synthetic = read_synthetic(folder)
         digest = str(synthetic.manifest and synthetic.manifest.sha256)

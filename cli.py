@@ -219,7 +219,7 @@ def generate(
     from eval.labeller import LABELLER_PROTOCOL, labeller_for
     from synth.base.files import read_json
     from synth.formats import FORMATS
-    from synth.generation import Labeller, check_count, describe_provenance, generate_set
+    from synth.generation import check_count, describe_provenance, generate_set
     from synth.runs import newest_run, open_run
 
     check_count(per_class)
@@ -228,11 +228,9 @@ def generate(
     torch_device = prepare(device, deterministic)
     source = open_run(run) if run else newest_run(runs, finished=True)
     provenance = describe_provenance(source, seed, label_with, LABELLER_PROTOCOL, checkpoint)
-
-    def make_labeller() -> Labeller:
-        return labeller_for(source, data_root, torch_device)
-
-    folder = generate_set(source, provenance, per_class, out, torch_device, make_labeller, format)
+    by_classifier = label_with == "classifier"
+    labeller = labeller_for(source, data_root, torch_device) if by_classifier else None
+    folder = generate_set(source, provenance, per_class, out, torch_device, labeller, format)
     if as_json:
         return print_json({"dataset": str(folder), **read_json(folder / "manifest.json")})
     print(folder)

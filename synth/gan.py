@@ -93,7 +93,7 @@ class GANTrainer:
             self.discriminator.requires_grad_(True)
         optimizer_step(self.g_optimizer, self.g_weights, g_loss)
         self._update_ema()
-        d_loss = discriminator_loss(real_logits, fake_logits, training.discriminator_loss)
+        d_loss = self._d_loss(real_logits, fake_logits)
         d_real, d_fake = real_logits.sigmoid().mean(), fake_logits.sigmoid().mean()
         values = [d_loss, g_loss, d_real, d_fake, d_loss.square(), g_loss.square()]
         self.sums += torch.stack(values).detach()
@@ -101,16 +101,13 @@ class GANTrainer:
     def _update_discriminator(
         self, real: Tensor, fake: Tensor, labels: Tensor
     ) -> tuple[Tensor, Tensor]:
-        training = self.recipe.training
+        separate = self.recipe.training.discriminator_steps == "separate"
         real_logits = self.discriminator(real, labels).float()
-        if training.discriminator_steps == "separate":
+        if separate:
             optimizer_step(self.d_optimizer, self.d_weights, real_loss(real_logits))
-            fake_logits = self.discriminator(fake, labels).float()
-            optimizer_step(self.d_optimizer, self.d_weights, fake_loss(fake_logits))
-        else:
-            fake_logits = self.discriminator(fake, labels).float()
-            loss = discriminator_loss(real_logits, fake_logits, training.discriminator_loss)
-            optimizer_step(self.d_optimizer, self.d_weights, loss)
+        fake_logits = self.discriminator(fake, labels).float()
+        loss = fake_loss(fake_logits) if separate else self._d_loss(real_logits, fake_logits)
+        optimizer_step(self.d_optimizer, self.d_weights, loss)
         return real_logits.detach(), fake_logits.detach()
 
     @torch.no_grad()
@@ -134,7 +131,10 @@ class GANTrainer:
         on_fake = self.discriminator(self.generator(latent, labels), labels)
         self.generator.train()
         self.discriminator.train()
-        return float(discriminator_loss(on_real, on_fake, self.recipe.training.discriminator_loss))
+        return float(self._d_loss(on_real, on_fake))
+
+    def _d_loss(self, real: Tensor, fake: Tensor) -> Tensor:
+        return discriminator_loss(real, fake, self.recipe.training.discriminator_loss)
 
     def log_values(self) -> dict[str, Any]:
         """Means and standard deviations of the losses over the steps since the last call."""

@@ -134,21 +134,18 @@ def generate_set(
     per_class: int,
     root: Path,
     device: torch.device,
-    make_labeller: Callable[[], Labeller] | None = None,
+    labeller: Labeller | None = None,
     format: str = "npz",
 ) -> Path:
     """Writes the synthetic set that `provenance` describes into `root`. Returns its folder.
 
-    provenance: from `describe_provenance`. make_labeller: makes its labeller, and is needed if its
-    labels are `classifier`. format: a name in `FORMATS`. Raises `UsageError` for a wrong argument.
+    provenance: from `describe_provenance`. labeller: gives the labels, if they are `classifier`.
+    format: a name in `FORMATS`. Raises `UsageError` for a wrong argument.
     """
     check_count(per_class)
     config, labels, seed = run.config, provenance.labels, provenance.generation_seed or 0
     sampler = load_generator(run.find_checkpoint(provenance.chosen), device)
-    labeller = None
-    if labels == "classifier":
-        assert make_labeller is not None
-        labeller = make_labeller()
+    assert (labeller is not None) == (labels == "classifier")
     environment = describe_environment(device)
     slug = f"{config.slug}-{labels}" if labels in LABEL_WITH else config.slug
     count, title = per_class * len(config.classes), f"generate from {run.folder.name}"

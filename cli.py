@@ -219,7 +219,7 @@ def generate(
     from eval.labeller import LABELLER_PROTOCOL, labeller_for
     from synth.base.files import read_json
     from synth.formats import FORMATS
-    from synth.generation import check_count, generate_set
+    from synth.generation import check_count, describe_provenance, generate_set
     from synth.runs import newest_run, open_run
 
     check_count(per_class)
@@ -227,18 +227,10 @@ def generate(
     check_choice("--label-with", label_with, (None, "classifier", "random"))
     torch_device = prepare(device, deterministic)
     source = open_run(run) if run else newest_run(runs, finished=True)
-    folder = generate_set(
-        source,
-        per_class,
-        seed,
-        out,
-        torch_device,
-        label_with,
-        lambda: labeller_for(source, data_root, torch_device),
-        LABELLER_PROTOCOL,
-        format,
-        checkpoint,
-    )
+    provenance = describe_provenance(source, seed, label_with, LABELLER_PROTOCOL, checkpoint)
+    by_classifier = label_with == "classifier"
+    labeller = labeller_for(source, data_root, torch_device) if by_classifier else None
+    folder = generate_set(source, provenance, per_class, out, torch_device, labeller, format)
     if as_json:
         return print_json({"dataset": str(folder), **read_json(folder / "manifest.json")})
     print(folder)

@@ -26,7 +26,7 @@ from synth.base.files import write_json
 from synth.checkpoints import save_tensors
 from synth.data import SIZE, ImageSet
 from synth.environment import describe_environment
-from synth.generation import generate_set
+from synth.generation import describe_provenance, generate_set
 from synth.ops.acceleration import keep_freed_memory
 from synth.published import RECIPES
 from synth.runs import Run, RunConfig
@@ -80,7 +80,7 @@ def images_generated(count: int) -> float:
         sampler = config.family.make_trainer(config, images, None, CPU).sampler()
         save_tensors(run.weights, sampler.tensors(), {"config": config.to_json(), "images": 128})
         start = time.perf_counter()
-        generate_set(run, count // 10, 0, folder / "datasets", CPU)
+        generate_set(run, describe_provenance(run, 0), count // 10, folder / "datasets", CPU)
         return time.perf_counter() - start
 
 

@@ -15,7 +15,7 @@ from synth.environment import describe_environment
 from synth.generation import check_count
 from synth.recipes import RecipeBase
 from synth.runs import Run, all_runs
-from synth.training import check_trainable, plan_run, train_run
+from synth.training import plan_run, train_run, training_parts
 
 
 def benchmark(
@@ -43,7 +43,7 @@ def benchmark(
         )
     workspace, evaluator = settings.workspace, make_evaluator(settings, dataset_key)
     for recipe in recipes:
-        check_trainable(recipe, evaluator.train, select and recipe.conditional)
+        training_parts(recipe, evaluator.train, select and recipe.conditional)
     with progress_bar("benchmark", len(recipes) * seeds + 1, "stages") as advance:
         for recipe in recipes:
             for seed in range(seeds):

@@ -24,7 +24,7 @@ from synth.base.errors import SynthError
 from synth.base.files import numbered_folders, portable
 from synth.base.progress import say
 from synth.data import ImageSet
-from synth.generation import Labeller, ShortClass, describe_provenance, generate_set
+from synth.generation import ShortClass, describe_provenance, generate_set
 from synth.provenance import Provenance
 from synth.runs import Run, all_runs, open_run, weights_of_hash
 from synth.synthetic_set import SyntheticSet, newest_synthetic, read_manifest, read_synthetic
@@ -243,24 +243,12 @@ def generate_described(
 ) -> Path:
     """Generates from `run` what `provenance` describes; its labeller learns from the real training
     split of the evaluator. Returns the folder of the set."""
-
-    def make_labeller() -> Labeller:
+    labeller, device = None, evaluator.device
+    if provenance.labels == "classifier":
         protocol = PROTOCOLS.find(str(provenance.labeller))
-        return labelling.train_labeller(
-            evaluator.train, protocol, evaluator.device, run.config.precision
-        )
-
-    return generate_set(
-        run,
-        per_class,
-        provenance.generation_seed or 0,
-        root,
-        evaluator.device,
-        provenance.labels if provenance.labels in ("classifier", "random") else None,
-        make_labeller,
-        provenance.labeller,
-        checkpoint=provenance.chosen,
-    )
+        precision = run.config.precision
+        labeller = labelling.train_labeller(evaluator.train, protocol, device, precision)
+    return generate_set(run, provenance, per_class, root, device, labeller)
 
 
 def find_set(root: Path, provenance: Provenance, count: int) -> Path | None:

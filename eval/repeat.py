@@ -24,7 +24,6 @@ from synth.checkpoints import read_metadata
 from synth.data import ImageSet
 from synth.environment import (
     describe_environment,
-    is_deterministic,
     make_deterministic,
     pick_device,
 )
@@ -78,7 +77,7 @@ def as_recorded(recorded: dict[str, Any] | None) -> Iterator[None]:
     """Computes with the recorded numbers of threads, of torch and of numpy's linear algebra, since
     rounding depends on both, and deterministically where the record says so."""
     recorded = recorded or {}
-    threads, deterministic = torch.get_num_threads(), is_deterministic()
+    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     torch.set_num_threads(recorded.get("threads", threads))
     if recorded.get("deterministic"):
         make_deterministic()
@@ -112,7 +111,7 @@ def make_again(
             run, checkpoint = _find_run(entry, workspace)
         weights = run.find_checkpoint(checkpoint)
         if protocol.data == "stream":
-            described = describe_provenance(run, entry.generation_seed or 0, None, None, checkpoint)
+            described = describe_provenance(run, entry.generation_seed or 0, checkpoint=checkpoint)
             again = entry_of(described, entry.name, entry.count, None, None)
             batches = sample_batches(protocol, weights, classes, evaluator.device)
             return Again(again, batches, weights=weights)
@@ -123,7 +122,10 @@ def make_again(
             if entry.labeller is None:
                 raise SynthError(f"{record.id}: says no labeller; use --from evaluate")
         with as_recorded(entry.generation_environment):
-            described, per_class = replace(entry, chosen=checkpoint), entry.count // classes
+            described = describe_provenance(
+                run, entry.generation_seed, entry.labels, entry.labeller, checkpoint
+            )
+            per_class = entry.count // classes
             folder = generate_described(evaluator, run, per_class, described, scratch / "datasets")
     synthetic = read_synthetic(folder)
     batches = disk_batches(protocol, synthetic.images, evaluator.device)

@@ -35,15 +35,18 @@ def draw_batches(
     Each pass shows every image once, and leaves out those that do not fill a batch.
     """
     size = recipe.training.batch
-    pixels = images.images.to(device)
-    unlabelled = torch.zeros(len(images), dtype=torch.int64)
-    labels = (unlabelled if images.labels is None else images.labels).to(device)
+    pixels, labels = images.images.to(device), labels_or_zeros(images).to(device)
     for block in range(first_step // BLOCK, 1 << 62):
         order = _image_order(len(images), size, seed, block).to(device)
         random = torch_random(seed, "latents", block)
         latents = draw_latents(recipe.generator, (2, BLOCK, size), random).to(device)
         for i in range(max(0, first_step - block * BLOCK), BLOCK):
             yield Batch(pixels[order[i]], labels[order[i]], latents[0, i], latents[1, i])
+
+
+def labels_or_zeros(images: ImageSet) -> Tensor:
+    """int64 (N,): the labels, or zeros if the images have none."""
+    return torch.zeros(len(images), dtype=torch.int64) if images.labels is None else images.labels
 
 
 def _image_order(count: int, batch: int, seed: int, block: int) -> Tensor:

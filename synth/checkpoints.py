@@ -28,9 +28,8 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The tensors and metadata in a file. Raises `SynthError` if it is missing or damaged."""
-    metadata = read_metadata(path)
     with _reading(path):
-        return load_file(path), metadata
+        return load_file(path), read_metadata(path)
 
 
 def read_metadata(path: Path) -> dict[str, Any]:

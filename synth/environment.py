@@ -29,6 +29,7 @@ def describe_environment(device: torch.device) -> dict[str, Any]:
         device_name = torch.cuda.get_device_name(device)
     else:
         device_name = f"CPU, {os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}"
+    deterministic = torch.are_deterministic_algorithms_enabled()
     return {
         "python": platform.python_version(),
         **{name: metadata.version(name) for name in PACKAGES},
@@ -37,7 +38,7 @@ def describe_environment(device: torch.device) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "blas_threads": blas_threads(),
         "kernels": native() is not None,
-        **({"deterministic": True} if is_deterministic() else {}),
+        **({"deterministic": True} if deterministic else {}),
         "commit": git_commit(),
         "command": command_line(),
     }
@@ -61,10 +62,6 @@ def blas_threads() -> int | None:
     The threads of torch are counted separately."""
     counts = [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"]
     return max(counts, default=None)
-
-
-def is_deterministic() -> bool:
-    return torch.are_deterministic_algorithms_enabled()
 
 
 def command_line(arguments: list[str] | None = None) -> str:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import BatchNorm2d, ModuleDict
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from synth.batches import Batch, draw_batches, draw_latents, torch_random
+from synth.batches import Batch, draw_batches, draw_latents, labels_or_zeros, torch_random
 from synth.data import ImageSet, signed_from_uint8, uint8_from_signed
 from synth.families import Family
 from synth.networks import Generator, build, measure_networks
@@ -36,24 +36,16 @@ NORM_IMAGES = 2048  # to measure the BatchNorm statistics of the EMA generator
 
 
 class GANTrainer:
-    """Trains a generator and a discriminator, and keeps the EMA generator.
-
-    images: the real images that `step` shows. Without them, only `update` can be called.
-    """
+    """Trains a generator and a discriminator, and keeps the EMA generator."""
 
     def __init__(
-        self,
-        recipe: Recipe,
-        classes: int,
-        seed: int,
-        device: torch.device,
-        precision: str = "fp32",
-        images: ImageSet | None = None,
-        heldout: ImageSet | None = None,
+        self, config: RunConfig, images: ImageSet, heldout: ImageSet | None, device: torch.device
     ) -> None:
-        self.recipe, self.seed, self.device, self.precision = recipe, seed, device, precision
-        self.images, self.heldout = images, heldout
-        generator, discriminator = build(recipe, classes, seed)
+        recipe = config.recipe
+        assert isinstance(recipe, Recipe)
+        self.recipe, self.seed, self.precision = recipe, config.seed, config.precision
+        self.images, self.heldout, self.device = images, heldout, device
+        generator, discriminator = build(recipe, len(config.classes), config.seed)
         self.generator, self.discriminator = generator.to(device), discriminator.to(device)
         self.generator_ema = deepcopy(self.generator).requires_grad_(False)
         networks = {"g": self.generator, "d": self.discriminator, "average": self.generator_ema}
@@ -73,8 +65,6 @@ class GANTrainer:
     def step(self) -> None:
         """Takes the next step. On a GPU the first call records it as a CUDA graph."""
         if self._update is None:
-            if self.images is None:
-                raise ValueError("this trainer has no images to take a step on")
             batches = draw_batches(self.recipe, self.images, self.seed, self.device, self.steps)
             first = next(batches)
             self._batches = chain([first], batches)
@@ -103,7 +93,7 @@ class GANTrainer:
             self.discriminator.requires_grad_(True)
         optimizer_step(self.g_optimizer, self.g_weights, g_loss)
         self._update_ema()
-        d_loss = discriminator_loss(real_logits, fake_logits, training.discriminator_loss)
+        d_loss = self._d_loss(real_logits, fake_logits)
         d_real, d_fake = real_logits.sigmoid().mean(), fake_logits.sigmoid().mean()
         values = [d_loss, g_loss, d_real, d_fake, d_loss.square(), g_loss.square()]
         self.sums += torch.stack(values).detach()
@@ -111,16 +101,13 @@ class GANTrainer:
     def _update_discriminator(
         self, real: Tensor, fake: Tensor, labels: Tensor
     ) -> tuple[Tensor, Tensor]:
-        training = self.recipe.training
+        separate = self.recipe.training.discriminator_steps == "separate"
         real_logits = self.discriminator(real, labels).float()
-        if training.discriminator_steps == "separate":
+        if separate:
             optimizer_step(self.d_optimizer, self.d_weights, real_loss(real_logits))
-            fake_logits = self.discriminator(fake, labels).float()
-            optimizer_step(self.d_optimizer, self.d_weights, fake_loss(fake_logits))
-        else:
-            fake_logits = self.discriminator(fake, labels).float()
-            loss = discriminator_loss(real_logits, fake_logits, training.discriminator_loss)
-            optimizer_step(self.d_optimizer, self.d_weights, loss)
+        fake_logits = self.discriminator(fake, labels).float()
+        loss = fake_loss(fake_logits) if separate else self._d_loss(real_logits, fake_logits)
+        optimizer_step(self.d_optimizer, self.d_weights, loss)
         return real_logits.detach(), fake_logits.detach()
 
     @torch.no_grad()
@@ -135,9 +122,8 @@ class GANTrainer:
         """The discriminator's loss on a batch of `images` and as many fakes, in evaluation mode."""
         random = torch_random(0, "heldout", step)
         picks = torch.randint(len(images), (self.recipe.batch,), generator=random)
-        labels = picks * 0 if images.labels is None else images.labels[picks]
-        latent = draw_latents(self.recipe.generator, (self.recipe.batch,), random)
-        labels, latent = labels.to(self.device), latent.to(self.device)
+        latent = draw_latents(self.recipe.generator, (self.recipe.batch,), random).to(self.device)
+        labels = labels_or_zeros(images)[picks].to(self.device)
         self.generator.eval()
         self.discriminator.eval()
         real = signed_from_uint8(images.images[picks].to(self.device))
@@ -145,7 +131,10 @@ class GANTrainer:
         on_fake = self.discriminator(self.generator(latent, labels), labels)
         self.generator.train()
         self.discriminator.train()
-        return float(discriminator_loss(on_real, on_fake, self.recipe.training.discriminator_loss))
+        return float(self._d_loss(on_real, on_fake))
+
+    def _d_loss(self, real: Tensor, fake: Tensor) -> Tensor:
+        return discriminator_loss(real, fake, self.recipe.training.discriminator_loss)
 
     def log_values(self) -> dict[str, Any]:
         """Means and standard deviations of the losses over the steps since the last call."""
@@ -163,9 +152,29 @@ class GANTrainer:
         return values
 
     def sampler(self) -> GANSampler:
-        if self.images is None:
-            raise ValueError("this trainer has no images to take label frequencies from")
-        return GANSampler(sampling_generator(self, self.images), self.precision)
+        """Samples the EMA generator, with its own BatchNorm statistics.
+
+        Its activations differ from those of the trained generator, so the running statistics do
+        not fit. They are measured on latents and labels as in training (Izmailov et al. 2018,
+        arXiv:1803.05407).
+        """
+        recipe = self.recipe
+        if recipe.training.ema_half_life == 0:
+            return GANSampler(deepcopy(self.generator).eval(), self.precision)
+        generator = deepcopy(self.generator_ema)
+        for module in generator.modules():
+            if isinstance(module, BatchNorm2d):
+                module.reset_running_stats()
+                module.momentum = None  # a plain mean over all batches
+        random = torch_random(0, "norm", 0)
+        shape = (math.ceil(NORM_IMAGES / recipe.batch), recipe.batch)
+        latents = draw_latents(recipe.generator, shape, random).to(self.device)
+        picks = torch.randint(len(self.images), shape, generator=random)
+        labels = labels_or_zeros(self.images)[picks].to(self.device)
+        with torch.no_grad():
+            for latent, label in zip(latents, labels, strict=True):
+                generator(latent, label)
+        return GANSampler(generator.eval(), self.precision)
 
     def state(self) -> dict[str, Tensor]:
         return {
@@ -183,8 +192,7 @@ class GANTrainer:
 
 
 def ema_decay(half_life: int, batch: int) -> float:
-    """The weight of the old average in one step. It is 1/2 over `half_life` images, and 0 if
-    `half_life` is 0."""
+    """The weight of the old average in one step: 1/2 over `half_life` images, 0 for 0 images."""
     return 0.5 ** (batch / half_life) if half_life else 0.0
 
 
@@ -215,32 +223,6 @@ class GANSampler:
         return self.generator.state_dict()
 
 
-def sampling_generator(trainer: GANTrainer, images: ImageSet) -> Generator:
-    """The EMA generator with its own BatchNorm statistics, ready to sample.
-
-    Its activations differ from those of the trained generator, so the running statistics do not
-    fit. They are measured on latents and labels as in training (Izmailov et al. 2018,
-    arXiv:1803.05407).
-    """
-    recipe = trainer.recipe
-    if recipe.training.ema_half_life == 0:
-        return deepcopy(trainer.generator).eval()
-    random = torch_random(0, "norm", 0)
-    shape = (math.ceil(NORM_IMAGES / recipe.batch), recipe.batch)
-    latents = draw_latents(recipe.generator, shape, random).to(trainer.device)
-    picks = torch.randint(len(images), shape, generator=random)
-    labels = (picks if images.labels is None else images.labels[picks]).to(trainer.device)
-    generator = deepcopy(trainer.generator_ema)
-    for module in generator.modules():
-        if isinstance(module, BatchNorm2d):
-            module.reset_running_stats()
-            module.momentum = None  # a plain mean over all batches
-    with torch.no_grad():
-        for latent, label in zip(latents, labels, strict=True):
-            generator(latent, label)
-    return generator.eval()
-
-
 def real_loss(logits: Tensor) -> Tensor:
     """Cross-entropy of logits (B,) with the target "real". On fakes it is the non-saturating loss
     of the generator (Goodfellow et al. 2014, arXiv:1406.2661)."""
@@ -258,23 +240,15 @@ def discriminator_loss(real: Tensor, fake: Tensor, reduction: Literal["mean", "s
     return total / 2 if reduction == "mean" else total
 
 
-def _make_trainer(
-    config: RunConfig, images: ImageSet, heldout: ImageSet | None, device: torch.device
-) -> GANTrainer:
-    recipe, classes = config.recipe, len(config.classes)
-    assert isinstance(recipe, Recipe)
-    return GANTrainer(recipe, classes, config.seed, device, config.precision, images, heldout)
-
-
 def _load_sampler(
     config: RunConfig, tensors: dict[str, Tensor], device: torch.device
 ) -> GANSampler:
     recipe = config.recipe
     assert isinstance(recipe, Recipe)
-    generator = Generator(recipe.generator, len(config.classes) if recipe.conditional else 0)
+    classes = len(config.classes) if recipe.conditional else 0
+    generator = Generator(recipe.generator, classes).to(memory_format=torch.channels_last)
     generator.load_state_dict(tensors)
-    generator.to(memory_format=torch.channels_last)
     return GANSampler(generator.to(device).eval().requires_grad_(False), config.precision)
 
 
-FAMILY = Family(Recipe, _make_trainer, _load_sampler, ("fp32", "bf16"), measure_networks)
+FAMILY = Family(Recipe, GANTrainer, _load_sampler, ("fp32", "bf16"), measure_networks)

@@ -7,8 +7,7 @@ The network always gets full chunks of `CHUNK` images, because rounding can depe
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,32 +22,18 @@ from synth.environment import describe_environment
 from synth.families import Sampler
 from synth.provenance import Manifest, Provenance
 from synth.runs import Run, load_generator
-from synth.synthetic_set import write_synthetic
+from synth.synthetic_set import Generated, write_synthetic
 
 CHUNK = 250
 MOST = 10_000_000  # images per class
 TRIES = 50  # candidates per image, before synth gives up on a class
+LABEL_WITH = ("classifier", "random")  # labels that an unconditional generator's images can get
 Labeller = Callable[[Tensor], Tensor]  # uint8 (N, 3, 32, 32) → int64 (N,)
 Progress = Callable[[int], None]  # takes the number of new images
 
 
 class ShortClass(SynthError):
     """An unconditional generator makes too few images of a class."""
-
-
-@dataclass(frozen=True)
-class Generated:
-    """`count` images, class by class. They are made when they are read."""
-
-    make_chunks: Callable[[], Iterator[np.ndarray]]  # uint8 (n, 32, 32, 3), the same every time
-    count: int
-    labels: np.ndarray | None  # int64 (count,), or None if unlabelled
-    candidates: int  # images made to get these
-
-    @cached_property
-    def images(self) -> np.ndarray:
-        """All images at once: uint8 (count, 32, 32, 3)."""
-        return np.concatenate(list(self.make_chunks()))
 
 
 def generate(
@@ -145,44 +130,32 @@ def check_count(per_class: int) -> None:
 
 def generate_set(
     run: Run,
+    provenance: Provenance,
     per_class: int,
-    seed: int,
     root: Path,
     device: torch.device,
-    label_with: str | None = None,
-    make_labeller: Callable[[], Labeller] | None = None,
-    labeller_protocol: str | None = None,
+    labeller: Labeller | None = None,
     format: str = "npz",
-    checkpoint: str | None = None,
 ) -> Path:
-    """Writes a synthetic set from a run into `root`. Returns its folder.
+    """Writes the synthetic set that `provenance` describes into `root`. Returns its folder.
 
-    label_with: None keeps the generator's labels, if any. `random` gives random labels.
-    `classifier` gives those of `make_labeller`, which uses `labeller_protocol`. format: a name in
-    `FORMATS`. checkpoint: see `Run.find_checkpoint`. Raises `UsageError` for a wrong argument.
+    provenance: from `describe_provenance`. labeller: gives the labels, if they are `classifier`.
+    format: a name in `FORMATS`. Raises `UsageError` for a wrong argument.
     """
     check_count(per_class)
-    config, classes = run.config, run.config.classes
-    if config.recipe.conditional and label_with is not None:
-        raise UsageError(f"--label-with {label_with}: {run.folder} is conditional")
-    sampler = load_generator(run.find_checkpoint(checkpoint), device)
-    labeller = None
-    if label_with == "classifier":
-        if make_labeller is None:
-            raise ValueError("label_with classifier: needs make_labeller")
-        labeller = make_labeller()
+    config, labels, seed = run.config, provenance.labels, provenance.generation_seed or 0
+    sampler = load_generator(run.find_checkpoint(provenance.chosen), device)
+    assert (labeller is not None) == (labels == "classifier")
     environment = describe_environment(device)
-    slug = f"{config.slug}-{label_with}" if label_with else config.slug
-    title = f"generate from {run.folder.name}"
-    with progress_bar(title, per_class * len(classes), "images") as advance:
+    slug = f"{config.slug}-{labels}" if labels in LABEL_WITH else config.slug
+    count, title = per_class * len(config.classes), f"generate from {run.folder.name}"
+    with progress_bar(title, count, "images") as advance:
         if labeller is None:
-            made = generate(sampler, len(classes), per_class, seed, advance)
+            made = generate(sampler, len(config.classes), per_class, seed, advance)
         else:
-            made = generate_labelled(sampler, labeller, classes, per_class, seed, advance)
-        if label_with == "random":
-            made = replace(made, labels=np.repeat(np.arange(len(classes)), per_class))
-        protocol = labeller_protocol if labeller else None
-        provenance = describe_provenance(run, seed, label_with, protocol, checkpoint)
+            made = generate_labelled(sampler, labeller, config.classes, per_class, seed, advance)
+        if labels == "random":
+            made = replace(made, labels=np.repeat(np.arange(len(config.classes)), per_class))
         manifest = Manifest(
             **provenance.description(),
             config=config.to_json(),
@@ -191,34 +164,42 @@ def generate_set(
             training_log=run.read_log(),
             format=format,
             sha256="",  # `write_synthetic` fills it in
-            classes=classes,
+            classes=config.classes,
             dataset=config.dataset,
             dataset_key=config.dataset_key,
             candidates=made.candidates,
             commit=environment["commit"],
             command=environment["command"],
         )
-        return write_synthetic(root, slug, made.make_chunks(), made.count, made.labels, manifest)
+        return write_synthetic(root, slug, made, manifest)
 
 
 def describe_provenance(
     run: Run,
     seed: int,
-    label_with: str | None,
-    labeller: str | None,
+    labels: str | None = None,
+    labeller: str | None = None,
     checkpoint: str | None = None,
 ) -> Provenance:
     """What is known of a synthetic set before it is generated.
 
+    labels: None keeps the generator's labels, if any. `random` gives random labels. `classifier`
+    gives those of a classifier, trained by the protocol `labeller`. checkpoint: see
+    `Run.find_checkpoint`. Raises `UsageError` if the run has labels of its own, or no such
+    checkpoint.
+
     A run that selects its checkpoint learned from fewer images. So its sets say how the checkpoint
     was chosen, and the length of the run.
     """
-    config, weights = run.config, run.find_checkpoint(checkpoint)
+    config, conditional = run.config, run.config.recipe.conditional
+    if conditional and labels in LABEL_WITH:
+        raise UsageError(f"--label-with {labels}: {run.folder} is conditional")
+    weights = run.find_checkpoint(checkpoint)
     return Provenance(
         recipe=config.recipe.name,
-        conditional=config.recipe.conditional,
-        labels=label_with or ("conditional" if config.recipe.conditional else "none"),
-        labeller=labeller,
+        conditional=conditional,
+        labels=labels or ("conditional" if conditional else "none"),
+        labeller=labeller if labels == "classifier" else None,
         images_shown=run.images_shown(weights),
         training_seed=config.seed,
         generation_seed=seed,

@@ -108,19 +108,15 @@ def build(recipe: Recipe, classes: int, seed: int) -> tuple[Generator, Discrimin
     return generator, discriminator
 
 
-def measure_networks(recipe: Recipe, classes: int = 10) -> dict[str, float]:
-    """Parameters of both networks, and forward GFLOP per image. An addition counts as one
-    operation, and so does a multiplication."""
-    generator, discriminator = build(recipe, classes, 0)
-    labels = torch.zeros(1, dtype=torch.int64)
-    latent, image = torch.zeros(1, recipe.generator.latent_size), torch.zeros(1, 3, SIZE, SIZE)
+def measure_networks(recipe: Recipe) -> dict[str, float]:
+    """Parameters of both networks for ten classes, and forward GFLOP per image. An addition counts
+    as one operation, and so does a multiplication."""
+    inputs = torch.zeros(1, recipe.generator.latent_size), torch.zeros(1, 3, SIZE, SIZE)
     figures: dict[str, float] = {}
-    for name, network, inputs in (
-        ("generator", generator, latent),
-        ("discriminator", discriminator, image),
-    ):
+    for network, given in zip(build(recipe, 10, 0), inputs, strict=True):
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            network.eval()(inputs, labels)
+            network.eval()(given, torch.zeros(1, dtype=torch.int64))
+        name = type(network).__name__.lower()
         figures[f"{name}_parameters"] = sum(p.numel() for p in network.parameters())
         figures[f"{name}_gflop"] = counter.get_total_flops() / 1e9
     return figures

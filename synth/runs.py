@@ -39,7 +39,6 @@ from synth.checkpoints import get_entry, load_tensors, read_metadata
 from synth.families import FAMILIES, Family, Sampler
 from synth.recipes import RecipeBase
 
-SCHEMA = 1
 DEFAULT_FAMILY = "gan"
 
 
@@ -58,7 +57,7 @@ class RunConfig:
     seed: int
     precision: str
     select: str | None = None  # protocol that scores the checkpoints, if any
-    schema: int = SCHEMA
+    schema: int = 1
 
     def to_json(self) -> dict[str, Any]:
         """The content of `config.json`.
@@ -167,10 +166,8 @@ class Run:
         return "best" if self.config.select else "last"
 
     def images_shown(self, weights: Path | None = None) -> int:
-        """Real images shown up to these weights, by default the last. 0 if there are none."""
+        """Real images shown up to these weights, by default the last."""
         weights = weights or self.weights
-        if not weights.exists():
-            return 0
         return int(get_entry(read_metadata(weights), "images", weights))
 
     def finished(self) -> bool:

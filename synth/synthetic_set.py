@@ -9,8 +9,9 @@ preview.png      ten images of each class
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -72,54 +73,54 @@ class SyntheticSet:
         return self.manifest.dataset_key if self.manifest else "svhn"
 
 
-def write_synthetic(
-    root: Path,
-    slug: str,
-    chunks: Iterable[np.ndarray],
-    count: int,
-    labels: np.ndarray | None,
-    manifest: Manifest,
-) -> Path:
+@dataclass(frozen=True)
+class Generated:
+    """`count` images, class by class and equally many of each. They are made when they are read."""
+
+    make_chunks: Callable[[], Iterator[np.ndarray]]  # uint8 (n, 32, 32, 3), the same every time
+    count: int
+    labels: np.ndarray | None  # int64 (count,), or None if unlabelled
+    candidates: int  # images made to get these
+
+    @cached_property
+    def images(self) -> np.ndarray:
+        """All images at once: uint8 (count, 32, 32, 3)."""
+        return np.concatenate(list(self.make_chunks()))
+
+
+def write_synthetic(root: Path, slug: str, made: Generated, manifest: Manifest) -> Path:
     """Writes `root/00003-slug` in the format of the manifest. Returns the folder.
 
-    chunks: uint8 (n, 32, 32, 3), `count` images in all, class by class. Only one is held in memory.
-    labels: int64 (count,) or None. Fills in the counts and the hash of the manifest.
+    Holds only one chunk of images in memory. Fills in the counts and the hash of the manifest.
     """
     classes, form = manifest.classes, FORMATS.find(manifest.format)
-    counts = np.bincount(labels, minlength=len(classes)).tolist() if labels is not None else None
-    chosen = np.linspace(0, count, len(classes), endpoint=False).astype(int)
-    shown = (chosen[:, None] + np.arange(min(PREVIEW, count // len(classes)))).ravel()
+    per_class, labels = made.count // len(classes), made.labels
+    columns = min(PREVIEW, per_class)
+    shown = (np.arange(len(classes))[:, None] * per_class + np.arange(columns)).ravel()
     digest, preview = hashlib.sha256(), []
 
     def watched() -> Iterator[np.ndarray]:
         at = 0
-        for chunk in chunks:
+        for chunk in made.make_chunks():
             digest.update(np.ascontiguousarray(chunk).data)
             preview.append(chunk[shown[(shown >= at) & (shown < at + len(chunk))] - at])
             at += len(chunk)
             yield chunk
-        if at != count:
-            raise ValueError(f"{at} images where {count} were announced")
+        if at != made.count:
+            raise ValueError(f"{at} images where {made.count} were announced")
 
     def fill(folder: Path) -> None:
-        form.write(folder, watched(), count, labels, classes)
+        form.write(folder, watched(), made.count, labels, classes)
         if labels is not None:
             digest.update(labels.data)
-        whole = replace(manifest, count=count, per_class=counts, sha256=digest.hexdigest())
-        card = CARD.format(
-            title=slug,
-            count=count,
-            per_class=count // len(classes),
-            classes=len(classes),
-            recipe=manifest.recipe,
-            seed=manifest.generation_seed,
-            dataset=manifest.dataset,
-            labels=LABELS[manifest.labels],
-        )
+        counts, sha256 = None if labels is None else [per_class] * len(classes), digest.hexdigest()
+        value = dump(replace(manifest, count=made.count, per_class=counts, sha256=sha256))
+        shown_as = {"title": slug, "per_class": per_class, "classes": len(classes)}
+        card = CARD.format_map({**value, **shown_as, "labels": LABELS[manifest.labels]})
         write_text(folder / "README.md", card)
         pixels = torch.from_numpy(np.concatenate(preview)).permute(0, 3, 1, 2)
-        save_grid(pixels, folder / "preview.png", columns=len(shown) // len(classes))
-        write_json(folder / "manifest.json", dump(whole))
+        save_grid(pixels, folder / "preview.png", columns)
+        write_json(folder / "manifest.json", value)
 
     return write_numbered_folder(root, slug, fill)
 

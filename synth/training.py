@@ -59,7 +59,7 @@ def plan_run(
     images_per_tick: None gives about 16 ticks. select: the protocol that scores checkpoints, or
     None. Raises `SynthError` if these images cannot train this recipe.
     """
-    check_trainable(recipe, images, select is not None)
+    training_parts(recipe, images, select is not None)  # raises if they cannot train it
     total_images = recipe.total_images if total_images is None else total_images
     sixteenth = max(1, total_images // 16_000)  # in thousands of images
     default_tick = 1000 << (sixteenth - 1).bit_length()  # rounds up to a power of two
@@ -89,18 +89,24 @@ def plan_run(
     return replace(config, precision=chosen)
 
 
-def check_trainable(recipe: RecipeBase, images: ImageSet, select: bool = False) -> None:
-    """Raises `SynthError` if these images cannot train this recipe. With `select`, also if they
-    cannot score its checkpoints."""
+def training_parts(
+    recipe: RecipeBase, images: ImageSet, select: bool = False
+) -> tuple[ImageSet, ImageSet | None]:
+    """The images that the generator learns from, and the held-out part if the run uses one.
+
+    Raises `SynthError` if these images cannot train this recipe, or cannot score its checkpoints
+    for `select`.
+    """
     if select and not recipe.conditional:
         raise UsageError(
             f"--select cas: {recipe.name} is unconditional, and a classifier cannot be trained on "
             "images without labels; leave out --select, or choose a conditional recipe"
         )
-    training, heldout = _parts(recipe, images, select)
+    uses_heldout = select or recipe.keeps_heldout
+    training, heldout = split_validation(images) if uses_heldout else (images, None)
     if recipe.conditional:
         training.require_labels()
-    if select and heldout is not None:
+    if heldout is not None and select:
         heldout.require_labels()
     if heldout is not None and not len(heldout):
         raise SynthError(
@@ -112,11 +118,7 @@ def check_trainable(recipe: RecipeBase, images: ImageSet, select: bool = False) 
             f"{images.name}: {len(training)} training images are fewer than the batch of "
             f"{recipe.batch}; add images"
         )
-
-
-def _parts(recipe: RecipeBase, images: ImageSet, select: bool) -> tuple[ImageSet, ImageSet | None]:
-    """The images that the generator learns from, and the held-out part if the run uses one."""
-    return split_validation(images) if select or recipe.keeps_heldout else (images, None)
+    return training, heldout
 
 
 def check_same_images(run: Run, images: ImageSet) -> None:
@@ -135,33 +137,16 @@ def train_run(
     device: torch.device,
     score_checkpoint: ScoreCheckpoint | None = None,
 ) -> None:
-    """Calls `train`, and reports the selected checkpoint.
-
-    Raises `SynthError` if the run was trained on other images.
-    """
-    check_same_images(run, images)
-    train(run, images, device, score_checkpoint)
-    if run.config.select:
-        best = run.best_checkpoint()
-        accuracy = 100 * run.validation_scores()[best]
-        say(f"{run.folder}: {best} is the best on the validation part ({accuracy:.2f} %)")
-
-
-def train(
-    run: Run,
-    images: ImageSet,
-    device: torch.device,
-    score_checkpoint: ScoreCheckpoint | None = None,
-) -> None:
     """Trains the run to its length. Starts from its last checkpoint if there is one.
 
     A run that selects its checkpoint does not learn from the validation part. It needs
     `score_checkpoint`, which scores the weights of each tick on that part. The score must depend
     on these two alone, so that a resumed run selects the same checkpoint.
 
-    Raises `SynthError` if another process trains the run, or if a loss or weight is not finite.
-    Raises `Interrupted` after Ctrl-C, when all is saved.
+    Raises `SynthError` if the run was trained on other images, if another process trains it, or if
+    a loss or weight is not finite. Raises `Interrupted` after Ctrl-C, when all is saved.
     """
+    check_same_images(run, images)
     if run.config.select and score_checkpoint is None:
         raise ValueError(f"{run.folder}: selects its checkpoint, and nothing is given to score it")
     try:
@@ -169,12 +154,15 @@ def train(
             _train(run, images, device, score_checkpoint)
     except Timeout as error:
         raise SynthError(f"{run.folder}: is being trained by another process") from error
+    if run.config.select:
+        best = run.best_checkpoint()
+        accuracy = 100 * run.validation_scores()[best]
+        say(f"{run.folder}: {best} is the best on the validation part ({accuracy:.2f} %)")
 
 
 def _train(run: Run, images: ImageSet, device: torch.device, score: ScoreCheckpoint | None) -> None:
-    config, recipe, batch = run.config, run.config.recipe, run.config.recipe.batch
-    check_trainable(recipe, images, config.select is not None)
-    training, heldout = _parts(recipe, images, config.select is not None)
+    config, batch = run.config, run.config.recipe.batch
+    training, heldout = training_parts(config.recipe, images, config.select is not None)
     trainer = config.family.make_trainer(config, training, heldout, device)
     step = _restore(run, trainer)
     run.rewind_log(step * batch)

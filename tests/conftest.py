@@ -19,8 +19,10 @@ import cli
 from eval.protocols import PROTOCOLS, Protocol
 from synth.data import DIGITS, ImageSet
 from synth.data.house_numbers import render
+from synth.gan import GANTrainer
 from synth.published import RECIPES
 from synth.recipes import DiscriminatorRecipe, GeneratorRecipe, Recipe
+from synth.runs import RunConfig
 
 # Examples take as long as the machine lets them: a slow one is no failure.
 settings.register_profile("unhurried", deadline=None)
@@ -62,6 +64,29 @@ def tiny(name: str, conditional: bool) -> Recipe:
         discriminator=DiscriminatorRecipe(widths=(8, 8, 16)),
         training=replace(base.training, batch=16, ema_half_life=200),
     )
+
+
+def config_of(recipe: Recipe, images: ImageSet, **changes: object) -> RunConfig:
+    """The configuration of a run of 160 images with one tick, without the probe for precision."""
+    config = RunConfig(
+        recipe=recipe,
+        dataset=images.name,
+        dataset_key="svhn",
+        fingerprint=images.fingerprint,
+        training_size=len(images),
+        classes=images.classes,
+        total_images=160,
+        images_per_tick=160,
+        seed=0,
+        precision="fp32",
+    )
+    return replace(config, **changes)  # type: ignore[arg-type]
+
+
+def make_trainer(
+    recipe: Recipe, images: ImageSet, device: str = "cpu", **changes: object
+) -> GANTrainer:
+    return GANTrainer(config_of(recipe, images, **changes), images, None, torch.device(device))
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ from synth.generation import fresh_batch, generate, generate_labelled, stream_im
 from synth.networks import build
 from synth.provenance import Manifest
 from synth.published import RECIPES
-from synth.synthetic_set import read_synthetic, write_synthetic
+from synth.synthetic_set import Generated, read_synthetic, write_synthetic
 from tests.conftest import tiny
 
 CLASSES = tuple("0123456789")
@@ -153,18 +153,18 @@ def test_sets_survive_the_disk(
     form: Any, labelled: bool, generator: GANSampler, tmp_path: Path
 ) -> None:
     made = generate(generator, 10, 12, seed=0)
-    labels = made.labels if labelled else None
+    if not labelled:
+        made = replace(made, labels=None)
     manifest = replace(MANIFEST, labels="conditional" if labelled else "none", format=form)
-    chunks = made.make_chunks()
-    folder = write_synthetic(tmp_path / "sets", "tiny", chunks, 120, labels, manifest)
+    folder = write_synthetic(tmp_path / "sets", "tiny", made, manifest)
     assert folder == tmp_path / "sets" / "00000-tiny"
     read = read_synthetic(folder)
     assert np.array_equal(read.images.images.permute(0, 2, 3, 1).numpy(), made.images)
-    if labels is None:
+    if made.labels is None:
         assert read.images.labels is None
     else:
         assert read.images.labels is not None
-        assert np.array_equal(read.images.labels.numpy(), labels)
+        assert np.array_equal(read.images.labels.numpy(), made.labels)
     assert read.manifest is not None
     assert read.manifest.per_class == ([12] * 10 if labelled else None)
     names = {path.name for path in folder.iterdir()}
@@ -185,21 +185,18 @@ def test_writing_forgets_what_is_written(form: Any, tmp_path: Path) -> None:
             yield chunk
             del chunk
 
-    labels = np.repeat(np.arange(10), 30)
-    folder = write_synthetic(
-        tmp_path, "grey", chunks(), 300, labels, replace(MANIFEST, format=form)
-    )
+    made = Generated(chunks, 300, np.repeat(np.arange(10), 30), 300)
+    manifest = replace(MANIFEST, format=form)
+    folder = write_synthetic(tmp_path, "grey", made, manifest)
     images = read_synthetic(folder).images.images
     assert images[:, 0, 0, 0].tolist() == np.repeat(np.arange(30), 10).tolist()
     with pytest.raises(ValueError, match="300 images where 301"):
-        write_synthetic(
-            tmp_path, "grey", chunks(), 301, None, replace(MANIFEST, labels="none", format=form)
-        )
+        write_synthetic(tmp_path, "grey", replace(made, count=301, labels=None), manifest)
 
 
 def test_npz_holds_plain_arrays(generator: GANSampler, tmp_path: Path) -> None:
     made = generate(generator, 10, 3, seed=0)
-    folder = write_synthetic(tmp_path, "tiny", [made.images], made.count, made.labels, MANIFEST)
+    folder = write_synthetic(tmp_path, "tiny", made, MANIFEST)
     with np.load(folder / "images.npz", allow_pickle=False) as arrays:
         assert arrays["images"].shape == (30, 32, 32, 3)
         assert arrays["images"].dtype == np.uint8
@@ -216,7 +213,7 @@ def test_failed_writing_leaves_nothing(
 
     monkeypatch.setattr("synth.synthetic_set.save_grid", full)
     with pytest.raises(SynthError, match=r"No space left on device.*--out"):
-        write_synthetic(tmp_path, "tiny", [made.images], made.count, made.labels, MANIFEST)
+        write_synthetic(tmp_path, "tiny", made, MANIFEST)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -237,7 +234,7 @@ def test_damaged_sets_are_refused(
     damage: str, message: str, generator: GANSampler, tmp_path: Path
 ) -> None:
     made = generate(generator, 10, 3, seed=0)
-    folder = write_synthetic(tmp_path, "tiny", [made.images], made.count, made.labels, MANIFEST)
+    folder = write_synthetic(tmp_path, "tiny", made, MANIFEST)
     npz, manifest = folder / "images.npz", folder / "manifest.json"
     if damage == "swap":
         np.savez(npz, images=255 - made.images, labels=made.labels)

@@ -20,11 +20,10 @@ from eval.classifiers import FixedClassifier
 from synth.base.errors import UsageError
 from synth.batches import draw_batches
 from synth.data import ImageSet, unit_from_uint8
-from synth.gan import GANTrainer
 from synth.ops import acceleration, dispatch, layers
 from synth.published import RECIPES
 from synth.recipes import Recipe
-from tests.conftest import needs_bf16, tiny
+from tests.conftest import make_trainer, needs_bf16, tiny
 
 CPU = torch.device("cpu")
 
@@ -148,7 +147,7 @@ def test_bf16_training_follows_fp32_over_50_steps(drawn: ImageSet) -> None:
     cdcgan = RECIPES["cdcgan"]
     assert isinstance(cdcgan, Recipe)
     recipe = replace(tiny("tiny", True), training=replace(cdcgan.training, batch=64))
-    fast, plain = (GANTrainer(recipe, 10, 0, CPU, precision) for precision in ("bf16", "fp32"))
+    fast, plain = (make_trainer(recipe, drawn, precision=kind) for kind in ("bf16", "fp32"))
     for batch in itertools.islice(draw_batches(recipe, drawn, 0, CPU), 50):
         fast.update(batch)
         plain.update(batch)

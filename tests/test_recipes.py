@@ -26,7 +26,7 @@ from synth.networks import build, measure_networks
 from synth.published import RECIPES, find_recipe, read_recipe
 from synth.recipes import Recipe, override
 from synth.runs import load_generator, newest_run
-from synth.training import train
+from synth.training import train_run
 from synth.visuals import _heldout_losses
 from tests.conftest import FAST, Ran
 from tests.test_training import CPU, make_run
@@ -214,7 +214,7 @@ def test_every_recipe_trains_for_two_ticks_and_samples(
     batch = recipe.training.batch // 8
     recipe = replace(recipe, training=replace(recipe.training, batch=batch, heldout_every=1))
     run = make_run(tmp_path, drawn, recipe, 2 * batch, images_per_tick=batch, precision=FAST)
-    train(run, drawn, CPU)
+    train_run(run, drawn, CPU)
     log = run.read_log()
     assert [line["images"] for line in log] == [batch, 2 * batch]
     assert all(len(line["heldout_d_losses"]) == 1 for line in log)

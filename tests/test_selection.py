@@ -28,10 +28,10 @@ from synth.base.files import read_json, sha256
 from synth.checkpoints import load_tensors
 from synth.data import DATASETS, Dataset, ImageSet, load_training_images, split_validation
 from synth.gan import GANTrainer
-from synth.generation import generate_set
-from synth.runs import Run, RunConfig, load_generator, open_run
-from synth.training import Interrupted, check_trainable, train, train_run
-from tests.conftest import ROOT, Ran, tiny, write_mat
+from synth.generation import describe_provenance, generate_set
+from synth.runs import Run, load_generator, open_run
+from synth.training import Interrupted, train_run, training_parts
+from tests.conftest import ROOT, Ran, config_of, tiny, write_mat
 from tests.test_training import make_run
 
 Synth = Callable[..., Ran]
@@ -169,7 +169,9 @@ def test_permuted_validation_labels_change_the_choice(
     assert same_tensors(run, other)
     assert other.validation_scores() == pytest.approx(foretold)
     assert other.best_checkpoint() == best != run.best_checkpoint()
-    made = [generate_set(r, 2, 0, tmp_path / "sets", CPU) for r in (run, other)]
+    made = [
+        generate_set(r, describe_provenance(r, 0), 2, tmp_path / "sets", CPU) for r in (run, other)
+    ]
     hashes = [read_json(folder / "manifest.json")["sha256"] for folder in made]
     assert hashes[0] != hashes[1]
 
@@ -315,19 +317,8 @@ def test_one_function_reads_the_test_split_and_one_calls_it() -> None:
 def test_the_best_is_the_highest_and_the_later_on_a_tie(
     tmp_path_factory: pytest.TempPathFactory, ticks: list[tuple[int, int]]
 ) -> None:
-    config = RunConfig(
-        recipe=tiny("tiny", True),
-        dataset="x",
-        dataset_key="svhn",
-        fingerprint="f",
-        training_size=1,
-        classes=("0",),
-        total_images=1,
-        images_per_tick=1,
-        seed=0,
-        precision="fp32",
-        select="s",
-    )
+    images = ImageSet(torch.zeros(1), None, ("0",), "x", "train")
+    config = config_of(tiny("tiny", True), images, select="s")
     run = Run(tmp_path_factory.mktemp("run"), config)
     scores: dict[int, float] = {}
     for images, accuracy in sorted(ticks, key=lambda tick: tick[0]):
@@ -354,7 +345,7 @@ def test_killed_and_resumed_chooses_as_uninterrupted(
         return call
 
     whole, killed = (selecting(tmp_path, drawn) for _ in range(2))
-    train(whole, drawn, CPU, score_checkpoint=by_length)
+    train_run(whole, drawn, CPU, score_checkpoint=by_length)
     with monkeypatch.context() as patch:
         scorer = dying(by_length, 2 if killed_in == "score" else 99)
         if killed_in == "step":
@@ -366,8 +357,8 @@ def test_killed_and_resumed_chooses_as_uninterrupted(
 
             patch.setattr(training, "save_tensors", dying(training.save_tensors, 4))
         with pytest.raises(RuntimeError, match="killed"):
-            train(killed, drawn, CPU, score_checkpoint=scorer)  # type: ignore[arg-type]
-    train(open_run(killed.folder), drawn, CPU, score_checkpoint=by_length)
+            train_run(killed, drawn, CPU, score_checkpoint=scorer)  # type: ignore[arg-type]
+    train_run(open_run(killed.folder), drawn, CPU, score_checkpoint=by_length)
     assert same_tensors(whole, killed)
     logs = whole.read_log(), killed.read_log()
     for line in itertools.chain(*logs):
@@ -381,7 +372,7 @@ def test_ctrl_c_adds_no_candidate(
     tmp_path: Path, drawn: ImageSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole, stopped = (selecting(tmp_path, drawn) for _ in range(2))
-    train(whole, drawn, CPU, score_checkpoint=by_length)
+    train_run(whole, drawn, CPU, score_checkpoint=by_length)
     step, calls = GANTrainer.step, itertools.count(1)
 
     def interrupting(self: GANTrainer, *arguments: object) -> None:
@@ -392,8 +383,8 @@ def test_ctrl_c_adds_no_candidate(
     with monkeypatch.context() as patch:
         patch.setattr(GANTrainer, "step", interrupting)
         with pytest.raises(Interrupted):
-            train(stopped, drawn, CPU, score_checkpoint=by_length)
-    train(stopped, drawn, CPU, score_checkpoint=by_length)
+            train_run(stopped, drawn, CPU, score_checkpoint=by_length)
+    train_run(stopped, drawn, CPU, score_checkpoint=by_length)
     assert len(stopped.read_log()) == len(whole.read_log()) + 1
     assert stopped.validation_scores() == whole.validation_scores()
     assert same_tensors(whole, stopped)
@@ -401,19 +392,19 @@ def test_ctrl_c_adds_no_candidate(
 
 def test_what_cannot_select_is_refused(tmp_path: Path, drawn: ImageSet) -> None:
     with pytest.raises(UsageError, match="--select cas: tiny-uncond is unconditional"):
-        check_trainable(tiny("tiny-uncond", False), drawn, select=True)
+        training_parts(tiny("tiny-uncond", False), drawn, select=True)
     lacking = with_labels(drawn, torch.ones(50, dtype=torch.int64), slice(450, None))
-    check_trainable(tiny("tiny", True), lacking)
+    training_parts(tiny("tiny", True), lacking)
     with pytest.raises(SynthError, match="drawn, validation part: no train image of class 0"):
-        check_trainable(tiny("tiny", True), lacking, select=True)
+        training_parts(tiny("tiny", True), lacking, select=True)
     few = replace(drawn, images=drawn.images[:17], labels=None)
     learning = tiny("tiny-uncond", False)
-    check_trainable(learning, few)
+    training_parts(learning, few)
     heldout = replace(learning, training=replace(learning.training, heldout_every=1))
     with pytest.raises(SynthError, match="15 training images are fewer than the batch of 16"):
-        check_trainable(heldout, few)
+        training_parts(heldout, few)
     with pytest.raises(ValueError, match="nothing is given to score it"):
-        train(selecting(tmp_path, drawn), drawn, CPU)
+        train_run(selecting(tmp_path, drawn), drawn, CPU)
     older = make_run(tmp_path, drawn, tiny("tiny", True), 160, select="select-v0")
     with pytest.raises(SynthError, match="by select-v0, and this version of synth by tiny-select"):
         train_run(older, drawn, CPU, selection.checkpoint_scorer(older, CPU))

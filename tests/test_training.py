@@ -24,31 +24,19 @@ from synth.base.errors import SynthError
 from synth.batches import draw_batches, draw_latents, torch_random
 from synth.checkpoints import load_tensors
 from synth.data import ImageSet
-from synth.gan import GANSampler, GANTrainer, ema_decay, sampling_generator
+from synth.gan import GANSampler, GANTrainer, ema_decay
 from synth.networks import build
 from synth.published import RECIPES
 from synth.recipes import Recipe, override
-from synth.runs import Run, RunConfig, load_generator, open_run
-from synth.training import Interrupted, train
-from tests.conftest import tiny
+from synth.runs import Run, load_generator, open_run
+from synth.training import Interrupted, train_run
+from tests.conftest import config_of, make_trainer, tiny
 
 CPU = torch.device("cpu")
 
 
 def make_run(root: Path, images: ImageSet, recipe: Recipe, length: int, **changes: object) -> Run:
-    config = RunConfig(
-        recipe=recipe,
-        dataset=images.name,
-        dataset_key="svhn",
-        fingerprint=images.fingerprint,
-        training_size=len(images),
-        classes=images.classes,
-        total_images=length,
-        images_per_tick=160,
-        seed=0,
-        precision="fp32",
-    )
-    return Run.create(root, replace(config, **changes), {})  # type: ignore[arg-type]
+    return Run.create(root, config_of(recipe, images, total_images=length, **changes), {})
 
 
 @pytest.mark.parametrize(
@@ -75,7 +63,7 @@ def test_step_equals_a_plain_loop(
         ema_half_life=half_life,
     )
     recipe = replace(RECIPES["cdcgan"], training=changed)
-    fast = GANTrainer(recipe, 10, 3, CPU)
+    fast = make_trainer(recipe, drawn, seed=3)
     for network in (fast.generator, fast.discriminator, fast.generator_ema):
         network.double()
     generator, discriminator = (network.double() for network in build(recipe, 10, 3))
@@ -128,7 +116,7 @@ def test_heldout_loss_is_that_of_both_networks_in_evaluation(
     """Of images that are all alike no draw matters; written with torch's own cross-entropy."""
     recipe = tiny("tiny", True)
     training = replace(recipe.training, discriminator_loss=reduction)  # type: ignore[arg-type]
-    both = GANTrainer(replace(recipe, training=training), 10, 0, CPU)
+    both = make_trainer(replace(recipe, training=training), drawn)
     labels = torch.full((9,), 3)
     alike = replace(drawn, images=drawn.images[:1].repeat(9, 1, 1, 1), labels=labels)
     seen: list[tuple[bool, torch.Tensor]] = []
@@ -175,10 +163,10 @@ def test_norm_statistics_of_the_averaged_generator_are_its_own(drawn: ImageSet) 
     here on fresh latents, and the trained generator's own do not fit."""
     recipe = tiny("tiny", True)
     recipe = replace(recipe, training=replace(recipe.training, ema_half_life=2_000, batch=64))
-    both = GANTrainer(recipe, 10, 0, CPU)
+    both = make_trainer(recipe, drawn)
     for batch in itertools.islice(draw_batches(recipe, drawn, 0, CPU), 60):
         both.update(batch)
-    sampler = sampling_generator(both, drawn)
+    sampler = both.sampler().generator
     naive = deepcopy(both.generator_ema)
     for copied, trained in zip(naive.buffers(), both.generator.buffers(), strict=True):
         copied.copy_(trained)
@@ -232,7 +220,7 @@ def test_each_pass_shows_each_image_once_from_any_step(count: int, first: int) -
 
 def test_run_folder_holds_what_the_design_says(tmp_path: Path, drawn: ImageSet) -> None:
     run = make_run(tmp_path, drawn, tiny("tiny", True), 2016, images_per_tick=1008)
-    train(run, drawn, CPU)
+    train_run(run, drawn, CPU)
     assert run.folder.name == "00000-drawn-tiny-cond-seed0"
     assert run.finished()
     assert [line["images"] for line in run.read_log()] == [1008, 2016]
@@ -251,7 +239,7 @@ def test_every_tick_samples_the_same_latents(tmp_path: Path, drawn: ImageSet) ->
     recipe = tiny("tiny", True)
     still = replace(recipe, training=replace(recipe.training, learning_rate_g=0.0))
     run = make_run(tmp_path, drawn, still, 2016, images_per_tick=1008)
-    train(run, drawn, CPU)
+    train_run(run, drawn, CPU)
     first, second = (path.read_bytes() for path in (run.folder / "samples").iterdir())
     assert first == second
 
@@ -261,7 +249,7 @@ def test_killed_and_resumed_equals_uninterrupted(
     tmp_path: Path, drawn: ImageSet, kill_at: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = make_run(tmp_path, drawn, tiny("tiny", True), 480)
-    train(whole, drawn, CPU)
+    train_run(whole, drawn, CPU)
     killed = make_run(tmp_path, drawn, tiny("tiny", True), 480)
     step, calls = GANTrainer.step, itertools.count()
 
@@ -272,12 +260,12 @@ def test_killed_and_resumed_equals_uninterrupted(
 
     monkeypatch.setattr(GANTrainer, "step", dying)
     with pytest.raises(RuntimeError, match="killed"):
-        train(killed, drawn, CPU)
+        train_run(killed, drawn, CPU)
     with killed.log.open("a") as log:
         log.write('{"images": 9')  # a line cut off by the kill
     monkeypatch.setattr(GANTrainer, "step", step)
     assert not killed.finished()
-    train(open_run(killed.folder), drawn, CPU)
+    train_run(open_run(killed.folder), drawn, CPU)
     for name in ("state/latest.safetensors", "generator.safetensors"):
         ours, theirs = (load_tensors(run.folder / name)[0] for run in (killed, whole))
         assert ours.keys() == theirs.keys()
@@ -291,7 +279,7 @@ def test_killed_while_it_writes_the_last_tick(
     tmp_path: Path, drawn: ImageSet, killed_in: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = make_run(tmp_path, drawn, tiny("tiny", True), 480)
-    train(whole, drawn, CPU)
+    train_run(whole, drawn, CPU)
     killed = make_run(tmp_path, drawn, tiny("tiny", True), 480)
 
     def die(*arguments: object, **options: object) -> None:
@@ -312,9 +300,9 @@ def test_killed_while_it_writes_the_last_tick(
         else:
             patch.setattr(training, killed_in, die)
         with pytest.raises(RuntimeError, match="killed"):
-            train(killed, drawn, CPU)
+            train_run(killed, drawn, CPU)
     assert not killed.finished()
-    train(killed, drawn, CPU)
+    train_run(killed, drawn, CPU)
     assert killed.finished()
     assert killed.weights.read_bytes() != b""
     ours, theirs = (load_tensors(run.weights)[0] for run in (killed, whole))
@@ -328,7 +316,7 @@ def test_two_processes_do_not_train_one_run(tmp_path: Path, drawn: ImageSet) -> 
         FileLock(run.folder / ".lock"),
         pytest.raises(SynthError, match="is being trained by another process"),
     ):
-        train(run, drawn, CPU)
+        train_run(run, drawn, CPU)
 
 
 def test_ctrl_c_saves_and_says_how_to_go_on(
@@ -345,7 +333,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(
     monkeypatch.setattr(GANTrainer, "step", interrupting)
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(Interrupted, match="synth train --resume --run") as caught:
-        train(run, drawn, CPU)
+        train_run(run, drawn, CPU)
     assert caught.value.exit_code == 130
     assert run.images_shown() == 7 * 16
     assert signal.getsignal(signal.SIGINT) is before
@@ -370,7 +358,7 @@ def test_numbers_that_blow_up_stop_the_run_and_keep_the_last_checkpoint(
 
     monkeypatch.setattr(GANTrainer, "step", poisoned)
     with pytest.raises(SynthError, match="no longer finite in the tick that ends at 320 images"):
-        train(run, drawn, CPU)
+        train_run(run, drawn, CPU)
     assert run.images_shown() == 160
     state, _ = load_tensors(run.state)
     assert all(value.isfinite().all() for value in state.values())
@@ -378,7 +366,7 @@ def test_numbers_that_blow_up_stop_the_run_and_keep_the_last_checkpoint(
 
 def test_saved_generator_samples_what_was_trained(tmp_path: Path, drawn: ImageSet) -> None:
     run = make_run(tmp_path, drawn, tiny("tiny", True), 160)
-    train(run, drawn, CPU)
+    train_run(run, drawn, CPU)
     labels = torch.arange(5)
     images = [
         load_generator(p)(labels, np.random.default_rng(0)) for p in (run.folder, run.weights)
@@ -397,7 +385,7 @@ def test_a_grid_has_a_row_for_each_class_that_the_recipe_knows(
     classes = tuple(map(str, range(25)))
     many = replace(drawn, labels=torch.arange(len(drawn)) % 25, classes=classes)
     run = make_run(tmp_path, many, tiny("tiny", conditional), 16)
-    train(run, many, CPU)
+    train_run(run, many, CPU)
     (path,) = (run.folder / "samples").iterdir()
     with Image.open(path) as grid:
         assert grid.size == (10 * 33 + 1, rows * 33 + 1)
@@ -406,24 +394,23 @@ def test_a_grid_has_a_row_for_each_class_that_the_recipe_knows(
 def test_too_few_images_and_missing_classes_are_refused(tmp_path: Path, drawn: ImageSet) -> None:
     few = ImageSet(drawn.images[:10], None, drawn.classes, "few", "train")
     with pytest.raises(SynthError, match="fewer than the batch"):
-        training.check_trainable(tiny("tiny", False), few)
+        training.training_parts(tiny("tiny", False), few)
     measuring = override(tiny("tiny", False), "training.heldout_every=1")
     with pytest.raises(SynthError, match=r"few: too few images .* training\.heldout_every=0"):
-        training.check_trainable(measuring, replace(few, images=few.images[:5]))
+        training.training_parts(measuring, replace(few, images=few.images[:5]))
     assert drawn.labels is not None
     keep = drawn.labels != 4
     lacking = ImageSet(drawn.images[keep], drawn.labels[keep], drawn.classes, "lacking", "train")
     with pytest.raises(SynthError, match="no train image of class 4"):
-        training.check_trainable(tiny("tiny", True), lacking)
-    training.check_trainable(tiny("tiny", False), lacking)
+        training.training_parts(tiny("tiny", True), lacking)
+    training.training_parts(tiny("tiny", False), lacking)
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_recorded_steps_equal_plain_ones_on_a_gpu(drawn: ImageSet) -> None:
     recipe, device = tiny("tiny", True), torch.device("cuda")
-    plain = GANTrainer(recipe, 10, 0, device)
-    recorded = GANTrainer(recipe, 10, 0, device, images=drawn)
+    plain, recorded = (make_trainer(recipe, drawn, "cuda") for _ in range(2))
     for batch in itertools.islice(draw_batches(recipe, drawn, 0, device), 20):
         plain.update(batch)
         recorded.step()

@@ -35,7 +35,7 @@ def read(folder: Path, classes: Sequence[str]) -> tuple[np.ndarray, Labels]:
     if "images" not in arrays:
         raise SynthError(f"{path}: holds no array named images")
     images, labels = arrays["images"], arrays.get("labels")
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != (SIZE, SIZE, 3):
+    if images.dtype != np.uint8 or images.shape[1:] != (SIZE, SIZE, 3):
         raise SynthError(
             f"{path}: images are {images.dtype} {images.shape}, not uint8 (N, 32, 32, 3)"
         )

@@ -124,8 +124,8 @@ def write_numbered_folder(root: Path, slug: str, fill: Callable[[Path], None]) -
 
 def check_writable(folder: Path) -> None:
     """Raises `SynthError` if no file can be written in `folder`. Call it before hours of work."""
-    with atomic_file(folder / "probe") as temporary:
-        temporary.touch()
+    with atomic_file(folder / "probe"):
+        pass
     (folder / "probe").unlink()
 
 

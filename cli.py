@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer import Argument, Option
 
 from eval.protocols import PROTOCOLS
 from synth.base.errors import SynthError, UsageError
@@ -25,71 +26,65 @@ def _names(group: str, modules: str = "") -> str:
     return ", ".join(names_of(group, modules or group))
 
 
-Dataset = Annotated[
-    str, typer.Option(help=f"The real data: {_names('synth.datasets', 'synth.data')}.")
-]
+Dataset = Annotated[str, Option(help=f"The real data: {_names('synth.datasets', 'synth.data')}.")]
 ScoredOn = Annotated[
     str | None,
-    typer.Option(
-        help="Real data to score on. Default: what the set (or the record) was made from."
-    ),
+    Option(help="Real data to score on. Default: what the set (or the record) was made from."),
 ]
 DataRoot = Annotated[
     Path | None,
-    typer.Option(envvar="SYNTH_DATA", help="Folder of the real data. SVHN is downloaded into it."),
+    Option(envvar="SYNTH_DATA", help="Folder of the real data. SVHN is downloaded into it."),
 ]
-Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Random seed.")]
-Device = Annotated[str, typer.Option(help="auto, cpu or cuda. auto takes the GPU if there is one.")]
+Seed = Annotated[int, Option(min=0, max=2**63 - 1, help="Random seed.")]
+Device = Annotated[str, Option(help="auto, cpu or cuda. auto takes the GPU if there is one.")]
 Precision = Annotated[
-    str, typer.Option(help="auto, fp32 or bf16. auto times both and takes the faster one.")
+    str, Option(help="auto, fp32 or bf16. auto times both and takes the faster one.")
 ]
 Deterministic = Annotated[
     bool,
-    typer.Option(
+    Option(
         "--deterministic",
         help="Use deterministic GPU algorithms (slower). CPU runs are always deterministic.",
     ),
 ]
-PerClass = Annotated[int, typer.Option(help="Number of images of each class.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+PerClass = Annotated[int, Option(help="Number of images of each class.")]
+AsJson = Annotated[bool, Option("--json", help="Print the result as JSON.")]
 Conditional = Annotated[
     bool | None,
-    typer.Option("--conditional/--unconditional", help="Train a generator with or without labels."),
+    Option("--conditional/--unconditional", help="Train a generator with or without labels."),
 ]
 Overrides = Annotated[
     list[str] | None,
-    typer.Option(
+    Option(
         "--set",
         help="Change a hyperparameter of the recipe, such as training.batch=64. May be repeated.",
     ),
 ]
-Runs = Annotated[Path, typer.Option(help="Folder with the runs.")]
-Datasets = Annotated[Path, typer.Option(help="Folder with the synthetic sets.")]
-Results = Annotated[Path, typer.Option(help="Folder with the records, leaderboard and report.")]
+Runs = Annotated[Path, Option(help="Folder with the runs.")]
+Datasets = Annotated[Path, Option(help="Folder with the synthetic sets.")]
+Results = Annotated[Path, Option(help="Folder with the records, leaderboard and report.")]
 ClassifierSeeds = Annotated[
-    int | None, typer.Option(help="Number of classifiers. The protocol sets the default.")
+    int | None, Option(help="Number of classifiers. The protocol sets the default.")
 ]
-Protocol = Annotated[
-    str, typer.Option(help=f"How sets are scored: {', '.join(PROTOCOLS.names())}.")
-]
+Protocol = Annotated[str, Option(help=f"How sets are scored: {', '.join(PROTOCOLS.names())}.")]
 Metrics = Annotated[
     str,
-    typer.Option(
+    Option(
         help=f"all, default (without augmentation and inception), or names with commas: cas, "
         f"{_names('eval.metrics')}. cas, the accuracy, is always measured. augmentation trains "
         "three times as many classifiers."
     ),
 ]
 FeatureSpace = Annotated[
-    str, typer.Option(help="classifier, or inception to measure fidelity in both spaces.")
+    str, Option(help="classifier, or inception to measure fidelity in both spaces.")
 ]
 Images = Annotated[
     str | None,
-    typer.Option(help="Training length in real images shown, such as 300k. Default: the recipe's."),
+    Option(help="Training length in real images shown, such as 300k. Default: the recipe's."),
 ]
 Select = Annotated[
     str | None,
-    typer.Option(
+    Option(
         help="cas: score every checkpoint on the last tenth of the training split, and mark the "
         "best. Training leaves that tenth out. Only for conditional recipes."
     ),
@@ -113,28 +108,28 @@ def train(
     context: typer.Context,
     conditional: Conditional = None,
     recipe: Annotated[
-        str | None, typer.Option(help="A name that 'synth recipes' lists, or a TOML file.")
+        str | None, Option(help="A name that 'synth recipes' lists, or a TOML file.")
     ] = None,
     overrides: Overrides = None,
     dataset: Dataset = "svhn",
     data_root: DataRoot = None,
     images: Images = None,
     epochs: Annotated[
-        int | None, typer.Option(min=1, help="Length of training in passes over the data.")
+        int | None, Option(min=1, help="Length of training in passes over the data.")
     ] = None,
     tick: Annotated[
         str | None,
-        typer.Option(help="Real images between checkpoints. The default gives 8 to 16 of them."),
+        Option(help="Real images between checkpoints. The default gives 8 to 16 of them."),
     ] = None,
     select: Select = None,
     seed: Seed = 0,
-    out: Annotated[Path, typer.Option(help="Make the run folder in here.")] = Path("runs"),
+    out: Annotated[Path, Option(help="Make the run folder in here.")] = Path("runs"),
     device: Device = "auto",
     precision: Precision = "auto",
-    resume: Annotated[bool, typer.Option(help="Continue the newest unfinished run.")] = False,
-    run: Annotated[Path | None, typer.Option(help="Continue this run; needs --resume.")] = None,
+    resume: Annotated[bool, Option(help="Continue the newest unfinished run.")] = False,
+    run: Annotated[Path | None, Option(help="Continue this run; needs --resume.")] = None,
     deterministic: Deterministic = False,
-    dry_run: Annotated[bool, typer.Option(help="Print the configuration and stop.")] = False,
+    dry_run: Annotated[bool, Option(help="Print the configuration and stop.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Train a generator: a new folder in runs/."""
@@ -190,11 +185,11 @@ def train(
 def generate(
     per_class: PerClass = 5000,
     run: Annotated[
-        Path | None, typer.Option(help="Run folder. The default is the newest finished run.")
+        Path | None, Option(help="Run folder. The default is the newest finished run.")
     ] = None,
     checkpoint: Annotated[
         str | None,
-        typer.Option(
+        Option(
             help="last, best, or a name such as 0001024k. The default is best for a run that was "
             "trained with --select, and last for any other run."
         ),
@@ -202,13 +197,13 @@ def generate(
     seed: Seed = 0,
     label_with: Annotated[
         str | None,
-        typer.Option(
+        Option(
             help="Label the images of an unconditional run with: classifier or random. By default "
             "they have no labels."
         ),
     ] = None,
-    format: Annotated[str, typer.Option(help=f"File format: {_names('synth.formats')}.")] = "npz",
-    out: Annotated[Path, typer.Option(help="Make the set in this folder.")] = Path("datasets"),
+    format: Annotated[str, Option(help=f"File format: {_names('synth.formats')}.")] = "npz",
+    out: Annotated[Path, Option(help="Make the set in this folder.")] = Path("datasets"),
     runs: Runs = Path("runs"),
     data_root: DataRoot = None,
     device: Device = "auto",
@@ -240,7 +235,7 @@ def generate(
 def evaluate(
     folders: Annotated[
         list[Path] | None,
-        typer.Argument(help="Folders of synthetic sets. The default is the newest in datasets/."),
+        Argument(help="Folders of synthetic sets. The default is the newest in datasets/."),
     ] = None,
     protocol: Protocol = "fixed-v1",
     classifier_seeds: ClassifierSeeds = None,
@@ -248,20 +243,18 @@ def evaluate(
     feature_space: FeatureSpace = "classifier",
     closest_pairs: Annotated[
         Path | None,
-        typer.Option(
-            help="Write this PNG file: generated images beside the nearest training images."
-        ),
+        Option(help="Write this PNG file: generated images beside the nearest training images."),
     ] = None,
     dataset: ScoredOn = None,
     data_root: DataRoot = None,
     baselines: Annotated[
         bool,
-        typer.Option(
+        Option(
             "--baselines/--no-baselines", help="Also evaluate the baselines that have no record."
         ),
     ] = True,
     references: Annotated[  # the old name of --baselines
-        bool, typer.Option("--references/--no-references", hidden=True)
+        bool, Option("--references/--no-references", hidden=True)
     ] = True,
     datasets: Datasets = Path("datasets"),
     runs: Runs = Path("runs"),
@@ -306,13 +299,11 @@ def leaderboard(results: Results = Path("results"), as_json: AsJson = False) -> 
 
 @app.command()
 def compare(
-    a: Annotated[
-        str, typer.Argument(help="Name of an entry in the leaderboard, or id of a record.")
-    ],
-    b: Annotated[str, typer.Argument(help="The other entry, named in the same way.")],
+    a: Annotated[str, Argument(help="Name of an entry in the leaderboard, or id of a record.")],
+    b: Annotated[str, Argument(help="The other entry, named in the same way.")],
     protocol: Protocol = "fixed-v1",
     real: Annotated[
-        str | None, typer.Option(help="Real data of the scores. Needed if records hold several.")
+        str | None, Option(help="Real data of the scores. Needed if records hold several.")
     ] = None,
     results: Results = Path("results"),
     as_json: AsJson = False,
@@ -328,10 +319,9 @@ def compare(
 
 @app.command()
 def verify(
-    record: Annotated[str, typer.Argument(help="Path or id of a record.")],
+    record: Annotated[str, Argument(help="Path or id of a record.")],
     start: Annotated[
-        str,
-        typer.Option("--from", help="First stage to repeat: evaluate, generate or train."),
+        str, Option("--from", help="First stage to repeat: evaluate, generate or train.")
     ] = "evaluate",
     dataset: ScoredOn = None,
     data_root: DataRoot = None,
@@ -339,7 +329,7 @@ def verify(
     runs: Runs = Path("runs"),
     results: Results = Path("results"),
     device: Annotated[
-        str, typer.Option(help="auto, cpu or cuda. auto takes what the record says.")
+        str, Option(help="auto, cpu or cuda. auto takes what the record says.")
     ] = "auto",
     as_json: AsJson = False,
 ) -> None:
@@ -364,11 +354,9 @@ def verify(
 
 @app.command()
 def benchmark(
-    recipes: Annotated[
-        str, typer.Option(help="Names of recipes, with commas between.")
-    ] = "cdcgan,dcgan",
+    recipes: Annotated[str, Option(help="Names of recipes, with commas between.")] = "cdcgan,dcgan",
     overrides: Overrides = None,
-    seeds: Annotated[int, typer.Option(help="Number of training runs of each recipe.")] = 1,
+    seeds: Annotated[int, Option(help="Number of training runs of each recipe.")] = 1,
     dataset: Dataset = "svhn",
     data_root: DataRoot = None,
     images: Images = None,
@@ -404,9 +392,7 @@ def benchmark(
 
 @app.command()
 def recipes(
-    name: Annotated[
-        str | None, typer.Argument(help="Show this recipe: a name or a TOML file.")
-    ] = None,
+    name: Annotated[str | None, Argument(help="Show this recipe: a name or a TOML file.")] = None,
     conditional: Conditional = None,
     overrides: Overrides = None,
     as_json: AsJson = False,
@@ -444,7 +430,7 @@ def datasets(as_json: AsJson = False) -> None:
 
 @app.callback()
 def options(
-    debug: Annotated[bool, typer.Option(help="Show the Python traceback of an error.")] = False,
+    debug: Annotated[bool, Option(help="Show the Python traceback of an error.")] = False,
 ) -> None:
     global DEBUG
     DEBUG = debug

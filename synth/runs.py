@@ -25,12 +25,12 @@ from pydantic.dataclasses import dataclass
 from synth.base.errors import SynthError, UsageError
 from synth.base.files import (
     atomic_file,
-    make_numbered_folder,
     numbered_folders,
     read_json,
     sha256,
     slug,
     write_json,
+    write_numbered_folder,
     write_text,
 )
 from synth.base.progress import say
@@ -98,10 +98,11 @@ class Run:
 
     @staticmethod
     def create(root: Path, config: RunConfig, environment: dict[str, Any]) -> Run:
-        run = Run(make_numbered_folder(root, config.slug), config)
-        write_json(run.folder / "environment.json", environment)
-        write_json(run.folder / "config.json", config.to_json())
-        return run
+        def fill(folder: Path) -> None:
+            write_json(folder / "environment.json", environment)
+            write_json(folder / "config.json", config.to_json())
+
+        return Run(write_numbered_folder(root, config.slug, fill), config)
 
     @property
     def weights(self) -> Path:

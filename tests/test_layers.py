@@ -21,6 +21,7 @@ from synth.base.errors import UsageError
 from synth.batches import draw_batches
 from synth.data import ImageSet, unit_from_uint8
 from synth.ops import acceleration, dispatch, layers
+from synth.ops.tiles import Geometry
 from synth.published import RECIPES
 from synth.recipes import Recipe
 from tests.conftest import make_trainer, needs_bf16, tiny
@@ -64,7 +65,7 @@ def test_convolution_and_its_gradients(
     x = torch.randn(2, channels, size, size)
     weight = torch.randn(outputs, channels, side, side) / (side * channels**0.5)
     compare(
-        lambda x, w, b: dispatch.Convolution.apply(x, w, b, stride, padding, None, None),
+        lambda x, w, b: dispatch.Convolution.apply(x, w, b, Geometry(stride, padding), None),
         lambda x, w, b: F.conv2d(x, w, b, stride, padding),
         [x, weight, torch.randn(outputs)],
         1e-5,
@@ -86,7 +87,7 @@ def test_transposed_convolution_and_its_gradients(
     padding, extra = (kernel - 1) // 2, kernel % 2
     weight = torch.randn(inputs, channels, kernel, kernel) / (kernel * inputs**0.5)
     compare(
-        lambda x, w, b: dispatch.Convolution.apply(x, w, b, 2, padding, extra, None),
+        lambda x, w, b: dispatch.Convolution.apply(x, w, b, Geometry(2, padding, extra), None),
         lambda x, w, b: F.conv_transpose2d(x, w, b, 2, padding, extra),
         [torch.randn(2, inputs, size, size), weight, torch.randn(channels)],
         1e-5,

@@ -231,7 +231,6 @@ def sharpness(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
     in_order.cache_clear()
     yield
     sys.modules.pop("sharpness_plugin", None)
-    METRICS._loaded.pop("sharpness", None)
     in_order.cache_clear()
 
 

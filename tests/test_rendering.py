@@ -40,11 +40,11 @@ def test_shapes_types_and_ranges(train: tuple[torch.Tensor, torch.Tensor]) -> No
 def test_default_size_is_the_whole_split(monkeypatch: pytest.MonkeyPatch) -> None:
     blank = (torch.zeros(BLOCK, 3, 32, 32), torch.zeros(BLOCK))
     monkeypatch.setattr(rendering, "_render_block", lambda split, seed, block: blank)
-    assert len(rendering.render("train")[0]) == rendering.TRAIN_SIZE == 20_000
-    assert len(rendering.render("test")[1]) == rendering.TEST_SIZE == 5_000
+    assert len(rendering.render("train")[0]) == rendering.SIZES["train"] == 20_000
+    assert len(rendering.render("test")[1]) == rendering.SIZES["test"] == 5_000
 
 
-@pytest.mark.parametrize("size", [-1, 0, rendering.TEST_SIZE + 1])
+@pytest.mark.parametrize("size", [-1, 0, rendering.SIZES["test"] + 1])
 def test_refuses_sizes_outside_the_split(size: int) -> None:
     with pytest.raises(ValueError, match="size"):
         rendering.render("test", size=size)

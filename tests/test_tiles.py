@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from synth.ops import dispatch, tiles
+from synth.ops.tiles import Geometry
 from tests.test_kernels import ROUNDING, close, random_map
 
 SHAPES = st.sampled_from([(4, 2, 1), (3, 1, 1), (5, 2, 2), (4, 1, 0), (2, 3, 0)])
@@ -45,30 +46,31 @@ def test_convolution_transposed_and_weight_gradient(
     seed: int,
 ) -> None:
     side, stride, padding = shape
+    geometry = Geometry(stride, padding)
     x = random_map(batch, channels, *size, seed=seed)
     kernel = random_kernel(outputs, channels, side, seed + 1)
     at_outputs = torch.randn(outputs) if bias else None
     at_channels = torch.randn(channels) if bias else None
 
     exact = F.conv2d(x.double(), kernel.double(), _double(at_outputs), stride, padding)
-    close(tiles.convolve(x, kernel, at_outputs, stride, padding), exact, ROUNDING)
+    close(tiles.convolve(x, kernel, at_outputs, geometry), exact, ROUNDING)
 
     y = random_map(*exact.shape, seed=seed + 2)
     exact = F.conv_transpose2d(y.double(), kernel.double(), _double(at_channels), stride, padding)
-    ours = tiles.convolve(y, kernel, at_channels, stride, padding, 0)
+    ours = tiles.convolve(y, kernel, at_channels, Geometry(stride, padding, 0))
     close(ours, exact, ROUNDING)
 
     at_kernel = torch.nn.grad.conv2d_weight(
         x.double(), kernel.shape, y.double(), stride=stride, padding=padding
     )
-    close(tiles.weight_gradient(x, y, kernel, stride, padding), at_kernel, 1e-5)
+    close(tiles.weight_gradient(x, y, kernel, geometry), at_kernel, 1e-5)
 
 
 def test_a_transposed_convolution_can_reach_one_line_further() -> None:
     y, kernel = random_map(3, 64, 4, 4), random_kernel(64, 32, 5, 0)
     exact = F.conv_transpose2d(y.double(), kernel.double(), None, 2, 2, 1)
     assert exact.shape[2:] == (8, 8)
-    close(tiles.convolve(y, kernel, None, 2, 2, 1), exact, ROUNDING)
+    close(tiles.convolve(y, kernel, None, Geometry(2, 2, 1)), exact, ROUNDING)
 
 
 def test_results_do_not_depend_on_the_number_of_threads() -> None:
@@ -77,9 +79,9 @@ def test_results_do_not_depend_on_the_number_of_threads() -> None:
     try:
         for count in (1, 2, 3):
             torch.set_num_threads(count)
-            y = tiles.convolve(x, kernel, None, 2, 1)
-            back = tiles.convolve(y, kernel, None, 2, 1, 0)
-            outcomes.append([y, back, tiles.weight_gradient(x, y, kernel, 2, 1)])
+            y = tiles.convolve(x, kernel, None, Geometry(2, 1))
+            back = tiles.convolve(y, kernel, None, Geometry(2, 1, 0))
+            outcomes.append([y, back, tiles.weight_gradient(x, y, kernel, Geometry(2, 1))])
     finally:
         torch.set_num_threads(threads)
     for other in outcomes[1:]:
@@ -92,14 +94,14 @@ def test_torchs_own_products_are_left_as_they_were() -> None:
     before = left @ right
     x, kernel = random_map(2, 32, 4, 4), random_kernel(32, 32, 4, 0)
     for _ in range(3):
-        tiles.convolve(x, kernel, None, 2, 1)
+        tiles.convolve(x, kernel, None, Geometry(2, 1))
         assert torch.equal(left @ right, before)
 
 
 def test_what_is_not_a_number_stays_so() -> None:
     x, kernel = random_map(2, 32, 4, 4), random_kernel(32, 32, 4, 0)
     x[1, 3, 0, 0] = float("nan")
-    y = tiles.convolve(x, kernel, None, 2, 1)
+    y = tiles.convolve(x, kernel, None, Geometry(2, 1))
     assert y[1, :, 0, 0].isnan().all()
     assert y[0].isfinite().all()
 

@@ -7,19 +7,17 @@ import json
 import os
 import re
 import shutil
-import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from secrets import token_hex
 from typing import Any
 
 import numpy as np
 
 from synth.base.errors import SynthError
-
-NUMBERED = re.compile(r"^(\d{5})-")
 
 
 @contextmanager
@@ -28,27 +26,25 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
     The temporary name has the suffix of `path`, because some writers choose a format by it.
     """
-    temporary = None
+    temporary = path.with_name(f".{path.stem}-{token_hex(4)}{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(path.suffix, f".{path.stem}-", path.parent)
-        os.close(handle)
-        temporary = Path(name)
+        temporary.touch()
+        mode = temporary.stat().st_mode
         yield temporary
         _sync(temporary)
-        temporary.chmod(0o666 & ~_umask())
+        temporary.chmod(mode)  # some writers make files that only their owner can read
         temporary.replace(path)
     except OSError as error:
         raise SynthError(f"{path}: cannot be written ({error.strerror})") from error
     finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def _sync(path: Path) -> None:
+    with path.open("rb") as written:
+        os.fsync(written.fileno())
 
 
 def write_text(path: Path, text: str) -> None:
@@ -99,63 +95,38 @@ def sha256_arrays(*arrays: np.ndarray) -> str:
     return digest.hexdigest()
 
 
-def make_numbered_folder(root: Path, slug: str) -> Path:
-    """Makes `root/00003-slug`. The number is one above the highest in `root`."""
-    with _writing_in(root):
-        folder = _next_folder(root, slug)
-        folder.mkdir()
-    return folder
-
-
 def numbered_folders(root: Path) -> list[Path]:
-    """The numbered folders in `root`, oldest first."""
-    if not root.is_dir():
-        return []
-    return sorted(path for path in root.iterdir() if path.is_dir() and NUMBERED.match(path.name))
-
-
-def _next_folder(root: Path, slug: str) -> Path:
-    number = max((int(path.name[:5]) + 1 for path in numbered_folders(root)), default=0)
-    return root / f"{number:05d}-{slug}"
+    """The numbered folders in `root`, such as `00003-svhn`, oldest first."""
+    return sorted(path for path in root.glob("[0-9]" * 5 + "-*") if path.is_dir())
 
 
 def write_numbered_folder(root: Path, slug: str, fill: Callable[[Path], None]) -> Path:
-    """Makes `root/00003-slug` with what `fill(folder)` writes. It appears whole, or not at all."""
-    with _writing_in(root):
-        hidden = Path(tempfile.mkdtemp(prefix=".partial-", dir=root))
-        try:
-            fill(hidden)
-            for path in hidden.rglob("*"):
-                if path.is_file():
-                    _sync(path)
-            hidden.chmod(0o777 & ~_umask())
-            return hidden.rename(_next_folder(root, slug))
-        finally:
-            shutil.rmtree(hidden, ignore_errors=True)
+    """Makes `root/00003-slug` with what `fill(folder)` writes. It appears whole, or not at all.
 
-
-def check_writable(folder: Path) -> None:
-    """Raises `SynthError` if no file can be written in `folder`. Call it before hours of work."""
-    with atomic_file(folder / "probe") as temporary:
-        temporary.touch()
-    (folder / "probe").unlink()
-
-
-def _sync(path: Path) -> None:
-    with path.open("rb") as written:
-        os.fsync(written.fileno())
-
-
-@contextmanager
-def _writing_in(root: Path) -> Iterator[None]:
-    """Makes `root` for the block. Turns an OSError into a `SynthError`."""
+    The number is one above the highest in `root`.
+    """
+    hidden = root / f".partial-{token_hex(4)}"
     try:
-        root.mkdir(parents=True, exist_ok=True)
-        yield
+        hidden.mkdir(parents=True)
+        fill(hidden)
+        for path in hidden.rglob("*"):
+            if path.is_file():
+                _sync(path)
+        number = max((int(path.name[:5]) + 1 for path in numbered_folders(root)), default=0)
+        return hidden.rename(root / f"{number:05d}-{slug}")
     except OSError as error:
         raise SynthError(
             f"{root}: no folder can be written there ({error.strerror}); choose another with --out"
         ) from error
+    finally:
+        shutil.rmtree(hidden, ignore_errors=True)
+
+
+def check_writable(folder: Path) -> None:
+    """Raises `SynthError` if no file can be written in `folder`. Call it before hours of work."""
+    with atomic_file(folder / "probe"):
+        pass
+    (folder / "probe").unlink()
 
 
 def slug(text: str) -> str:

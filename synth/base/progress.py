@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import partial
 
 from rich.console import Console
 from rich.progress import (
@@ -39,24 +40,23 @@ def progress_bar(title: str, total: int, unit: str) -> Iterator[Callable[[int], 
 
     A bar that starts inside the block of another one is shown below it.
     """
-    outer = _SHOWN.get()
-    if outer is not None:
-        task = outer.add_task(title, total=total, unit=unit)
-        yield lambda more: outer.advance(task, more)
-        outer.remove_task(task)
+    shown = _SHOWN.get()
+    if shown is not None:
+        task = shown.add_task(title, total=total, unit=unit)
+        yield partial(shown.advance, task)
+        shown.remove_task(task)
         return
-    columns = (
+    name, bar, count = (
         TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
-        _Rate(),
-        TimeRemainingColumn(),
     )
+    columns = (name, bar, count, _Rate(), TimeRemainingColumn())
     progress = Progress(*columns, console=CONSOLE, transient=True, disable=not CONSOLE.is_terminal)
     with progress:
         token = _SHOWN.set(progress)
         try:
-            task = progress.add_task(title, total=total, unit=unit)
-            yield lambda more: progress.advance(task, more)
+            with progress_bar(title, total, unit) as advance:
+                yield advance
         finally:
             _SHOWN.reset(token)

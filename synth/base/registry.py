@@ -13,10 +13,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
-from importlib import import_module, metadata
+from functools import cache
+from importlib import metadata
 from importlib.util import find_spec
-from pkgutil import iter_modules
-from typing import Any, Generic, TypeVar
+from pkgutil import iter_modules, resolve_name
+from typing import Generic, TypeVar, cast
 
 from synth.base.errors import SynthError, UsageError
 
@@ -33,7 +34,6 @@ class Registry(Mapping[str, Entry], Generic[Entry]):
     later: dict[str, str] = field(default_factory=dict)  # `module:attribute`, imported when needed
     modules: str = ""  # a package; each public module in it holds one entry, as `attribute`
     attribute: str = ""
-    _loaded: dict[str, Entry] = field(default_factory=dict, init=False)  # modules and plug-ins
 
     def names(self) -> list[str]:
         """All names. Those of plug-ins come last."""
@@ -44,17 +44,11 @@ class Registry(Mapping[str, Entry], Generic[Entry]):
         """The entry of this name. Raises `UsageError` with the nearest name if there is none."""
         if name in self.entries:
             return self.entries[name]
-        if name not in self._loaded:
-            self._loaded[name] = self._load(name)
-        return self._loaded[name]
-
-    def _load(self, name: str) -> Any:
-        if name in self.later:
-            module, _, attribute = self.later[name].partition(":")
-            return getattr(import_module(module), attribute)
-        if name in _module_names(self.modules):
-            module = f"{self.modules}.{name.replace('-', '_')}"
-            return getattr(import_module(module), self.attribute)
+        place = self.later.get(name)
+        if place is None and name in _module_names(self.modules):
+            place = f"{self.modules}.{name.replace('-', '_')}:{self.attribute}"
+        if place is not None:
+            return cast(Entry, resolve_name(place))
         plugin = _plugins(self.group).get(name)
         if plugin is None:
             names = self.names()
@@ -62,7 +56,7 @@ class Registry(Mapping[str, Entry], Generic[Entry]):
             hint = f"did you mean {near[0]}? " if near else ""
             raise UsageError(f"{self.option} {name}: unknown; {hint}choose {', '.join(names)}")
         try:
-            return plugin.load()
+            return cast(Entry, plugin.load())
         except (ImportError, AttributeError) as error:
             raise SynthError(
                 f"{self.option} {name}: its plug-in {plugin.value} cannot be loaded ({error})"
@@ -73,9 +67,6 @@ class Registry(Mapping[str, Entry], Generic[Entry]):
             return self.find(name)
         except UsageError as error:
             raise KeyError(name) from error
-
-    def __contains__(self, name: object) -> bool:
-        return name in self.names()
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.names())
@@ -89,11 +80,12 @@ def names_of(group: str, modules: str = "") -> list[str]:
     return list(dict.fromkeys([*_module_names(modules), *_plugins(group)]))
 
 
+@cache
 def _module_names(package: str) -> list[str]:
     spec = find_spec(package) if package else None
-    folders = (spec and spec.submodule_search_locations) or []
-    found = sorted(module.name for module in iter_modules(folders))
-    return [name.replace("_", "-") for name in found if not name.startswith("_")]
+    found = iter_modules(spec.submodule_search_locations if spec else [])
+    names = sorted(module.name for module in found)
+    return [name.replace("_", "-") for name in names if not name.startswith("_")]
 
 
 def _plugins(group: str) -> dict[str, metadata.EntryPoint]:

@@ -66,8 +66,13 @@ class ImageSet:
             )
         return self.labels
 
+    def subset(self, chosen: Tensor) -> ImageSet:
+        """The images that `chosen`, bool or int64, indexes."""
+        labels = None if self.labels is None else self.labels[chosen]
+        return replace(self, images=self.images[chosen], labels=labels)
 
-def split_validation(images: ImageSet, share: float = 0.1) -> tuple[ImageSet, ImageSet]:
+
+def split_validation(images: ImageSet, share: float = TENTH) -> tuple[ImageSet, ImageSet]:
     """Splits a training split in two: images to train on, and the validation part.
 
     The validation part is the last `share` of the split. It is one block, because neighbouring
@@ -75,28 +80,23 @@ def split_validation(images: ImageSet, share: float = 0.1) -> tuple[ImageSet, Im
     a folder, would lose its last classes: it gives the last `share` of each class instead.
     """
     labels = images.labels
-    by_class = labels is not None and bool((labels.diff() >= 0).all())
-    counts = labels.bincount().tolist() if labels is not None and by_class else [len(images)]
+    counts = [len(images)]
+    if labels is not None and bool((labels.diff() >= 0).all()):
+        counts = labels.bincount().tolist()
     kept = torch.ones(len(images), dtype=torch.bool)
     for end, count in zip(accumulate(counts), counts, strict=True):
         kept[end - round(count * share) : end] = False
-
-    def part(mask: Tensor, name: str) -> ImageSet:
-        chosen = None if labels is None else labels[mask]
-        return replace(images, images=images.images[mask], labels=chosen, name=name)
-
-    return part(kept, images.name), part(~kept, f"{images.name}, validation part")
+    validation = replace(images.subset(~kept), name=f"{images.name}, validation part")
+    return images.subset(kept), validation
 
 
 def first_of_each_class(real: ImageSet, share: float) -> ImageSet:
     """The first `share` of each class, one image at least, in the order of the split."""
-    chosen = first_of_classes(real.require_labels(), share)
-    return ImageSet(
-        real.images[chosen], real.require_labels()[chosen], real.classes, real.name, "train"
-    )
+    return real.subset(first_of_classes(real.require_labels(), share))
 
 
 def first_of_classes(labels: Tensor, share: float) -> Tensor:
+    """The same as a mask, bool (N,)."""
     chosen = torch.zeros(len(labels), dtype=torch.bool)
     for label in labels.unique():
         members = (labels == label).nonzero().flatten()

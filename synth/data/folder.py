@@ -38,7 +38,7 @@ def load(split: Split, root: Path | None) -> ImageSet:
     folder = training if split == "train" else root / "test"
     if not folder.is_dir():
         raise SynthError(f"{folder}: is missing; scoring needs images there")
-    classes = tuple(sorted(path.name for path in training.iterdir() if _is_class_folder(path)))
+    classes = _subfolders(training)
     if _image_files(training):
         filled = [name for name in classes if _image_files(training / name)]
         if filled:
@@ -46,14 +46,20 @@ def load(split: Split, root: Path | None) -> ImageSet:
                 f"{training}: holds images, and folders of images ({filled[0]}); remove those "
                 "that are not training data"
             )
-        classes = ()
-    paths, labels = _labelled(folder, classes) if classes else (_image_files(folder), None)
+        classes = []
+    unknown = set(_subfolders(folder)) - set(classes) if classes else set()
+    if unknown:
+        raise SynthError(f"{folder / min(unknown)}: the training split has no such class")
+    files = [_image_files(folder / name) for name in classes or [""]]
+    paths = [path for each in files for path in each]
+    numbers = torch.tensor([number for number, each in enumerate(files) for _ in each])
     if not paths:
         raise SynthError(f"{folder}: holds no images ({', '.join(IMG_EXTENSIONS)})")
     name = slug(root.resolve().name)
     if name in DATASETS:  # a folder named svhn need not hold SVHN
         name += "-folder"
-    return ImageSet(read_images(paths), labels, classes or ("unlabelled",), name, split)
+    labels = numbers if classes else None
+    return ImageSet(read_images(paths), labels, tuple(classes) or ("unlabelled",), name, split)
 
 
 def read_images(paths: Sequence[Path]) -> torch.Tensor:
@@ -82,26 +88,19 @@ def _read_image(path: Path) -> np.ndarray:
         raise SynthError(f"{path}: cannot be read ({reason}); mend or remove it") from error
 
 
-def _labelled(folder: Path, classes: tuple[str, ...]) -> tuple[list[Path], torch.Tensor]:
-    unknown = {p.name for p in folder.iterdir() if _is_class_folder(p)} - set(classes)
-    if unknown:
-        raise SynthError(f"{folder / min(unknown)}: the training split has no such class")
-    files = [_image_files(folder / c) if (folder / c).is_dir() else [] for c in classes]
-    labels = [label for label, paths in enumerate(files) for _ in paths]
-    return [path for paths in files for path in paths], torch.tensor(labels, dtype=torch.int64)
+def _visible(folder: Path) -> list[Path]:
+    """What is in `folder`, without hidden files: macOS keeps notes on `1.jpg` in `._1.jpg`."""
+    if not folder.is_dir():
+        return []
+    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
 
 
-def _is_class_folder(path: Path) -> bool:
-    return path.is_dir() and not path.name.startswith(".")
+def _subfolders(folder: Path) -> list[str]:
+    return [path.name for path in _visible(folder) if path.is_dir()]
 
 
 def _image_files(folder: Path) -> list[Path]:
-    """The images in `folder`, without hidden files: macOS keeps notes on `1.jpg` in `._1.jpg`."""
-    return sorted(
-        path
-        for path in folder.iterdir()
-        if path.suffix.lower() in IMG_EXTENSIONS and not path.name.startswith(".")
-    )
+    return [path for path in _visible(folder) if path.suffix.lower() in IMG_EXTENSIONS]
 
 
 DATASET = Dataset(load, "your own images: DATA_ROOT/train/<class>/*.png, DATA_ROOT/test/…")

@@ -27,7 +27,7 @@ from synth.base.files import atomic_file, read_arrays
 from synth.data import DIGITS, SIZE, Dataset, ImageSet, Split, cache_folder
 
 VERSION = 1  # a change of any pixel is a new version
-TRAIN_SIZE, TEST_SIZE = 20_000, 5_000
+SIZES: dict[Split, int] = {"train": 20_000, "test": 5_000}
 
 # Each split has fonts that the other lacks, so that a classifier must generalise over typefaces.
 # Some fonts of matplotlib look like no house number: DejaVu Sans Mono has a dotted zero, cmmi10 has
@@ -38,8 +38,6 @@ FONTS: dict[Split, tuple[str, ...]] = {
     "test": (*SHARED_FONTS, "STIXGeneralBol", "STIXGeneralBolIta", "cmb10", "cmtt10"),
 }
 
-_SIZES: dict[Split, int] = {"train": TRAIN_SIZE, "test": TEST_SIZE}
-_STREAMS: dict[Split, int] = {"train": 0, "test": 1}
 _BLOCK = 100  # images per random stream; a small block stays in the processor's cache
 _SUPERSAMPLING = 2
 _TEXTURE, _DIGIT_HEIGHT = 96, 64  # pixels of a glyph's mask, and of the digit in it
@@ -52,9 +50,9 @@ def render(split: Split, size: int | None = None, seed: int = 0) -> tuple[Tensor
     Returns images, uint8 (N, 3, 32, 32), and labels, int64 (N,) in 0..9. Labels are drawn
     uniformly, so classes are balanced only on average.
     """
-    size = _SIZES[split] if size is None else size
-    if not 1 <= size <= _SIZES[split]:
-        raise ValueError(f"size must be in 1..{_SIZES[split]} for {split}, not {size}")
+    size = SIZES[split] if size is None else size
+    if not 1 <= size <= SIZES[split]:
+        raise ValueError(f"size must be in 1..{SIZES[split]} for {split}, not {size}")
     blocks = [_render_block(split, seed, block) for block in range(math.ceil(size / _BLOCK))]
     images, labels = zip(*blocks, strict=True)
     return torch.cat(images)[:size], torch.cat(labels)[:size]
@@ -62,7 +60,7 @@ def render(split: Split, size: int | None = None, seed: int = 0) -> tuple[Tensor
 
 def _render_block(split: Split, seed: int, block: int) -> tuple[Tensor, Tensor]:
     """Draw one block: images uint8 (B, 3, 32, 32) and labels int64 (B,)."""
-    rng = np.random.default_rng(np.random.SeedSequence((seed, _STREAMS[split], block)))
+    rng = np.random.default_rng(np.random.SeedSequence((seed, int(split == "test"), block)))
     labels = torch.from_numpy(rng.integers(0, 10, _BLOCK))
     frames = _word_frames(rng)
     coverage, extents = _digit_coverage(rng, labels, frames, split)
@@ -196,13 +194,8 @@ def _paint(rng: np.random.Generator, coverage: Tensor, plate_distance: Tensor) -
     # The shadow of raised digits lies one pixel down and to the right.
     shadow = F.pad(coverage, (_SUPERSAMPLING, 0, _SUPERSAMPLING, 0))
     shadow = shadow[:, :, : coverage.shape[2], : coverage.shape[3]]
-    image = image * (1 - _pool(shadow) * 0.5 * _chance(rng, 0.2))
-    return torch.lerp(image, ink, _pool(coverage))
-
-
-def _pool(coverage: Tensor) -> Tensor:
-    """Average the supersamples of each pixel."""
-    return F.avg_pool2d(coverage, _SUPERSAMPLING)
+    image = image * (1 - F.avg_pool2d(shadow, _SUPERSAMPLING) * 0.5 * _chance(rng, 0.2))
+    return torch.lerp(image, ink, F.avg_pool2d(coverage, _SUPERSAMPLING))
 
 
 def _tint(rng: np.random.Generator, luminance: Tensor) -> Tensor:

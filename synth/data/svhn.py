@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import tempfile
 from pathlib import Path
@@ -29,9 +30,13 @@ def load(split: Split, root: Path | None) -> ImageSet:
     url, file_name, md5 = SVHN.split_list[split]
     path = root / file_name
     if not path.exists():
-        _download(split, root, url)
+        _download(split, path, url)
     images, labels = read_mat(path)
-    return ImageSet(images, labels, DIGITS, _name(path, md5), split)
+    name = "svhn"
+    if hashlib.md5(path.read_bytes()).hexdigest() != md5:
+        folder = slug(path.resolve().parent.name)
+        name = "svhn-unofficial" if folder == "svhn" else folder
+    return ImageSet(images, labels, DIGITS, name, split)
 
 
 def read_mat(path: Path) -> tuple[torch.Tensor, torch.Tensor]:
@@ -60,28 +65,21 @@ def read_mat(path: Path) -> tuple[torch.Tensor, torch.Tensor]:
     return images, torch.from_numpy(labels.astype(np.int64) % 10)
 
 
-def _name(path: Path, official_md5: str) -> str:
-    md5 = hashlib.md5(path.read_bytes()).hexdigest()
-    if md5 == official_md5:
-        return "svhn"
-    name = slug(path.resolve().parent.name)
-    return "svhn-unofficial" if name == "svhn" else name
-
-
-def _download(split: Split, root: Path, url: str) -> None:
+def _download(split: Split, path: Path, url: str) -> None:
     """Downloads with torchvision, which compares the checksum. Leaves no partial file."""
-    name, existed = Path(url).name, root.exists()
+    root, existed = path.parent, path.parent.exists()
     try:
         root.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".download-", dir=root) as temporary:
             SVHN(temporary, split=split, download=True)
-            (Path(temporary) / name).replace(root / name)
+            Path(temporary, path.name).replace(path)
     except (OSError, RuntimeError) as error:
-        if not existed and root.is_dir() and not any(root.iterdir()):
-            root.rmdir()
+        if not existed:
+            with contextlib.suppress(OSError):  # it holds something
+                root.rmdir()
         reason = getattr(error, "strerror", None) or getattr(error, "reason", None) or error
         raise SynthError(
-            f"{root / name}: is missing, and downloading {url} failed ({reason}); {WAYS_OUT}"
+            f"{path}: is missing, and downloading {url} failed ({reason}); {WAYS_OUT}"
         ) from error
 
 

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from synth.ops import kernels, tiles
 from synth.ops.native import DEPTH, MOST_CHANNELS, MOST_LINE, call, native
+from synth.ops.tiles import Geometry
 
 GRADIENT_CHANNELS = 64  # with fewer input channels, tiles compute weight gradients slower
 FOLD_CHANNELS = 4  # with more output channels, `fold` is slower
@@ -39,25 +40,23 @@ def supports_sums(x: Tensor) -> bool:
 
 
 def supports_tiles(kernel: Tensor) -> bool:
-    whole = kernel.shape[0] % DEPTH == 0 and kernel.shape[1] % DEPTH == 0
+    whole = all(size % DEPTH == 0 for size in kernel.shape[:2])
     return whole and supports_kernels(kernel) and call("tiles_usable") == 1
 
 
-def supports_strided_tiles(x: Tensor, kernel: Tensor, _: Any, stride: int, *rest: Any) -> bool:
-    return stride > 1 and supports_tiles(kernel)
+def supports_strided_tiles(x: Tensor, kernel: Tensor, _: Any, geometry: Geometry) -> bool:
+    return geometry.stride > 1 and supports_tiles(kernel)
 
 
-def supports_gradient_tiles(x: Tensor, gradient: Tensor, kernel: Tensor, *_: int) -> bool:
+def supports_gradient_tiles(x: Tensor, gradient: Tensor, kernel: Tensor, _: Geometry) -> bool:
     return kernel.shape[1] >= GRADIENT_CHANNELS and supports_tiles(kernel)
 
 
-def supports_fold(
-    x: Tensor, kernel: Tensor, _: Any, stride: int, padding: int, output_padding: int | None
-) -> bool:
-    if output_padding is None or kernel.shape[1] > FOLD_CHANNELS or not supports_kernels(x):
+def supports_fold(x: Tensor, kernel: Tensor, _: Any, geometry: Geometry) -> bool:
+    if geometry.output_padding is None or kernel.shape[1] > FOLD_CHANNELS:
         return False
-    _, channels, _, width = tiles.output_shape(x, kernel, stride, padding, output_padding)
-    return (width + 2 * padding) * channels <= MOST_LINE
+    _, channels, _, width = geometry.output_shape(x, kernel)
+    return (width + 2 * geometry.padding) * channels <= MOST_LINE and supports_kernels(x)
 
 
 def supports_autocast(x: Tensor, *_: Any) -> bool:
@@ -127,22 +126,22 @@ def _product(x: Tensor, layer: nn.Conv2d | nn.ConvTranspose2d, _: Any) -> Tensor
 
 
 def _convolution(x: Tensor, layer: nn.Conv2d | nn.ConvTranspose2d, slope: float | None) -> Tensor:
-    x, lengths = x.to(torch.bfloat16), (layer.stride[0], int(layer.padding[0]))
     output_padding = layer.output_padding[0] if layer.transposed else None
-    y: Tensor = Convolution.apply(x, layer.weight, layer.bias, *lengths, output_padding, slope)
+    geometry = Geometry(layer.stride[0], int(layer.padding[0]), output_padding)
+    y: Tensor = Convolution.apply(x.bfloat16(), layer.weight, layer.bias, geometry, slope)
     return y
 
 
 class Convolution(torch.autograd.Function):
-    """bf16 x (B, C, H, W), fp32 weight (N, C, k, k) → bf16 (B, N, h, w), all channels-last. With an
-    `output_padding` it is the transposed convolution: (B, N, h, w) → (B, C, H, W)."""
+    """bf16 x (B, C, H, W), fp32 weight (N, C, k, k) → bf16 (B, N, h, w), all channels-last. The
+    transposed convolution: (B, N, h, w) → (B, C, H, W)."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, *options: Any) -> Tensor:
-        stride, padding, output_padding, slope = options
+        geometry, slope = options
         x = x.contiguous(memory_format=torch.channels_last)
         kernel = weight.detach().to(x.dtype, memory_format=torch.channels_last)
-        y: Tensor = run("convolution", x, kernel, bias, stride, padding, output_padding)
+        y: Tensor = run("convolution", x, kernel, bias, geometry)
         if slope is not None:
             kernels.activate_(y, slope)
         ctx.save_for_backward(x, kernel, None if slope is None else y)
@@ -152,49 +151,43 @@ class Convolution(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         x, kernel, y = ctx.saved_tensors
-        stride, padding, output_padding, slope = ctx.options
+        geometry, slope = ctx.options
         for_x, for_weight, for_bias = ctx.needs_input_grad[:3]
         gradient = gradients[0].contiguous(memory_format=torch.channels_last)
-        at_x = at_weight = at_bias = back = None
+        at_x = at_weight = at_bias = None
         if slope is not None:
             gradient, at_bias = kernels.activation_backward(y, gradient, slope)
         elif for_bias:
             at_bias = run("sum", gradient)
-        if output_padding is None:  # the gradient is a transposed convolution
-            back = (x.shape[2] + 2 * padding - kernel.shape[2]) % stride
         if for_x:
-            at_x = run("convolution", gradient, kernel, None, stride, padding, back)
+            at_x = run("convolution", gradient, kernel, None, geometry.of_gradient(x, kernel))
         if for_weight:
-            maps = (x, gradient) if output_padding is None else (gradient, x)
-            at_weight = run("weight gradient", *maps, kernel, stride, padding)
-        return at_x, at_weight, at_bias if for_bias else None, None, None, None, None
+            maps = (x, gradient) if geometry.output_padding is None else (gradient, x)
+            at_weight = run("weight gradient", *maps, kernel, geometry)
+        return at_x, at_weight, at_bias if for_bias else None, None, None
 
 
 def _torch_convolution(
-    x: Tensor, kernel: Tensor, bias: Tensor | None, stride: int, padding: int, extra: int | None
+    x: Tensor, kernel: Tensor, bias: Tensor | None, geometry: Geometry
 ) -> Tensor:
     bias = None if bias is None else bias.to(x.dtype)
-    if extra is None:
-        return F.conv2d(x, kernel, bias, stride, padding)
-    return F.conv_transpose2d(x, kernel, bias, stride, padding, extra)
+    if geometry.output_padding is None:
+        return F.conv2d(x, kernel, bias, *geometry[:2])
+    return F.conv_transpose2d(x, kernel, bias, *geometry)
 
 
-def _folded_product(
-    x: Tensor, kernel: Tensor, bias: Tensor | None, stride: int, padding: int, extra: int
-) -> Tensor:
+def _folded_product(x: Tensor, kernel: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
     patches = _pixels(x) @ kernel.permute(0, 2, 3, 1).flatten(1)
-    shape = tiles.output_shape(x, kernel, stride, padding, extra)
-    return kernels.fold(patches, bias, shape, kernel.shape[2], stride, padding)
+    shape = geometry.output_shape(x, kernel)
+    return kernels.fold(patches, bias, shape, kernel.shape[2], *geometry[:2])
 
 
 def _torch_weight_gradient(
-    x: Tensor, gradient: Tensor, kernel: Tensor, stride: int, padding: int
+    x: Tensor, gradient: Tensor, kernel: Tensor, geometry: Geometry
 ) -> Tensor:
-    numbers = (stride, stride), (padding, padding), (1, 1), False, (0, 0), 1
-    mask = False, True, False
-    at_kernel: Tensor
-    backward = torch.ops.aten.convolution_backward
-    _, at_kernel, _ = backward(gradient, x, kernel, None, *numbers, mask)
+    numbers = [geometry.stride] * 2, [geometry.padding] * 2, [1, 1], False, [0, 0], 1
+    backward, mask = torch.ops.aten.convolution_backward, [False, True, False]
+    at_kernel: Tensor = backward(gradient, x, kernel, None, *numbers, mask)[1]
     return at_kernel.float()
 
 
@@ -224,13 +217,13 @@ TABLE: dict[str, tuple[Candidate, ...]] = {
         (supports_autocast, lambda x, layer, _: _convolution(x, layer, None)),
         (supports_anything, lambda x, layer, size: nn.ConvTranspose2d.forward(layer, x, size)),
     ),
-    # x, kernel, bias, stride, padding, output_padding (None: not transposed) → output
+    # x, kernel, bias, geometry → output
     "convolution": (
         (supports_strided_tiles, tiles.convolve),
         (supports_fold, _folded_product),
         (supports_anything, _torch_convolution),
     ),
-    # x, gradient of the output, kernel, stride, padding → gradient of the kernel, fp32
+    # x, gradient of the output, kernel, geometry → gradient of the kernel, fp32
     "weight gradient": (
         (supports_gradient_tiles, tiles.weight_gradient),
         (supports_anything, _torch_weight_gradient),

@@ -34,10 +34,12 @@ static inline float greater(float a, float b) { return a >= b ? a : b; }
 // One pixel, or one 2×2 block of pixels: the loops over channels that the compiler vectorises. They
 // are not inlined, because the compiler would then forget that their arrays don't overlap.
 #define LOOP static __attribute__((noinline))
+typedef const uint16_t *restrict Map;
+typedef uint16_t *restrict OutMap;
+typedef const float *restrict Numbers;
+typedef float *restrict Sums;
 
-LOOP void add_moments(int64_t channels, const uint16_t *restrict x,
-                               const float *restrict pivot, float *restrict sum,
-                               float *restrict square) {
+LOOP void add_moments(int64_t channels, Map x, Numbers pivot, Sums sum, Sums square) {
     for (int64_t c = 0; c < channels; c++) {
         float d = widen(x[c]) - pivot[c];
         sum[c] += d;
@@ -45,18 +47,15 @@ LOOP void add_moments(int64_t channels, const uint16_t *restrict x,
     }
 }
 
-LOOP void activate(int64_t channels, const uint16_t *restrict x,
-                            const float *restrict scale, const float *restrict shift, float slope,
-                            uint16_t *restrict y) {
+LOOP void activate(int64_t channels, Map x, Numbers scale, Numbers shift, float slope, OutMap y) {
     for (int64_t c = 0; c < channels; c++) {
         float z = widen(x[c]) * scale[c] + shift[c];
         y[c] = narrow(z > 0 ? z : z * slope);
     }
 }
 
-LOOP void activate_pool(int64_t channels, const uint16_t *restrict top,
-                                 const uint16_t *restrict low, const float *restrict scale,
-                                 const float *restrict shift, float slope, uint16_t *restrict y) {
+LOOP void activate_pool(int64_t channels, Map top, Map low, Numbers scale, Numbers shift,
+                        float slope, OutMap y) {
     for (int64_t c = 0; c < channels; c++) {
         float z0 = widen(top[c]) * scale[c] + shift[c];
         float z1 = widen(top[c + channels]) * scale[c] + shift[c];
@@ -67,10 +66,8 @@ LOOP void activate_pool(int64_t channels, const uint16_t *restrict top,
     }
 }
 
-LOOP void add_gradient(int64_t channels, const uint16_t *restrict x,
-                                const uint16_t *restrict gradient, const float *restrict scale,
-                                const float *restrict shift, const float *restrict mean,
-                                float slope, float *restrict sum, float *restrict product) {
+LOOP void add_gradient(int64_t channels, Map x, Map gradient, Numbers scale, Numbers shift,
+                       Numbers mean, float slope, Sums sum, Sums product) {
     for (int64_t c = 0; c < channels; c++) {
         float value = widen(x[c]);
         float d = widen(gradient[c]) * (value * scale[c] + shift[c] > 0 ? 1.0f : slope);
@@ -79,12 +76,8 @@ LOOP void add_gradient(int64_t channels, const uint16_t *restrict x,
     }
 }
 
-LOOP void add_gradient_pool(int64_t channels, const uint16_t *restrict top,
-                                     const uint16_t *restrict low,
-                                     const uint16_t *restrict gradient,
-                                     const float *restrict scale, const float *restrict shift,
-                                     const float *restrict mean, float slope,
-                                     float *restrict sum, float *restrict product) {
+LOOP void add_gradient_pool(int64_t channels, Map top, Map low, Map gradient, Numbers scale,
+                            Numbers shift, Numbers mean, float slope, Sums sum, Sums product) {
     for (int64_t c = 0; c < channels; c++) {
         float x0 = widen(top[c]), x1 = widen(top[c + channels]);
         float x2 = widen(low[c]), x3 = widen(low[c + channels]);
@@ -99,10 +92,8 @@ LOOP void add_gradient_pool(int64_t channels, const uint16_t *restrict top,
     }
 }
 
-LOOP void pass_back(int64_t channels, const uint16_t *restrict x,
-                             const uint16_t *restrict gradient, const float *restrict scale,
-                             const float *restrict shift, const float *restrict slant,
-                             const float *restrict offset, float slope, uint16_t *restrict out) {
+LOOP void pass_back(int64_t channels, Map x, Map gradient, Numbers scale, Numbers shift,
+                    Numbers slant, Numbers offset, float slope, OutMap out) {
     for (int64_t c = 0; c < channels; c++) {
         float value = widen(x[c]);
         float d = widen(gradient[c]) * (value * scale[c] + shift[c] > 0 ? 1.0f : slope);
@@ -111,12 +102,9 @@ LOOP void pass_back(int64_t channels, const uint16_t *restrict x,
 }
 
 // The gradient goes to the first of the greatest values, as in torch.
-LOOP void pass_back_pool(int64_t channels, const uint16_t *restrict top,
-                                  const uint16_t *restrict low, const uint16_t *restrict gradient,
-                                  const float *restrict scale, const float *restrict shift,
-                                  const float *restrict slant, const float *restrict offset,
-                                  float slope, uint16_t *restrict out_top,
-                                  uint16_t *restrict out_low) {
+LOOP void pass_back_pool(int64_t channels, Map top, Map low, Map gradient, Numbers scale,
+                         Numbers shift, Numbers slant, Numbers offset, float slope,
+                         OutMap out_top, OutMap out_low) {
     for (int64_t c = 0; c < channels; c++) {
         float x0 = widen(top[c]), x1 = widen(top[c + channels]);
         float x2 = widen(low[c]), x3 = widen(low[c + channels]);
@@ -133,9 +121,8 @@ LOOP void pass_back_pool(int64_t channels, const uint16_t *restrict top,
     }
 }
 
-LOOP void add_bias_gradient(int64_t channels, const uint16_t *restrict y,
-                            const uint16_t *restrict gradient, float slope,
-                            float *restrict sum, uint16_t *restrict out) {
+LOOP void add_bias_gradient(int64_t channels, Map y, Map gradient, float slope, Sums sum,
+                            OutMap out) {
     for (int64_t c = 0; c < channels; c++) {
         float d = widen(gradient[c]) * (widen(y[c]) > 0 ? 1.0f : slope);
         sum[c] += d;
@@ -143,11 +130,11 @@ LOOP void add_bias_gradient(int64_t channels, const uint16_t *restrict y,
     }
 }
 
-LOOP void add_values(int64_t count, const uint16_t *restrict x, float *restrict sum) {
+LOOP void add_values(int64_t count, Map x, Sums sum) {
     for (int64_t i = 0; i < count; i++) sum[i] += widen(x[i]);
 }
 
-LOOP void narrow_all(int64_t count, const float *restrict sum, uint16_t *restrict y) {
+LOOP void narrow_all(int64_t count, Numbers sum, OutMap y) {
     for (int64_t i = 0; i < count; i++) y[i] = narrow(sum[i]);
 }
 

@@ -140,7 +140,7 @@ def train(
     from synth.runs import Run, newest_run, open_run
     from synth.training import Interrupted, plan_run, train_run
 
-    check_choice("--select", select, (None, "cas"))
+    check_choice("--select", select, "cas")
     torch_device = prepare(device, deterministic)
     if run is not None and not resume:
         raise UsageError("--run: goes with --resume")
@@ -219,7 +219,7 @@ def generate(
 
     check_count(per_class)
     FORMATS.find(format)
-    check_choice("--label-with", label_with, (None, "classifier", "random"))
+    check_choice("--label-with", label_with, "classifier", "random")
     torch_device = prepare(device, deterministic)
     source = open_run(run) if run else newest_run(runs, finished=True)
     provenance = describe_provenance(source, seed, label_with, LABELLER_PROTOCOL, checkpoint)
@@ -253,9 +253,8 @@ def evaluate(
             "--baselines/--no-baselines", help="Also evaluate the baselines that have no record."
         ),
     ] = True,
-    references: Annotated[  # the old name of --baselines
-        bool, Option("--references/--no-references", hidden=True)
-    ] = True,
+    # the old name of --baselines
+    references: Annotated[bool, Option("--references/--no-references", hidden=True)] = True,
     datasets: Datasets = Path("datasets"),
     runs: Runs = Path("runs"),
     results: Results = Path("results"),
@@ -339,7 +338,7 @@ def verify(
     from eval.verify import verify as verify_record
     from synth.ops.acceleration import keep_freed_memory
 
-    check_choice("--from", start, ("evaluate", "generate", "train"))
+    check_choice("--from", start, "evaluate", "generate", "train")
     keep_freed_memory()
     workspace = Workspace(data_root, runs, datasets, results)
     path = find_record_file(results, record)
@@ -379,7 +378,7 @@ def benchmark(
     from eval.metrics import parse_metrics
     from synth.base.progress import say
 
-    check_choice("--select", select, (None, "cas"))
+    check_choice("--select", select, "cas")
     names = parse_metrics(metrics, feature_space)
     workspace, torch_device = Workspace(data_root, runs, datasets, results), prepare(device)
     settings = Settings(workspace, protocol, torch_device, precision, classifier_seeds, names)
@@ -496,9 +495,9 @@ def check_resume_options(context: typer.Context) -> None:
             raise UsageError(f"{names}: cannot be changed by --resume; leave it out")
 
 
-def check_choice(option: str, value: str | None, choices: tuple[str | None, ...]) -> None:
-    if value not in choices:
-        raise UsageError(f"{option} {value}: choose {' or '.join(c for c in choices if c)}")
+def check_choice(option: str, value: str | None, *choices: str) -> None:
+    if value is not None and value not in choices:
+        raise UsageError(f"{option} {value}: choose {' or '.join(choices)}")
 
 
 def describe_recipe(recipe: RecipeBase, whole: bool) -> dict[str, Any]:

@@ -66,14 +66,13 @@ class ClassifierTrainer:
             torch.manual_seed(seed)
             self.classifier = CLASSIFIERS[classifier](classes)
         self.classifier.to(device).to(memory_format=torch.channels_last)
-        self.weights = list(self.classifier.parameters())
-        self.optimizer = adam(self.weights, learning_rate, (0.9, 0.999))
+        self.optimizer = adam(self.classifier, learning_rate, (0.9, 0.999))
         self.device, self.precision = device, precision
 
     def step(self, images: Tensor, labels: Tensor) -> None:
         with autocast(self.device, self.precision):
             logits = self.classifier(unit_from_uint8(images))
-        optimizer_step(self.optimizer, self.weights, cross_entropy(logits.float(), labels))
+        optimizer_step(self.optimizer, cross_entropy(logits.float(), labels))
 
     def state(self) -> dict[str, Tensor]:
         return self.classifier.state_dict() | optimizer_tensors("adam", self.optimizer)

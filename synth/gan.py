@@ -50,11 +50,9 @@ class GANTrainer:
         self.generator_ema = deepcopy(self.generator).requires_grad_(False)
         networks = {"g": self.generator, "d": self.discriminator, "average": self.generator_ema}
         self._networks = ModuleDict(networks)
-        self.g_weights = list(self.generator.parameters())
-        self.d_weights = list(self.discriminator.parameters())
         training = recipe.training
-        self.g_optimizer = adam(self.g_weights, training.learning_rate_g, training.betas)
-        self.d_optimizer = adam(self.d_weights, training.learning_rate_d, training.betas)
+        self.g_optimizer = adam(self.generator, training.learning_rate_g, training.betas)
+        self.d_optimizer = adam(self.discriminator, training.learning_rate_d, training.betas)
         # Sums of d_loss, g_loss, d_real, d_fake, d_loss² and g_loss² since the last log line
         self.sums = torch.zeros(6, device=device)
         self.steps, self.logged_steps = 0, 0  # taken so far, and up to the last log line
@@ -91,7 +89,7 @@ class GANTrainer:
             self.discriminator.requires_grad_(False)  # computes no gradients that nobody reads
             g_loss = real_loss(self.discriminator(fake, batch.labels).float())
             self.discriminator.requires_grad_(True)
-        optimizer_step(self.g_optimizer, self.g_weights, g_loss)
+        optimizer_step(self.g_optimizer, g_loss)
         self._update_ema()
         d_loss = self._d_loss(real_logits, fake_logits)
         d_real, d_fake = real_logits.sigmoid().mean(), fake_logits.sigmoid().mean()
@@ -104,10 +102,10 @@ class GANTrainer:
         separate = self.recipe.training.discriminator_steps == "separate"
         real_logits = self.discriminator(real, labels).float()
         if separate:
-            optimizer_step(self.d_optimizer, self.d_weights, real_loss(real_logits))
+            optimizer_step(self.d_optimizer, real_loss(real_logits))
         fake_logits = self.discriminator(fake, labels).float()
         loss = fake_loss(fake_logits) if separate else self._d_loss(real_logits, fake_logits)
-        optimizer_step(self.d_optimizer, self.d_weights, loss)
+        optimizer_step(self.d_optimizer, loss)
         return real_logits.detach(), fake_logits.detach()
 
     @torch.no_grad()
@@ -115,7 +113,7 @@ class GANTrainer:
         """Exponential moving average, after Karras et al. 2018 (arXiv:1710.10196, §A)."""
         keep = ema_decay(self.recipe.training.ema_half_life, self.recipe.batch)
         averages: list[Tensor] = list(self.generator_ema.parameters())
-        torch._foreach_lerp_(averages, list(self.g_weights), 1 - keep)
+        torch._foreach_lerp_(averages, list(self.generator.parameters()), 1 - keep)
 
     @torch.no_grad()
     def loss_on(self, images: ImageSet, step: int) -> float:

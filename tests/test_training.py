@@ -339,7 +339,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(
     assert signal.getsignal(signal.SIGINT) is before
 
 
-@pytest.mark.parametrize("network", ["g_weights", "d_weights"])
+@pytest.mark.parametrize("network", ["generator", "discriminator"])
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_numbers_that_blow_up_stop_the_run_and_keep_the_last_checkpoint(
     tmp_path: Path, drawn: ImageSet, monkeypatch: pytest.MonkeyPatch, network: str, when: str
@@ -351,10 +351,10 @@ def test_numbers_that_blow_up_stop_the_run_and_keep_the_last_checkpoint(
     def poisoned(self: GANTrainer, *arguments: object) -> None:
         poison = next(calls) == (14 if when == "before" else 19)
         if poison and when == "before":
-            getattr(self, network)[0].data.fill_(float("nan"))
+            next(getattr(self, network).parameters()).data.fill_(float("nan"))
         step(self, *arguments)  # type: ignore[arg-type]
         if poison and when == "after":
-            getattr(self, network)[0].data.fill_(float("nan"))
+            next(getattr(self, network).parameters()).data.fill_(float("nan"))
 
     monkeypatch.setattr(GANTrainer, "step", poisoned)
     with pytest.raises(SynthError, match="no longer finite in the tick that ends at 320 images"):

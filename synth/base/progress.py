@@ -7,24 +7,18 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial
 
+from rich import progress
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    Task,
-    TextColumn,
-    TimeRemainingColumn,
-)
 from rich.text import Text
 
 CONSOLE = Console(stderr=True, highlight=False, soft_wrap=True)
-_SHOWN: ContextVar[Progress | None] = ContextVar("the display that is on screen", default=None)
+_SHOWN: ContextVar[progress.Progress | None] = ContextVar(
+    "the display that is on screen", default=None
+)
 
 
-class _Rate(ProgressColumn):
-    def render(self, task: Task) -> Text:
+class _Rate(progress.ProgressColumn):
+    def render(self, task: progress.Task) -> Text:
         speed = task.finished_speed or task.speed
         return Text("" if speed is None else f"{speed:,.3g} {task.fields['unit']}/s")
 
@@ -46,15 +40,16 @@ def progress_bar(title: str, total: int, unit: str) -> Iterator[Callable[[int], 
         yield partial(shown.advance, task)
         shown.remove_task(task)
         return
-    name, bar, count = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
+    columns = (
+        progress.TextColumn("{task.description}", markup=False),
+        progress.BarColumn(),
+        progress.MofNCompleteColumn(),
+        _Rate(),
+        progress.TimeRemainingColumn(),
     )
-    columns = (name, bar, count, _Rate(), TimeRemainingColumn())
-    progress = Progress(*columns, console=CONSOLE, transient=True, disable=not CONSOLE.is_terminal)
-    with progress:
-        token = _SHOWN.set(progress)
+    hidden = not CONSOLE.is_terminal
+    with progress.Progress(*columns, console=CONSOLE, transient=True, disable=hidden) as display:
+        token = _SHOWN.set(display)
         try:
             with progress_bar(title, total, unit) as advance:
                 yield advance

@@ -43,19 +43,17 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
     )
 
 
-def adam(
-    weights: Sequence[nn.Parameter], rate: float, betas: tuple[float, float]
-) -> torch.optim.Adam:
-    """Fused Adam, which a CUDA graph can record."""
+def adam(network: nn.Module, rate: float, betas: tuple[float, float]) -> torch.optim.Adam:
+    """Fused Adam for the weights of `network`. A CUDA graph can record it."""
+    weights = list(network.parameters())
     capturable = weights[0].device.type == "cuda"
     return torch.optim.Adam(weights, rate, betas=betas, fused=True, capturable=capturable)
 
 
-def optimizer_step(
-    optimizer: torch.optim.Optimizer, weights: Sequence[nn.Parameter], loss: Tensor
-) -> None:
-    """One step of `optimizer`. It computes the gradients of `weights` and no others."""
-    for weight, gradient in zip(weights, torch.autograd.grad(loss, list(weights)), strict=True):
+def optimizer_step(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
+    """One step of `optimizer`. It computes the gradients of its own weights and no others."""
+    weights = optimizer.param_groups[0]["params"]
+    for weight, gradient in zip(weights, torch.autograd.grad(loss, weights), strict=True):
         weight.grad = laid_out_like(weight, gradient)
     optimizer.step()
 

@@ -170,10 +170,11 @@ class Convolution(torch.autograd.Function):
 def _torch_convolution(
     x: Tensor, kernel: Tensor, bias: Tensor | None, geometry: Geometry
 ) -> Tensor:
+    stride, padding, output_padding = geometry
     bias = None if bias is None else bias.to(x.dtype)
-    if geometry.output_padding is None:
-        return F.conv2d(x, kernel, bias, *geometry[:2])
-    return F.conv_transpose2d(x, kernel, bias, *geometry)
+    if output_padding is None:
+        return F.conv2d(x, kernel, bias, stride, padding)
+    return F.conv_transpose2d(x, kernel, bias, stride, padding, output_padding)
 
 
 def _folded_product(x: Tensor, kernel: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:

@@ -34,7 +34,7 @@ typedef struct {
 // Linux lets a process use the matrix units after it has asked for permission.
 int tiles_usable(void) { return syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) == 0; }
 
-// oneDNN relies on a thread's tile layout, so the layout is saved here and restored by `give_back`.
+// oneDNN relies on a thread's tile layout, so the layout is saved here. The caller restores it.
 static inline void take_tiles(Layout *found) {
     Layout ours = {.palette = 1};
     for (int i = 0; i < 8; i++) {
@@ -44,8 +44,6 @@ static inline void take_tiles(Layout *found) {
     _tile_storeconfig(found);
     _tile_loadconfig(&ours);
 }
-
-static inline void give_back(const Layout *found) { _tile_loadconfig(found); }
 
 // Tiles 0 to 3 are a result of 32 × 32.
 static inline void clear(void) {
@@ -208,11 +206,11 @@ void tiles_convolve(const Shape *shape, int transposed, const uint16_t *from,
                     for (int64_t i = 0; i < DEPTH && group * DEPTH + i < shape->batch; i++) {
                         int64_t row = (group * DEPTH + i) * lines * columns + pixel;
                         uint16_t *out = to + (row * across + block) * DEPTH;
-                        for (int64_t c = 0; c < DEPTH; c++) 
+                        for (int64_t c = 0; c < DEPTH; c++)
                             out[c] = narrow(sums[i][c] + bias[block * DEPTH + c]);
                     }
                 }
-        give_back(&found);
+        _tile_loadconfig(&found);
     }
 }
 
@@ -242,7 +240,7 @@ void tiles_weight_gradient(const Shape *shape, const uint16_t *gradient, const u
                     store(at_kernel + ((row * DEPTH * taps + tap) * across + column) * DEPTH,
                           taps * shape->channels);
                 }
-        give_back(&found);
+        _tile_loadconfig(&found);
     }
 }
 

@@ -216,7 +216,7 @@ def generate(
     as_json: AsJson = False,
 ) -> None:
     """Make a synthetic set: a new folder in datasets/, with equally many images of each class."""
-    from eval.labeller import LABELLER_PROTOCOL, labeller_for
+    from eval.real_classifier import LABELLER_PROTOCOL, labeller_for
     from synth.base.files import read_json
     from synth.formats import FORMATS
     from synth.generation import check_count, generate_set
@@ -280,22 +280,20 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Score synthetic sets on the real test split, and print the leaderboard."""
-    from eval.evaluate import Workspace, evaluate_sets
+    from eval.evaluate import evaluate_sets
+    from eval.evaluator import Scoring, Workspace
     from eval.metrics import parse_metrics
     from synth.base.schema import dump
 
     names = parse_metrics(metrics, feature_space)
     if closest_pairs and ("memorisation" not in names or len(folders or [""]) > 1):
         raise UsageError("--closest-pairs: goes with one data set, and with --metrics memorisation")
+    torch_device = prepare(device, deterministic)
     records, tables = evaluate_sets(
         folders or [],
-        protocol,
+        Scoring(protocol, torch_device, precision, classifier_seeds, names),
         dataset,
         Workspace(data_root, runs, datasets, results),
-        prepare(device, deterministic),
-        precision,
-        classifier_seeds,
-        names,
         baselines and references,
         closest_pairs,
     )
@@ -357,7 +355,7 @@ def verify(
     as_json: AsJson = False,
 ) -> None:
     """Repeat a record's evaluation. The same kind of machine must give exactly the same results."""
-    from eval.evaluate import Workspace
+    from eval.evaluator import Workspace
     from eval.verify import find_record_file
     from eval.verify import verify as verify_record
     from synth.ops.acceleration import keep_freed_memory
@@ -399,26 +397,20 @@ def benchmark(
     as_json: AsJson = False,
 ) -> None:
     """Train, generate and evaluate several recipes and seeds. Skips what exists already."""
+    from eval.benchmark import Plan
     from eval.benchmark import benchmark as run_benchmark
-    from eval.evaluate import Workspace
+    from eval.evaluator import Scoring, Workspace
     from eval.metrics import parse_metrics
     from synth.base.progress import say
 
     check_choice("--select", select, (None, "cas"))
     names = parse_metrics(metrics, feature_space)
+    chosen = [resolve_recipe(name.strip(), None, overrides) for name in recipes.split(",")]
+    length = parse_count("--images", images)
     tables = run_benchmark(
-        [resolve_recipe(name.strip(), None, overrides) for name in recipes.split(",")],
-        seeds,
-        dataset,
-        parse_count("--images", images),
-        per_class,
-        protocol,
-        classifier_seeds,
-        precision,
+        Plan(chosen, dataset, seeds, per_class, length, select is not None),
+        Scoring(protocol, prepare(device), precision, classifier_seeds, names),
         Workspace(data_root, runs, datasets, results),
-        prepare(device),
-        select is not None,
-        names,
     )
     print_tables(tables, as_json)
     say(f"report: {results / 'report.html'}")

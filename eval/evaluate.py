@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from pathlib import Path
 
 import torch
 
-from eval import labeller as labelling
+from eval import real_classifier
 from eval.aggregate import Table
 from eval.baselines import BASELINES
-from eval.evaluator import Evaluator, make_evaluator
+from eval.evaluator import Evaluator, Scoring, Workspace, make_evaluator
 from eval.leaderboard import write_leaderboard
 from eval.metrics.memorisation import closest_pairs as find_closest_pairs
 from eval.protocols import PROTOCOLS, Protocol
-from eval.real_classifier import real_protocol
 from eval.records import Entry, Record, plot_path
 from eval.report import keep_plots, write_report
-from eval.score import MakeBatches, disk_batches
+from eval.score import MakeBatches
 from eval.selection import sample_batches
 from synth.base.errors import SynthError
 from synth.base.files import numbered_folders, portable
@@ -34,33 +33,14 @@ PAIRS, PAIRS_IN_A_ROW = 40, 10
 SUFFIXES = {"conditional": "", "classifier": " + pseudo-labels", "random": " + random labels"}
 
 
-@dataclass(frozen=True)
-class Workspace:
-    """The folders that commands read and write."""
-
-    data_root: Path | None = None
-    runs: Path = Path("runs")
-    datasets: Path = Path("datasets")
-    results: Path = Path("results")
-
-    @property
-    def baselines(self) -> Path:
-        """Sets that were made to read scores by. The newest set of a user is never one of them."""
-        return self.datasets / "references"
-
-
 # All sets of one command
 
 
 def evaluate_sets(
     folders: Sequence[Path],
-    protocol: str,
+    scoring: Scoring,
     dataset_key: str | None,
     workspace: Workspace,
-    device: torch.device,
-    precision: str,
-    classifier_seeds: int | None,
-    metrics: tuple[str, ...],
     baselines: bool,
     closest_pairs: Path | None = None,
 ) -> tuple[list[Record], list[Table]]:
@@ -71,26 +51,13 @@ def evaluate_sets(
     """
     sets = [read_synthetic(folder) for folder in folders or [newest_synthetic(workspace.datasets)]]
     keys = [dataset_key or synthetic.dataset_key for synthetic in sets]
-    evaluators = {
-        key: make_evaluator(
-            protocol,
-            key,
-            workspace.data_root,
-            workspace.results,
-            device,
-            precision,
-            classifier_seeds,
-            metrics,
-        )
-        for key in dict.fromkeys(keys)
-    }
+    evaluators = {key: make_evaluator(scoring, key, workspace) for key in dict.fromkeys(keys)}
     records = []
     for synthetic, key in zip(sets, keys, strict=True):
         evaluator = evaluators[key]
-        records.append(evaluate_set(evaluator, synthetic, workspace.runs, closest_pairs))
+        records.append(evaluate_set(evaluator, synthetic, closest_pairs))
         if baselines:
-            per_class = len(synthetic.images) // len(evaluator.test.classes)
-            ensure_baselines(evaluator, per_class, workspace)
+            ensure_baselines(evaluator, len(synthetic.images) // len(evaluator.test.classes))
     return records, publish(workspace.results)
 
 
@@ -121,7 +88,7 @@ def synthetic_entry(synthetic: SyntheticSet, protocol: Protocol) -> Entry:
 
 
 def evaluate_set(
-    evaluator: Evaluator, synthetic: SyntheticSet, runs: Path, closest_pairs: Path | None = None
+    evaluator: Evaluator, synthetic: SyntheticSet, closest_pairs: Path | None = None
 ) -> Record:
     """Scores a synthetic set on disk, or under a streaming protocol the run it came from.
 
@@ -141,18 +108,16 @@ def evaluate_set(
             f"{folder}: has the classes {', '.join(images.classes)}, but {test.name} has "
             f"{', '.join(test.classes)}; choose the right --dataset"
         )
-    if evaluator.protocol.data == "disk":
-        batches = disk_batches(evaluator.protocol, images, evaluator.device)
-    else:
-        batches = _stream_of_run(evaluator, synthetic, runs)
+    on_disk = evaluator.protocol.data == "disk"
+    batches = evaluator.batches(images) if on_disk else _stream_of_run(evaluator, synthetic)
     entry = synthetic_entry(synthetic, evaluator.protocol)
     record = evaluator.evaluate(entry, batches, images)
     if closest_pairs is not None:
         save_closest_pairs(images, evaluator.train, closest_pairs)
     plots = {"samples": folder / "preview.png"}
     if entry.run is not None:
-        plots["losses"] = find_run_folder(entry.run, runs) / "losses.png"
-    keep_plots(evaluator.results, record, plots)
+        plots["losses"] = find_run_folder(entry.run, evaluator) / "losses.png"
+    keep_plots(evaluator.workspace.results, record, plots)
     return record
 
 
@@ -168,20 +133,20 @@ def save_closest_pairs(images: ImageSet, training: ImageSet, path: Path) -> None
     say(f"{path}: the closest pairs; it shows real images")
 
 
-def find_run_folder(recorded: str, runs: Path) -> Path:
+def find_run_folder(recorded: str, evaluator: Evaluator) -> Path:
     """A run's folder as recorded, or of that name in the folder of runs."""
     path = Path(recorded)
-    return path if path.is_dir() else runs / path.name
+    return path if path.is_dir() else evaluator.workspace.runs / path.name
 
 
-def _stream_of_run(evaluator: Evaluator, synthetic: SyntheticSet, runs: Path) -> MakeBatches:
+def _stream_of_run(evaluator: Evaluator, synthetic: SyntheticSet) -> MakeBatches:
     folder, manifest, protocol = synthetic.folder, synthetic.manifest, evaluator.protocol
     if manifest is None or manifest.labels != "conditional" or manifest.run is None:
         raise SynthError(
             f"{folder}: {protocol.name} draws fresh samples from a conditional run, and "
             "this set comes from none; use --protocol fixed-v1"
         )
-    run = open_run(find_run_folder(manifest.run, runs))
+    run = open_run(find_run_folder(manifest.run, evaluator))
     weights = weights_of_hash(run, manifest.checkpoint)
     if weights is None:
         raise SynthError(
@@ -193,7 +158,7 @@ def _stream_of_run(evaluator: Evaluator, synthetic: SyntheticSet, runs: Path) ->
 # The baselines beside it
 
 
-def ensure_baselines(evaluator: Evaluator, per_class: int, workspace: Workspace) -> None:
+def ensure_baselines(evaluator: Evaluator, per_class: int) -> None:
     """Evaluates the baselines that have no record yet for sets of this size with the metrics that
     are asked for."""
     on_disk = evaluator.protocol.data == "disk"
@@ -202,71 +167,76 @@ def ensure_baselines(evaluator: Evaluator, per_class: int, workspace: Workspace)
         if needed and (on_disk or baseline.streams):
             _ensure_baseline(evaluator, kind, per_class)
     if on_disk:
-        _ensure_unconditional(evaluator, per_class, workspace)
+        _ensure_unconditional(evaluator, per_class)
 
 
 def _ensure_baseline(evaluator: Evaluator, kind: str, per_class: int) -> None:
     baseline, real = BASELINES[kind], evaluator.train
     images = None if baseline.balanced else baseline.build(real, per_class)
     count = per_class * len(real.classes) if images is None else len(images)
-    if evaluator.known(Entry(kind, baseline.name, count, None)) is not None:
+    if evaluator.knows(Entry(kind, baseline.name, count, None)):
         return
     images = baseline.build(real, per_class) if images is None else images
     entry = Entry(kind, baseline.name, count, images.fingerprint)
-    record = evaluator.evaluate(
-        entry, disk_batches(evaluator.protocol, images, evaluator.device), images
-    )
+    record = evaluator.evaluate(entry, evaluator.batches(images), images)
     if baseline.shown:
-        _keep_samples(evaluator.results, record, images)
+        labels = images.require_labels()
+        first = torch.cat([torch.where(labels == i)[0][:10] for i in range(len(images.classes))])
+        path = plot_path(evaluator.workspace.results, record, "samples")
+        save_grid(images.images[first], path, columns=10)
 
 
-def _keep_samples(results: Path, record: Record, images: ImageSet) -> None:
-    first = [torch.where(images.require_labels() == i)[0][:10] for i in range(len(images.classes))]
-    save_grid(images.images[torch.cat(first)], plot_path(results, record, "samples"), 10)
-
-
-def _ensure_unconditional(evaluator: Evaluator, per_class: int, workspace: Workspace) -> None:
+def _ensure_unconditional(evaluator: Evaluator, per_class: int) -> None:
     """Evaluates the newest unconditional run with pseudo-labels, and any one with random labels:
     chance does not depend on the run."""
-    for run in reversed(all_runs(workspace.runs)):
+    for run in reversed(all_runs(evaluator.workspace.runs)):
         config = run.config
         own_data = config.fingerprint == evaluator.train.fingerprint
         if own_data and not config.recipe.conditional and run.finished():
-            ensure_evaluated(evaluator, run, per_class, workspace, "classifier")
-            if not evaluator.knows_chance(per_class * len(config.classes)):
-                ensure_evaluated(evaluator, run, per_class, workspace, "random")
+            ensure_evaluated(evaluator, run, per_class, "classifier")
+            count = per_class * len(config.classes)
+            if not any(
+                record.entry.labels == "random"
+                and record.entry.count == count
+                and record.answers(record.entry, evaluator.seeds)
+                for record in evaluator.records()
+            ):
+                ensure_evaluated(evaluator, run, per_class, "random")
             return
 
 
 def ensure_evaluated(
-    evaluator: Evaluator,
-    run: Run,
-    per_class: int,
-    workspace: Workspace,
-    label_with: str | None = None,
+    evaluator: Evaluator, run: Run, per_class: int, label_with: str | None = None
 ) -> None:
     """Generates and evaluates what this run gives, unless set or record are there already.
 
     A run that collapsed, and so cannot fill a class, is a result. It is recorded, and does not stop
     the rest.
     """
-    labeller = real_protocol(evaluator.protocol).name if label_with == "classifier" else None
+    workspace = evaluator.workspace
+    labeller = (
+        real_classifier.real_protocol(evaluator.protocol).name
+        if label_with == "classifier"
+        else None
+    )
     provenance = describe_provenance(run, 0, label_with, labeller)
     root = workspace.baselines if label_with else workspace.datasets
     count = per_class * len(run.config.classes)
     failed = entry_of(provenance, run.folder.name, count, None, None)
     folder = find_set(root, provenance, count)
-    if folder is None and evaluator.known_failure(failed):
+    if folder is None and any(
+        record.error is not None and record.entry == failed for record in evaluator.records()
+    ):
         return
     try:
         folder = folder or generate_described(evaluator, run, per_class, provenance, root)
     except ShortClass as error:
         say(f"{run.folder}: {error}")
-        evaluator.record_failure(failed, str(error))
+        evaluator.write(failed, error=str(error))
         return
     synthetic = read_synthetic(folder)
-    if evaluator.known(synthetic_entry(synthetic, evaluator.protocol)) is None:
-        evaluate_set(evaluator, synthetic, workspace.runs)
+    if not evaluator.knows(synthetic_entry(synthetic, evaluator.protocol)):
+        evaluate_set(evaluator, synthetic)
 
 
 def generate_described(
@@ -277,7 +247,7 @@ def generate_described(
 
     def make_labeller() -> Labeller:
         protocol = PROTOCOLS.find(str(provenance.labeller))
-        return labelling.train_labeller(
+        return real_classifier.train_labeller(
             evaluator.train, protocol, evaluator.device, run.config.precision
         )
 
@@ -298,8 +268,9 @@ def find_set(root: Path, provenance: Provenance, count: int) -> Path | None:
     """The newest data set in `root` of this size and description."""
     for folder in reversed(numbered_folders(root)):
         manifest = read_manifest(folder)
-        same = manifest is not None and manifest.description() == provenance.description()
-        if manifest is not None and same and manifest.count == count:
+        if manifest is None or manifest.count != count:
+            continue
+        if manifest.description() == provenance.description():
             return folder
     return None
 

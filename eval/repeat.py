@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -12,11 +12,11 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from eval.baselines import BASELINES
-from eval.evaluate import Workspace, entry_of, generate_described, synthetic_entry
-from eval.evaluator import Evaluator, make_evaluator
+from eval.evaluate import entry_of, generate_described, synthetic_entry
+from eval.evaluator import Evaluator, Scoring, Workspace, make_evaluator
 from eval.metrics import measured
 from eval.records import Entry, Record
-from eval.score import MakeBatches, disk_batches
+from eval.score import MakeBatches
 from eval.selection import checkpoint_scorer, sample_batches
 from synth.base.errors import SynthError
 from synth.base.files import numbered_folders, sha256
@@ -31,7 +31,7 @@ from synth.environment import (
 )
 from synth.generation import describe_provenance
 from synth.runs import Run, RunConfig
-from synth.synthetic_set import read_manifest, read_synthetic
+from synth.synthetic_set import SyntheticSet, read_manifest, read_synthetic
 from synth.training import check_same_images, train_run
 
 Stage = Literal["evaluate", "generate", "train"]
@@ -64,25 +64,31 @@ class Verification:
         return not self.differences
 
     @property
+    def failed(self) -> list[str]:
+        return [check.what for check in self.checks if check.needed and not check.met]
+
+    @property
     def holds(self) -> bool:
-        return all(check.met for check in self.checks if check.needed)
+        return not self.failed
 
     @property
     def verdict(self) -> str:
-        if not self.holds:
-            failed = [check.what for check in self.checks if check.needed and not check.met]
-            return f"does not hold: {', '.join(failed)}"
+        if self.failed:
+            return f"does not hold: {', '.join(self.failed)}"
         return "holds, bit for bit" if self.exact else "holds, within its interval"
 
     def add(self, what: str, met: bool, detail: str, always: bool = False) -> None:
         """A check that is needed where bits must be the same, or `always`."""
         self.checks.append(Check(what, met, always or self.exact, detail))
 
-    def meet(self, stage: str, recorded: dict[str, Any] | None, now: dict[str, Any]) -> None:
-        """Notes how the environment of a stage differs from the one at hand."""
+    def meet(
+        self, stage: str, recorded: dict[str, Any] | None, device: torch.device
+    ) -> dict[str, Any]:
+        """Notes how the environment of a stage differs from the one at hand, and returns this."""
+        now = describe_environment(device)
         if recorded is None:
             self.differences.append(f"{stage}: its environment is not in the record")
-            return
+            return now
         if not now["device"].startswith("CPU"):
             self.differences.append(f"{stage}: on a GPU, which need not repeat its bits")
         for key in SAME:
@@ -90,6 +96,7 @@ class Verification:
                 self.differences.append(f"{stage}: {key} {recorded.get(key)}, now {now.get(key)}")
         if recorded.get("commit") != now.get("commit"):
             self.notes.append(f"{stage}: commit {recorded.get('commit')}, now {now.get('commit')}")
+        return now
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -114,21 +121,15 @@ class Verification:
 
 
 def evaluator_again(
-    record: Record, workspace: Workspace, dataset_key: str | None, device: str, scratch: Path
+    record: Record, workspace: Workspace, dataset_key: str | None, device: str
 ) -> Evaluator:
-    """The evaluator of the record, which writes into `scratch`. Raises `SynthError` where the real
-    splits are others."""
+    """The evaluator of the record. Raises `SynthError` where the real splits are others."""
     if device == "auto" and record.environment.get("device", "").startswith("CPU"):
         device = "cpu"
+    protocol, metrics = record.protocol["name"], measured(record.metrics)
+    asked = protocol, pick_device(device), record.precision, len(record.scores), metrics
     evaluator = make_evaluator(
-        record.protocol["name"],
-        dataset_key or record.dataset_key or "svhn",
-        workspace.data_root,
-        scratch / "results",
-        pick_device(device),
-        record.precision,
-        len(record.scores),
-        measured(record.metrics),
+        Scoring(*asked), dataset_key or record.dataset_key or "svhn", workspace
     )
     for split in ("train", "test"):
         ours = getattr(evaluator.real, f"{split}_fingerprint")
@@ -142,9 +143,7 @@ def evaluator_again(
 
 
 @contextmanager
-def as_recorded(
-    recorded: dict[str, Any] | None,
-) -> Iterator[Callable[[torch.device], dict[str, Any]]]:
+def as_recorded(recorded: dict[str, Any] | None) -> Iterator[None]:
     """Computes with the recorded numbers of threads, of torch and of numpy's linear algebra, since
     rounding depends on both, and deterministically where the record says so."""
     recorded = recorded or {}
@@ -154,17 +153,20 @@ def as_recorded(
         make_deterministic()
     try:
         with threadpool_limits(recorded.get("blas_threads"), user_api="blas"):
-            yield describe_environment
+            yield
     finally:
         torch.set_num_threads(threads)
         torch.use_deterministic_algorithms(deterministic)
 
 
 def make_again(
-    found: Verification, evaluator: Evaluator, workspace: Workspace, scratch: Path
+    found: Verification, evaluator: Evaluator, original: Workspace
 ) -> tuple[Entry, MakeBatches, ImageSet | None]:
     """The entry made again from the stage on that is asked for, what its classifiers are trained
-    on, and the set on disk that this comes from, if any."""
+    on, and the set on disk that this comes from, if any.
+
+    original: the folders to find sets and runs in. The evaluator's own are empty.
+    """
     record, entry, protocol = found.record, found.record.entry, evaluator.protocol
     classes = len(evaluator.train.classes)
     if entry.kind != "synthetic":
@@ -173,64 +175,71 @@ def make_again(
             images = baseline.build(evaluator.train, entry.count // classes)
         found.add("same training set", images.fingerprint == entry.sha256, "rebuilt from the split")
         again = Entry(entry.kind, baseline.name, len(images), images.fingerprint)
-        return again, disk_batches(protocol, images, evaluator.device), images
+        return again, evaluator.batches(images), images
     if found.stage == "evaluate" and protocol.data == "disk":
-        synthetic = read_synthetic(_find_set(entry, workspace))
+        synthetic = read_synthetic(_find_set(entry, original))
         detail = f"found by its sha256 as {synthetic.images.name}"
         found.add("same data set", True, detail, always=True)
     else:
-        run, checkpoint = (
-            _train_again(found, evaluator, workspace, scratch)
-            if found.stage == "train"
-            else _find_run(found, workspace)
-        )
+        if found.stage == "train":
+            run, checkpoint = _train_again(found, evaluator, original)
+        else:
+            run, checkpoint = _find_run(found, original)
         if protocol.data == "stream":
             described = describe_provenance(run, entry.generation_seed or 0, None, None, checkpoint)
             again = entry_of(described, entry.name, entry.count, None, None)
             weights = run.find_checkpoint(checkpoint)
             return again, sample_batches(protocol, weights, classes, evaluator.device), None
-        if entry.generation_seed is None:
-            raise SynthError(f"{record.id}: says no generation seed; use --from evaluate")
-        if entry.labels == "classifier":
-            check_same_images(run, evaluator.train)
-            if entry.labeller is None:
-                raise SynthError(f"{record.id}: says no labeller; use --from evaluate")
-        with as_recorded(entry.generation_environment) as describe:
-            found.meet("generate", entry.generation_environment, describe(evaluator.device))
-            described, per_class = replace(entry, chosen=checkpoint), entry.count // classes
-            folder = generate_described(evaluator, run, per_class, described, scratch / "datasets")
-        synthetic = read_synthetic(folder)
+        synthetic = _generate_again(found, evaluator, run, checkpoint)
         digest = str(synthetic.manifest and synthetic.manifest.sha256)
         detail = f"generated again, sha256 {digest[:12]}"
         found.add("same data set", digest == entry.sha256, detail)
-    batches = disk_batches(protocol, synthetic.images, evaluator.device)
-    return synthetic_entry(synthetic, protocol), batches, synthetic.images
+    images = synthetic.images
+    return synthetic_entry(synthetic, protocol), evaluator.batches(images), images
 
 
-def _find_set(entry: Entry, workspace: Workspace) -> Path:
+def _find_set(entry: Entry, original: Workspace) -> Path:
     """The data set of the entry's sha256, where it was or in the folder of data sets."""
     was = [Path(entry.folder)] if entry.folder else []
-    made = (*numbered_folders(workspace.datasets), *numbered_folders(workspace.baselines))
+    made = (*numbered_folders(original.datasets), *numbered_folders(original.baselines))
     for folder in (*was, *made):
         manifest = read_manifest(folder)
         if manifest is not None:
-            if manifest.sha256 == entry.sha256:
-                return folder
-        elif (folder / "images.npz").exists() and (
-            read_synthetic(folder).images.fingerprint == entry.sha256
-        ):
+            digest = manifest.sha256
+        elif (folder / "images.npz").exists():
+            digest = read_synthetic(folder).images.fingerprint
+        else:
+            continue
+        if digest == entry.sha256:
             return folder
     raise SynthError(
         f"{entry.folder}: there is no data set of the sha256 {str(entry.sha256)[:12]} there or in "
-        f"--datasets {workspace.datasets}; find it, or make it again with --from generate"
+        f"--datasets {original.datasets}; find it, or make it again with --from generate"
     )
 
 
-def _find_run(found: Verification, workspace: Workspace) -> tuple[Run, str]:
+def _generate_again(
+    found: Verification, evaluator: Evaluator, run: Run, checkpoint: str | None
+) -> SyntheticSet:
+    record, entry = found.record, found.record.entry
+    if entry.generation_seed is None:
+        raise SynthError(f"{record.id}: says no generation seed; use --from evaluate")
+    if entry.labels == "classifier":
+        check_same_images(run, evaluator.train)
+        if entry.labeller is None:
+            raise SynthError(f"{record.id}: says no labeller; use --from evaluate")
+    described = replace(entry, chosen=checkpoint)
+    per_class, root = entry.count // len(evaluator.train.classes), evaluator.workspace.datasets
+    with as_recorded(entry.generation_environment):
+        found.meet("generate", entry.generation_environment, evaluator.device)
+        return read_synthetic(generate_described(evaluator, run, per_class, described, root))
+
+
+def _find_run(found: Verification, original: Workspace) -> tuple[Run, str | None]:
     """The run with the checkpoint of the entry's sha256, where it was or in the folder of runs, and
     the name of that checkpoint."""
     entry = found.record.entry
-    weights = _find_weights(entry, workspace)
+    weights = _find_weights(entry, original)
     found.add("same checkpoint", True, f"found by its sha256: {weights}", always=True)
     kept = weights.parent.name == "checkpoints"
     folder = weights.parent.parent if kept else weights.parent
@@ -241,40 +250,36 @@ def _find_run(found: Verification, workspace: Workspace) -> tuple[Run, str]:
     return run, weights.stem if kept else "last"
 
 
-def _find_weights(entry: Entry, workspace: Workspace) -> Path:
+def _find_weights(entry: Entry, original: Workspace) -> Path:
     if entry.checkpoint is None:
         raise SynthError(f"{entry.name}: no generator of synth made it; use --from evaluate")
     was = [Path(entry.run)] if entry.run else []
-    for folder in (*was, *numbered_folders(workspace.runs)):
-        last = folder / "generator.safetensors"
-        for weights in (
-            *([last] if last.exists() else []),
-            *sorted(folder.glob("checkpoints/*.safetensors")),
-        ):
+    for folder in (*was, *numbered_folders(original.runs)):
+        kept = sorted(folder.glob("checkpoints/*.safetensors"))
+        for weights in (*folder.glob("generator.safetensors"), *kept):
             if sha256(weights) == entry.checkpoint:
                 return weights
     raise SynthError(
         f"{entry.run}: there is no checkpoint of the sha256 {entry.checkpoint[:12]} there or in "
-        f"--runs {workspace.runs}; find it, or make it again with --from train"
+        f"--runs {original.runs}; find it, or make it again with --from train"
     )
 
 
 def _train_again(
-    found: Verification, evaluator: Evaluator, workspace: Workspace, scratch: Path
+    found: Verification, evaluator: Evaluator, original: Workspace
 ) -> tuple[Run, str | None]:
-    """Trains the run again in `scratch`; returns it with the name of the record's checkpoint."""
-    record, entry = found.record, found.record.entry
+    """Trains the run again; returns it with the name of the record's checkpoint."""
+    record, entry, device = found.record, found.record.entry, evaluator.device
     if entry.config is None:
         raise SynthError(
             f"{record.id}: is older than configurations in records, so its run cannot be "
             "trained again; use --from generate"
         )
     config = RunConfig.from_json(entry.config, record.id)
-    with as_recorded(entry.training_environment) as describe:
-        environment = describe(evaluator.device)
-        found.meet("train", entry.training_environment, environment)
-        run = Run.create(scratch / "runs", config, environment)
-        train_run(run, evaluator.train, evaluator.device, checkpoint_scorer(run, evaluator.device))
+    with as_recorded(entry.training_environment):
+        environment = found.meet("train", entry.training_environment, device)
+        run = Run.create(evaluator.workspace.runs, config, environment)
+        train_run(run, evaluator.train, device, checkpoint_scorer(run, device))
     weights = run.find_checkpoint(entry.chosen)
     if entry.chosen is None and run.images_shown(weights) != entry.images_shown:
         raise SynthError(f"{record.id}: no checkpoint at {entry.images_shown} images again")
@@ -284,7 +289,7 @@ def _train_again(
     )
     if not same:  # perhaps in its metadata alone, which grows with the versions of synth
         try:
-            same = _same_tensors(weights, _find_weights(entry, workspace))
+            same = _same_tensors(weights, _find_weights(entry, original))
             detail += ", compared tensor by tensor: the files' metadata differ"
         except SynthError:
             detail += "; the first one is not there to be compared tensor by tensor"

@@ -17,8 +17,7 @@ import numpy as np
 from scipy.special import stdtrit
 
 from eval.aggregate import build_tables
-from eval.evaluate import Workspace
-from eval.evaluator import Evaluator
+from eval.evaluator import Evaluator, Workspace
 from eval.metrics import measured
 from eval.protocols import PROTOCOLS
 from eval.records import Entry, Record, predictions_path, read_record, read_records
@@ -74,19 +73,19 @@ def verify(
             f"{record.environment.get('commit')}"
         )
     found = Verification(record, stage)
-    with tempfile.TemporaryDirectory() as scratch:
-        evaluator = evaluator_again(record, workspace, dataset_key, device, Path(scratch))
-        with as_recorded(record.environment) as environment:
-            found.meet("evaluate", record.environment, environment(evaluator.device))
-        entry, batches, images = make_again(found, evaluator, workspace, Path(scratch))
+    with tempfile.TemporaryDirectory() as name:
+        folders = [Path(name) / folder for folder in ("runs", "datasets", "results")]
+        scratch = Workspace(workspace.data_root, *folders)
+        evaluator = evaluator_again(record, scratch, dataset_key, device)
+        with as_recorded(record.environment):
+            found.meet("evaluate", record.environment, evaluator.device)
+        entry, batches, images = make_again(found, evaluator, workspace)
         units = _run_means(path) if stage == "train" else record.accuracies
         if not found.exact and len(units) < 2:
-            what = (
-                "run of this entry is" if stage == "train" else "classifier seed is in the record"
-            )
+            one = "run of this entry is" if stage == "train" else "classifier seed is in the record"
             raise SynthError(
                 f"{path}: cannot be verified here: bits need not repeat "
-                f"({'; '.join(found.differences)}), and only one {what}, whose spread is unknown"
+                f"({'; '.join(found.differences)}), and only one {one}, whose spread is unknown"
             )
         with as_recorded(record.environment):
             again = evaluator.evaluate(entry, batches, images)
@@ -109,11 +108,8 @@ def _compare_entries(found: Verification, again: Entry) -> None:
     # A generator trained anew elsewhere may choose another checkpoint.
     exact = ("images_shown", "checkpoint") if found.stage != "train" else ()
     names = (*DESCRIPTION, *(SEEDS if old.kind == "synthetic" else ()), *exact)
-    other = [
-        f"{name} is {getattr(old, name)!r}, not {getattr(again, name)!r}"
-        for name in names
-        if getattr(old, name) != getattr(again, name)
-    ]
+    pairs = [(name, getattr(old, name), getattr(again, name)) for name in names]
+    other = [f"{name} is {was!r}, not {now!r}" for name, was, now in pairs if was != now]
     detail = "; ".join(other) or "name, labels and what else decides its row"
     found.add("same description", not other, detail, always=True)
 
@@ -125,7 +121,7 @@ def _compare_scores(
     old = read_arrays(recorded) if recorded.exists() else {}
     if "predictions" not in old:
         raise SynthError(f"{recorded}: is missing, and so the predictions cannot be compared")
-    new = read_arrays(predictions_path(evaluator.results, again))
+    new = read_arrays(predictions_path(evaluator.workspace.results, again))
     truth = evaluator.test.require_labels().numpy()
     shape = (len(record.scores), record.real.test_size)
     own = False
@@ -145,28 +141,18 @@ def _compare_metrics(
     found: Verification, recorded: dict[str, Any], again: dict[str, Any] | None
 ) -> None:
     """All metrics besides the accuracy, to 1e-9 of each: sums of float64 may take another order."""
-    old, new = (
-        {
-            name: value
-            for name, value in _leaves(metrics)
-            if value is not None and not name.startswith("seconds")
-        }
-        for metrics in (recorded, again or {})
-    )
+    old, new = dict(_leaves(recorded)), dict(_leaves(again or {}))
     other = [name for name in old if not _equal(old[name], new.get(name))]
-    found.add(
-        "same metrics",
-        not other and old.keys() == new.keys(),
-        f"{', '.join(measured(recorded))}" + (f"; not {', '.join(other)}" if other else ""),
-    )
+    detail = ", ".join(measured(recorded)) + (f"; not {', '.join(other)}" if other else "")
+    found.add("same metrics", not other and old.keys() == new.keys(), detail)
 
 
 def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """Every number in nested dicts and lists, with the way to it."""
+    """Every number in nested dicts and lists, with the way to it; without times."""
     if isinstance(value, dict | list):
         for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
             yield from _leaves(inner, f"{name}.{key}" if name else str(key))
-    else:
+    elif value is not None and not name.startswith("seconds"):
         yield name, value
 
 

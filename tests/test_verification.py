@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from eval import labeller
+from eval import real_classifier
 from eval import verify as verification
 from eval.records import read_record, read_records
 from synth.base.files import read_arrays, read_json, write_json
@@ -117,8 +117,8 @@ def test_labelled_sets_are_made_again(
         return lambda images: torch.arange(len(images)) % 10
 
     # three steps teach a classifier one class at most
-    monkeypatch.setattr(labeller, "train_labeller", any_labels)
-    monkeypatch.setattr(labeller, "LABELLER_PROTOCOL", "tiny-v1")
+    monkeypatch.setattr(real_classifier, "train_labeller", any_labels)
+    monkeypatch.setattr(real_classifier, "LABELLER_PROTOCOL", "tiny-v1")
     shutil.rmtree(evaluated / "results")
     for command in (
         ("train", "--recipe", "tiny-uncond", *TRAIN),

@@ -15,6 +15,7 @@ from eval.evaluator import Evaluator, Scoring, Workspace, make_evaluator
 from eval.leaderboard import write_leaderboard
 from eval.metrics.memorisation import closest_pairs as find_closest_pairs
 from eval.protocols import PROTOCOLS, Protocol
+from eval.real_classifier import real_protocol
 from eval.records import Entry, Record, plot_path
 from eval.report import keep_plots, write_report
 from eval.score import MakeBatches
@@ -65,26 +66,25 @@ def evaluate_sets(
 
 
 def entry_of(
-    provenance: Provenance | None, name: str, count: int, digest: str | None, folder: str | None
+    provenance: Provenance, count: int, digest: str | None = None, folder: str | None = None
 ) -> Entry:
-    """The record's entry for a synthetic set. A foreign one, without provenance, is called `name`,
-    and counts as conditional: whoever made it says what the labels are."""
-    known = provenance or Provenance(recipe=name, labels="conditional")
-    suffix = SUFFIXES.get(known.labels or "", "")
-    suffix += f", {known.chosen} checkpoint" if known.chosen else ""
-    values = {field.name: getattr(known, field.name) for field in fields(Provenance)}
-    if provenance is None:
-        values["recipe"] = None
-    title = (known.recipe or name) + suffix
-    return Entry("synthetic", title, count, digest, folder, **values)
+    """The record's entry for a set that synth made."""
+    name = f"{provenance.recipe}{SUFFIXES.get(provenance.labels or '', '')}"
+    name += f", {provenance.chosen} checkpoint" if provenance.chosen else ""
+    values = {field.name: getattr(provenance, field.name) for field in fields(Provenance)}
+    return Entry("synthetic", name, count, digest, folder, **values)
 
 
 def synthetic_entry(synthetic: SyntheticSet, protocol: Protocol) -> Entry:
+    """A foreign set counts as conditional: whoever made it says what the labels are."""
     images, manifest, folder = synthetic.images, synthetic.manifest, portable(synthetic.folder)
+    count = len(images)
+    if manifest is None:
+        name, digest = images.name, images.fingerprint
+        return Entry("synthetic", name, count, digest, folder, labels="conditional")
     if protocol.data == "stream":
-        return entry_of(manifest, images.name, protocol.steps * protocol.batch, None, folder)
-    digest = manifest.sha256 if manifest else images.fingerprint
-    return entry_of(manifest, images.name, len(images), digest, folder)
+        return entry_of(manifest, protocol.steps * protocol.batch, folder=folder)
+    return entry_of(manifest, count, manifest.sha256, folder)
 
 
 def evaluate_set(
@@ -109,9 +109,9 @@ def evaluate_set(
             f"{', '.join(test.classes)}; choose the right --dataset"
         )
     on_disk = evaluator.protocol.data == "disk"
-    batches = evaluator.batches(images) if on_disk else _stream_of_run(evaluator, synthetic)
+    source = images if on_disk else _stream_of_run(evaluator, synthetic)
     entry = synthetic_entry(synthetic, evaluator.protocol)
-    record = evaluator.evaluate(entry, batches, images)
+    record = evaluator.evaluate(entry, source)
     if closest_pairs is not None:
         save_closest_pairs(images, evaluator.train, closest_pairs)
     plots = {"samples": folder / "preview.png"}
@@ -172,13 +172,13 @@ def ensure_baselines(evaluator: Evaluator, per_class: int) -> None:
 
 def _ensure_baseline(evaluator: Evaluator, kind: str, per_class: int) -> None:
     baseline, real = BASELINES[kind], evaluator.train
-    images = None if baseline.balanced else baseline.build(real, per_class)
-    count = per_class * len(real.classes) if images is None else len(images)
+    balanced = per_class * len(real.classes)
+    count = balanced if baseline.balanced else len(baseline.build(real, per_class))
     if evaluator.knows(Entry(kind, baseline.name, count, None)):
         return
-    images = baseline.build(real, per_class) if images is None else images
+    images = baseline.build(real, per_class)
     entry = Entry(kind, baseline.name, count, images.fingerprint)
-    record = evaluator.evaluate(entry, evaluator.batches(images), images)
+    record = evaluator.evaluate(entry, images)
     if baseline.shown:
         labels = images.require_labels()
         first = torch.cat([torch.where(labels == i)[0][:10] for i in range(len(images.classes))])
@@ -194,13 +194,9 @@ def _ensure_unconditional(evaluator: Evaluator, per_class: int) -> None:
         own_data = config.fingerprint == evaluator.train.fingerprint
         if own_data and not config.recipe.conditional and run.finished():
             ensure_evaluated(evaluator, run, per_class, "classifier")
-            count = per_class * len(config.classes)
-            if not any(
-                record.entry.labels == "random"
-                and record.entry.count == count
-                and record.answers(record.entry, evaluator.seeds)
-                for record in evaluator.records()
-            ):
+            chance = [r for r in evaluator.records() if r.entry.labels == "random"]
+            same_size = [r for r in chance if r.entry.count == per_class * len(config.classes)]
+            if not any(record.answers(record.entry, evaluator.seeds) for record in same_size):
                 ensure_evaluated(evaluator, run, per_class, "random")
             return
 
@@ -214,18 +210,14 @@ def ensure_evaluated(
     the rest.
     """
     workspace = evaluator.workspace
-    labeller = (
-        real_classifier.real_protocol(evaluator.protocol).name
-        if label_with == "classifier"
-        else None
-    )
+    labeller = real_protocol(evaluator.protocol).name if label_with == "classifier" else None
     provenance = describe_provenance(run, 0, label_with, labeller)
     root = workspace.baselines if label_with else workspace.datasets
     count = per_class * len(run.config.classes)
-    failed = entry_of(provenance, run.folder.name, count, None, None)
+    failed = entry_of(provenance, count)
     folder = find_set(root, provenance, count)
     if folder is None and any(
-        record.error is not None and record.entry == failed for record in evaluator.records()
+        r.error is not None and r.entry == failed for r in evaluator.records()
     ):
         return
     try:

@@ -35,6 +35,8 @@ from synth.base.progress import progress_bar, say
 from synth.data import ImageSet, load_test_images, load_training_images
 from synth.environment import describe_environment, git_commit
 
+Source = ImageSet | MakeBatches  # what classifiers learn from: a finished set, or fresh samples
+
 
 def metrics_for(entry: Entry, asked: Sequence[str]) -> list[str]:
     """Those of the metrics that mean something for this entry, without the score."""
@@ -107,20 +109,12 @@ class Evaluator:
         metrics = metrics_for(entry, self.metrics)
         return any(record.answers(entry, self.seeds, metrics) for record in self.records())
 
-    def batches(self, images: ImageSet) -> MakeBatches:
-        return disk_batches(self.protocol, images, self.device)
-
-    def evaluate(
-        self, entry: Entry, batches: MakeBatches, images: ImageSet | None = None
-    ) -> Record:
-        """Scores one entry and writes its record; a failure is a record too.
-
-        images: the set that the batches come from, for its metrics; without it there are none.
-        """
+    def evaluate(self, entry: Entry, source: Source) -> Record:
+        """Scores one entry and writes its record; a failure is a record too."""
         start = time.perf_counter()
         try:
-            result = self._score(f"evaluate {entry.name}", batches)
-            metrics = None if images is None else self._measure(entry, images)
+            result = self._score(f"evaluate {entry.name}", source)
+            metrics = self._measure(entry, source) if isinstance(source, ImageSet) else None
         except Exception as error:
             self.write(entry, error=f"{type(error).__name__}: {error}")
             raise
@@ -129,8 +123,11 @@ class Evaluator:
         say(f"{entry.name}: accuracy {accuracies} % ({record.seconds:.0f} s)")
         return record
 
-    def _score(self, title: str, batches: MakeBatches) -> Score:
+    def _score(self, title: str, source: Source) -> Score:
         protocol, seeds = self.protocol, self.seeds
+        batches = (
+            disk_batches(protocol, source, self.device) if isinstance(source, ImageSet) else source
+        )
         with progress_bar(title, protocol.steps * seeds, "steps") as advance:
             return score(protocol, batches, self.test, self.device, self.precision, seeds, advance)
 
@@ -142,7 +139,7 @@ class Evaluator:
             return calibrate(self.real_reference, names)
 
         def accuracies(union: ImageSet) -> list[float]:
-            result = self._score(f"augment with {entry.name}", self.batches(union))
+            result = self._score(f"augment with {entry.name}", union)
             return [seed.accuracy for seed in result.seeds]
 
         return measure(Subject(images, self.real_reference, accuracies), names)

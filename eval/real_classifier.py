@@ -102,10 +102,7 @@ def source_hash() -> str:
     sources = _sources()
     if not sources:
         raise RuntimeError("the real classifier's cache key found no source to depend on")
-    digest = hashlib.sha256()
-    for path in sorted(sources):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
+    return hashlib.sha256(b"".join(path.read_bytes() for path in sorted(sources))).hexdigest()
 
 
 def _sources() -> set[Path]:

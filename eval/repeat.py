@@ -13,15 +13,13 @@ from threadpoolctl import threadpool_limits
 
 from eval.baselines import BASELINES
 from eval.evaluate import entry_of, generate_described, synthetic_entry
-from eval.evaluator import Evaluator, Scoring, Workspace, make_evaluator
+from eval.evaluator import Evaluator, Scoring, Source, Workspace, make_evaluator
 from eval.metrics import measured
 from eval.records import Entry, Record
-from eval.score import MakeBatches
 from eval.selection import checkpoint_scorer, sample_batches
 from synth.base.errors import SynthError
 from synth.base.files import numbered_folders, sha256
 from synth.checkpoints import load_tensors, read_metadata
-from synth.data import ImageSet
 from synth.environment import (
     PACKAGES,
     describe_environment,
@@ -161,9 +159,8 @@ def as_recorded(recorded: dict[str, Any] | None) -> Iterator[None]:
 
 def make_again(
     found: Verification, evaluator: Evaluator, original: Workspace
-) -> tuple[Entry, MakeBatches, ImageSet | None]:
-    """The entry made again from the stage on that is asked for, what its classifiers are trained
-    on, and the set on disk that this comes from, if any.
+) -> tuple[Entry, Source]:
+    """The entry made again from the stage on that is asked for, and what classifiers learn from.
 
     original: the folders to find sets and runs in. The evaluator's own are empty.
     """
@@ -174,8 +171,7 @@ def make_again(
         with as_recorded(record.environment):
             images = baseline.build(evaluator.train, entry.count // classes)
         found.add("same training set", images.fingerprint == entry.sha256, "rebuilt from the split")
-        again = Entry(entry.kind, baseline.name, len(images), images.fingerprint)
-        return again, evaluator.batches(images), images
+        return Entry(entry.kind, baseline.name, len(images), images.fingerprint), images
     if found.stage == "evaluate" and protocol.data == "disk":
         synthetic = read_synthetic(_find_set(entry, original))
         detail = f"found by its sha256 as {synthetic.images.name}"
@@ -187,15 +183,14 @@ def make_again(
             run, checkpoint = _find_run(found, original)
         if protocol.data == "stream":
             described = describe_provenance(run, entry.generation_seed or 0, None, None, checkpoint)
-            again = entry_of(described, entry.name, entry.count, None, None)
             weights = run.find_checkpoint(checkpoint)
-            return again, sample_batches(protocol, weights, classes, evaluator.device), None
+            batches = sample_batches(protocol, weights, classes, evaluator.device)
+            return entry_of(described, entry.count), batches
         synthetic = _generate_again(found, evaluator, run, checkpoint)
         digest = str(synthetic.manifest and synthetic.manifest.sha256)
         detail = f"generated again, sha256 {digest[:12]}"
         found.add("same data set", digest == entry.sha256, detail)
-    images = synthetic.images
-    return synthetic_entry(synthetic, protocol), evaluator.batches(images), images
+    return synthetic_entry(synthetic, protocol), synthetic.images
 
 
 def _find_set(entry: Entry, original: Workspace) -> Path:

@@ -79,7 +79,7 @@ def verify(
         evaluator = evaluator_again(record, scratch, dataset_key, device)
         with as_recorded(record.environment):
             found.meet("evaluate", record.environment, evaluator.device)
-        entry, batches, images = make_again(found, evaluator, workspace)
+        entry, source = make_again(found, evaluator, workspace)
         units = _run_means(path) if stage == "train" else record.accuracies
         if not found.exact and len(units) < 2:
             one = "run of this entry is" if stage == "train" else "classifier seed is in the record"
@@ -88,7 +88,7 @@ def verify(
                 f"({'; '.join(found.differences)}), and only one {one}, whose spread is unknown"
             )
         with as_recorded(record.environment):
-            again = evaluator.evaluate(entry, batches, images)
+            again = evaluator.evaluate(entry, source)
         _compare_entries(found, again.entry)
         _compare_scores(found, again, predictions_path(path.parent.parent, record), evaluator)
         if not found.exact:

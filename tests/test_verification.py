@@ -80,6 +80,7 @@ def test_a_synthetic_record_holds_bit_for_bit(synth: Synth, evaluated: Path, sta
     assert told["exact"] and told["holds"], told
     assert told["differences"] == []
     expected = {
+        "same description",
         "record agrees with its own predictions",
         "same predictions",
         "same scores",

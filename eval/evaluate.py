@@ -194,9 +194,12 @@ def _ensure_unconditional(evaluator: Evaluator, per_class: int) -> None:
         own_data = config.fingerprint == evaluator.train.fingerprint
         if own_data and not config.recipe.conditional and run.finished():
             ensure_evaluated(evaluator, run, per_class, "classifier")
-            chance = [r for r in evaluator.records() if r.entry.labels == "random"]
-            same_size = [r for r in chance if r.entry.count == per_class * len(config.classes)]
-            if not any(record.answers(record.entry, evaluator.seeds) for record in same_size):
+            wanted = "random", per_class * len(config.classes)
+            if not any(
+                record.answers(record.entry, evaluator.seeds)
+                for record in evaluator.records()
+                if (record.entry.labels, record.entry.count) == wanted
+            ):
                 ensure_evaluated(evaluator, run, per_class, "random")
             return
 
@@ -215,10 +218,9 @@ def ensure_evaluated(
     root = workspace.baselines if label_with else workspace.datasets
     count = per_class * len(run.config.classes)
     failed = entry_of(provenance, count)
+    failures = [record.entry for record in evaluator.records() if record.error is not None]
     folder = find_set(root, provenance, count)
-    if folder is None and any(
-        r.error is not None and r.entry == failed for r in evaluator.records()
-    ):
+    if folder is None and failed in failures:
         return
     try:
         folder = folder or generate_described(evaluator, run, per_class, provenance, root)

@@ -193,5 +193,6 @@ def make_evaluator(scoring: Scoring, dataset_key: str, workspace: Workspace) -> 
     git_commit()  # of the code as it is loaded, before hours pass
     precision, why = choose_classifier_precision(scoring.precision, device, protocol)
     say(f"precision {precision}: {why}")
-    splits = protocol, train, test, workspace
-    return Evaluator(*splits, device, precision, seeds, dataset_key, metrics, extractors)
+    return Evaluator(
+        protocol, train, test, workspace, device, precision, seeds, dataset_key, metrics, extractors
+    )

@@ -124,11 +124,14 @@ def evaluator_again(
     """The evaluator of the record. Raises `SynthError` where the real splits are others."""
     if device == "auto" and record.environment.get("device", "").startswith("CPU"):
         device = "cpu"
-    protocol, metrics = record.protocol["name"], measured(record.metrics)
-    asked = protocol, pick_device(device), record.precision, len(record.scores), metrics
-    evaluator = make_evaluator(
-        Scoring(*asked), dataset_key or record.dataset_key or "svhn", workspace
+    scoring = Scoring(
+        record.protocol["name"],
+        pick_device(device),
+        record.precision,
+        len(record.scores),
+        measured(record.metrics),
     )
+    evaluator = make_evaluator(scoring, dataset_key or record.dataset_key or "svhn", workspace)
     for split in ("train", "test"):
         ours = getattr(evaluator.real, f"{split}_fingerprint")
         theirs = getattr(record.real, f"{split}_fingerprint")

@@ -212,7 +212,8 @@ def test_a_generator_of_another_seed_does_not_pass(synth: Synth, evaluated: Path
     path = record_of(evaluated)
     tamper(path, lambda value: value["entry"]["config"].update(seed=1))
     ran = synth("verify", path, "--from", "train")
-    one_line(ran, 1, "does not hold: same checkpoint, same data set, same predictions")
+    failed = "same checkpoint, same data set, same description, same predictions"
+    one_line(ran, 1, f"does not hold: {failed}")
     tamper(path, lambda value: value["entry"].update(generation_seed=1))
     one_line(synth("verify", path, "--from", "generate"), 1, "does not hold: same data set")
 

@@ -211,7 +211,7 @@ def generate(
     as_json: AsJson = False,
 ) -> None:
     """Make a synthetic set: a new folder in datasets/, with equally many images of each class."""
-    from eval.labeller import LABELLER_PROTOCOL, labeller_for
+    from eval.real_classifier import LABELLER_PROTOCOL, labeller_for
     from synth.base.files import read_json
     from synth.formats import FORMATS
     from synth.generation import check_count, describe_provenance, generate_set
@@ -265,7 +265,7 @@ def evaluate(
 ) -> None:
     """Score synthetic sets on the real test split, and print the leaderboard."""
     from eval.evaluate import evaluate_sets
-    from eval.evaluator import Settings, Workspace
+    from eval.evaluator import Scoring, Workspace
     from eval.metrics import parse_metrics
     from synth.base.schema import dump
 
@@ -274,9 +274,9 @@ def evaluate(
         raise UsageError("--closest-pairs: goes with one data set, and with --metrics memorisation")
     workspace = Workspace(data_root, runs, datasets, results)
     torch_device = prepare(device, deterministic)
-    settings = Settings(workspace, protocol, torch_device, precision, classifier_seeds, names)
+    scoring = Scoring(protocol, torch_device, precision, classifier_seeds, names)
     records, tables = evaluate_sets(
-        folders or [], settings, dataset, baselines and references, closest_pairs
+        folders or [], scoring, dataset, workspace, baselines and references, closest_pairs
     )
     if as_json:
         return print_json([dump(record) for record in records])
@@ -373,18 +373,21 @@ def benchmark(
     as_json: AsJson = False,
 ) -> None:
     """Train, generate and evaluate several recipes and seeds. Skips what exists already."""
+    from eval.benchmark import Plan
     from eval.benchmark import benchmark as run_benchmark
-    from eval.evaluator import Settings, Workspace
+    from eval.evaluator import Scoring, Workspace
     from eval.metrics import parse_metrics
     from synth.base.progress import say
 
     check_choice("--select", select, "cas")
     names = parse_metrics(metrics, feature_space)
-    workspace, torch_device = Workspace(data_root, runs, datasets, results), prepare(device)
-    settings = Settings(workspace, protocol, torch_device, precision, classifier_seeds, names)
-    length = parse_count("--images", images)
     chosen = [resolve_recipe(name.strip(), None, overrides) for name in recipes.split(",")]
-    tables = run_benchmark(chosen, seeds, dataset, length, per_class, settings, select is not None)
+    length = parse_count("--images", images)
+    tables = run_benchmark(
+        Plan(chosen, dataset, seeds, per_class, length, select is not None),
+        Scoring(protocol, prepare(device), precision, classifier_seeds, names),
+        Workspace(data_root, runs, datasets, results),
+    )
     print_tables(tables, as_json)
     say(f"report: {results / 'report.html'}")
 

@@ -17,6 +17,7 @@ from eval.classifier_training import (
     shuffled_batches,
 )
 from eval.classifiers import FixedClassifier
+from eval.protocols import PROTOCOLS
 from synth.data import DIGITS, ImageSet
 from synth.gan import GANSampler
 from synth.generation import CHUNK, stream_images
@@ -62,8 +63,9 @@ def sample_fp32(images: Tensor, labels: Tensor) -> Iterator[None]:
 
 def classify(images: Tensor, labels: Tensor, precision: str = "auto") -> Iterator[None]:
     keep_freed_memory()
-    precision, _ = choose_classifier_precision(precision, CPU)
-    trainer = ClassifierTrainer(10, 0, CPU, precision)
+    protocol = PROTOCOLS["fixed-v1"]
+    precision, _ = choose_classifier_precision(precision, CPU, protocol)
+    trainer = ClassifierTrainer(protocol, 10, 0, CPU, precision)
     for x, y in shuffled_batches(images, labels, peers.CLASSIFIER_BATCH, 0, CPU):
         trainer.step(x, y)
         yield

@@ -20,8 +20,8 @@ import torch
 from eval.classifier_training import shuffled_batches, train_classifier
 from eval.evaluate import publish
 from eval.protocols import PROTOCOLS
-from eval.records import Entry, RealSplits, make_record, write_record
-from eval.score import Score, measure
+from eval.records import Entry, RealSplits, Record, write_record
+from eval.score import measure
 from synth.base.files import write_json
 from synth.checkpoints import save_tensors
 from synth.data import SIZE, ImageSet
@@ -88,9 +88,9 @@ def classifier_steps(count: int) -> float:
     images = noise_images(4_000)
     labels = images.require_labels()
     start = time.perf_counter()
-    train_classifier(
-        shuffled_batches(images.images, labels, 256, 0, CPU), count, 10, 0, CPU, "bf16"
-    )
+    protocol = replace(PROTOCOLS["fixed-v1"], steps=count)
+    batches = shuffled_batches(images.images, labels, protocol.batch, 0, CPU)
+    train_classifier(protocol, batches, 10, 0, CPU, "bf16")
     return time.perf_counter() - start
 
 
@@ -105,15 +105,19 @@ def records(count: int) -> float:
         for i in range(count):
             odds = torch.from_numpy(random.random((1_000, 10))).float().softmax(1)
             seed = measure(0, odds, truth, 1.0)
-            guesses = odds.argmax(1)
-            score = Score(
-                [seed], guesses[None].to(torch.uint8).numpy(), (guesses == truth)[None].numpy()
-            )
             entry = Entry("synthetic", f"entry {i % 100}", 1_000, str(i), training_seed=i // 100)
-            record = make_record(
-                entry, PROTOCOLS["quick-v1"], real, score, environment, "fp32", 1.0, None
+            record = Record(
+                id=f"{i:05d}",
+                date="",
+                entry=entry,
+                protocol=PROTOCOLS["quick-v1"].to_json(),
+                real=real,
+                scores=[seed],
+                environment=environment,
+                precision="fp32",
+                seconds=1.0,
             )
-            write_record(results, replace(record, id=f"{i:05d}"), None)
+            write_record(results, record, None)
         start = time.perf_counter()
         publish(results)
         return time.perf_counter() - start

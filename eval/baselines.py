@@ -7,7 +7,7 @@ synthetic sets; `eval.evaluate` has them made.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -20,43 +20,40 @@ from synth.data import TENTH, ImageSet, first_of_each_class
 PCA_COMPONENTS = 100
 
 
-def real_same_size(real: ImageSet, per_class: int, seed: int = 0) -> ImageSet:
+def real_same_size(real: ImageSet, per_class: int) -> ImageSet:
     """A balanced part of the real training split with `per_class` images of each class.
 
     Where a class has fewer, all of it is taken as often as it goes, and the rest is drawn.
     """
-    labels = real.require_labels().numpy()
-    random = np.random.default_rng([seed, *b"same size"])
-    picks = []
-    for label in range(len(real.classes)):
-        members = np.flatnonzero(labels == label)
+    random = np.random.default_rng([0, *b"same size"])
+
+    def pick(members: np.ndarray) -> np.ndarray:
         whole, rest = divmod(per_class, len(members))
-        picks += [np.tile(members, whole), random.choice(members, rest, replace=False)]
-    order = torch.from_numpy(np.concatenate(picks))
-    return ImageSet(
-        real.images[order], torch.from_numpy(labels)[order], real.classes, real.name, "train"
-    )
+        drawn = random.choice(members, rest, replace=False)
+        return np.concatenate([np.tile(members, whole), drawn])
+
+    return _of_each_class(real, pick)
 
 
-def train_copy(real: ImageSet, per_class: int, seed: int = 0) -> ImageSet:
+def train_copy(real: ImageSet, per_class: int) -> ImageSet:
     """Real training images drawn with replacement, `per_class` of each class.
 
     What a generator would return that had learned its training images by heart: its score is high,
     and `eval.metrics.memorisation` must catch it.
     """
-    labels = real.require_labels().numpy()
-    random = np.random.default_rng([seed, *b"copier"])
-    picks = [
-        random.choice(np.flatnonzero(labels == label), per_class)
-        for label in range(len(real.classes))
-    ]
-    order = torch.from_numpy(np.concatenate(picks))
-    return ImageSet(
-        real.images[order], real.require_labels()[order], real.classes, real.name, "train"
-    )
+    random = np.random.default_rng([0, *b"copier"])
+    return _of_each_class(real, lambda members: random.choice(members, per_class))
 
 
-def pca_gaussian(real: ImageSet, per_class: int, seed: int = 0) -> ImageSet:
+def _of_each_class(real: ImageSet, pick: Callable[[np.ndarray], np.ndarray]) -> ImageSet:
+    """The images that `pick` takes from each class. It maps indices to indices."""
+    labels = real.require_labels()
+    members = (np.flatnonzero(labels.numpy() == label) for label in range(len(real.classes)))
+    chosen = torch.from_numpy(np.concatenate([pick(indices) for indices in members]))
+    return replace(real, images=real.images[chosen], labels=labels[chosen])
+
+
+def pca_gaussian(real: ImageSet, per_class: int) -> ImageSet:
     """Samples of one Gaussian per class, in the space of the first 100 principal components.
 
     The plainest class-conditional generator: scikit-learn's PCA of the training pixels, then the
@@ -67,7 +64,7 @@ def pca_gaussian(real: ImageSet, per_class: int, seed: int = 0) -> ImageSet:
     components = min(PCA_COMPONENTS, len(pixels) - 1)
     pca = PCA(components, svd_solver="covariance_eigh").fit(pixels)
     codes = pca.transform(pixels)
-    random = np.random.default_rng([seed, *b"pca"])
+    random = np.random.default_rng([0, *b"pca"])
     images: list[Tensor] = []
     for label in range(len(real.classes)):
         members = codes[labels == label].astype(np.float64)
@@ -77,18 +74,9 @@ def pca_gaussian(real: ImageSet, per_class: int, seed: int = 0) -> ImageSet:
         )
         restored = pca.inverse_transform(samples.astype(np.float32))
         images.append(torch.from_numpy(restored.round().clip(0, 255).astype(np.uint8)))
-    return ImageSet(
-        torch.cat(images).view(-1, *real.images.shape[1:]),
-        torch.arange(len(real.classes)).repeat_interleave(per_class),
-        real.classes,
-        real.name,
-        "train",
-    )
-
-
-def real_tenth(real: ImageSet, per_class: int) -> ImageSet:
-    """The first tenth of each class of the real training split."""
-    return first_of_each_class(real, TENTH)
+    drawn = torch.cat(images).view(-1, *real.images.shape[1:])
+    made = torch.arange(len(real.classes)).repeat_interleave(per_class)
+    return replace(real, images=drawn, labels=made)
 
 
 # The table
@@ -124,7 +112,7 @@ BASELINES: Registry[Baseline] = Registry(
         "copier": Baseline("copier", train_copy),
         "real-tenth": Baseline(
             "real, a tenth",
-            real_tenth,
+            lambda real, per_class: first_of_each_class(real, TENTH),
             metrics=frozenset(),
             balanced=False,
             needs="augmentation",

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from eval.classifiers import CLASSIFIERS, Classifier
+from eval.protocols import Protocol
 from synth.data import SIZE, unit_from_uint8
 from synth.ops.acceleration import (
     adam,
@@ -24,26 +25,24 @@ SCORING_BATCH = 1000
 
 
 def train_classifier(
+    protocol: Protocol,
     batches: Batches,
-    steps: int,
     classes: int,
     seed: int,
     device: torch.device,
     precision: str = "fp32",
     progress: Callable[[int], None] = lambda steps: None,
-    classifier: str = "fixed",
-    learning_rate: float = 1e-3,
 ) -> Classifier:
-    """Takes `steps` steps of Adam, and returns the classifier as it is after the last one.
+    """Takes the protocol's steps of Adam, and returns the classifier as it is after the last one.
 
-    progress: called with the number of new steps. classifier: a name in `CLASSIFIERS`.
+    progress: called with the number of new steps.
     """
-    trainer = ClassifierTrainer(classes, seed, device, precision, classifier, learning_rate)
+    trainer = ClassifierTrainer(protocol, classes, seed, device, precision)
     images, labels = next(batches)
     step = maybe_cuda_graph(trainer.step, (images.to(device), labels.to(device)), trainer.state)
-    for number in range(1, steps + 1):
+    for number in range(1, protocol.steps + 1):
         step(images.to(device), labels.to(device))
-        if number < steps:
+        if number < protocol.steps:
             images, labels = next(batches)
         if number % 20 == 0:
             progress(20)
@@ -54,19 +53,13 @@ class ClassifierTrainer:
     """A classifier in training. `seed` decides its first weights."""
 
     def __init__(
-        self,
-        classes: int,
-        seed: int,
-        device: torch.device,
-        precision: str,
-        classifier: str = "fixed",
-        learning_rate: float = 1e-3,
+        self, protocol: Protocol, classes: int, seed: int, device: torch.device, precision: str
     ) -> None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.classifier = CLASSIFIERS[classifier](classes)
+            self.classifier = CLASSIFIERS[protocol.classifier](classes)
         self.classifier.to(device).to(memory_format=torch.channels_last)
-        self.optimizer = adam(self.classifier, learning_rate, (0.9, 0.999))
+        self.optimizer = adam(self.classifier, protocol.learning_rate, (0.9, 0.999))
         self.device, self.precision = device, precision
 
     def step(self, images: Tensor, labels: Tensor) -> None:
@@ -107,16 +100,16 @@ def predict(classifier: Classifier, images: Tensor) -> Tensor:
 
 
 def choose_classifier_precision(
-    asked: str, device: torch.device, classifier: str = "fixed"
+    asked: str, device: torch.device, protocol: Protocol
 ) -> tuple[str, str]:
-    """`choose_precision` for training a classifier."""
+    """`choose_precision` for training a protocol's classifier."""
     random = torch.Generator().manual_seed(0)
     images = torch.randint(256, (256, 3, SIZE, SIZE), generator=random, dtype=torch.uint8)
     labels = torch.randint(10, (256,), generator=random)
     example = images.to(device), labels.to(device)
 
     def prepare(precision: str) -> Callable[[], None]:
-        trainer = ClassifierTrainer(10, 0, device, precision, classifier)
+        trainer = ClassifierTrainer(protocol, 10, 0, device, precision)
         step = maybe_cuda_graph(trainer.step, example, trainer.state)
         return lambda: step(*example)
 

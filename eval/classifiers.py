@@ -13,6 +13,10 @@ from synth.base.registry import Registry
 from synth.ops.layers import Conv2d, Sequential
 
 
+def _convolution(narrow: int, wide: int, bias: bool = False) -> list[nn.Module]:
+    return [Conv2d(narrow, wide, 3, padding=1, bias=bias), nn.BatchNorm2d(wide)]
+
+
 class FixedClassifier(nn.Module):
     """Images (B, 3, 32, 32) in [0, 1] → logits (B, classes). It has 122,890 parameters.
 
@@ -23,12 +27,8 @@ class FixedClassifier(nn.Module):
         super().__init__()
         layers: list[nn.Module] = []
         for narrow, wide in ((3, 32), (32, 64), (64, 64)):
-            layers += [
-                Conv2d(narrow, wide, 3, padding=1),
-                nn.BatchNorm2d(wide),
-                nn.ReLU(inplace=True),
-                nn.MaxPool2d(2),
-            ]
+            convolution = _convolution(narrow, wide, bias=True)
+            layers += [*convolution, nn.ReLU(inplace=True), nn.MaxPool2d(2)]
         self.features = Sequential(*layers)
         self.head = nn.Sequential(
             nn.Flatten(), nn.Linear(64 * 4 * 4, 64), nn.ReLU(), nn.Linear(64, classes)
@@ -58,12 +58,8 @@ class ResNet20(nn.Module):
 
     def __init__(self, classes: int = 10) -> None:
         super().__init__()
-        self.stem = Sequential(
-            Conv2d(3, WIDTHS[0], 3, padding=1, bias=False),
-            nn.BatchNorm2d(WIDTHS[0]),
-            nn.ReLU(inplace=True),
-            nn.MaxPool2d(2),
-        )
+        first = _convolution(3, WIDTHS[0])
+        self.stem = Sequential(*first, nn.ReLU(inplace=True), nn.MaxPool2d(2))
         widths = [WIDTHS[0], *(wide for wide in WIDTHS for _ in range(BLOCKS))]
         self.blocks = nn.Sequential(*(_Block(*pair) for pair in pairwise(widths)))
         self.head = nn.Sequential(
@@ -86,13 +82,8 @@ class _Block(nn.Module):
     def __init__(self, narrow: int, wide: int) -> None:
         super().__init__()
         self.new = wide - narrow
-        self.residual = Sequential(
-            Conv2d(narrow, wide, 3, padding=1, bias=False),
-            nn.BatchNorm2d(wide),
-            nn.ReLU(inplace=True),
-            Conv2d(wide, wide, 3, padding=1, bias=False),
-            nn.BatchNorm2d(wide),
-        )
+        first, second = _convolution(narrow, wide), _convolution(wide, wide)
+        self.residual = Sequential(*first, nn.ReLU(inplace=True), *second)
 
     def forward(self, x: Tensor) -> Tensor:
         shortcut = x

@@ -8,17 +8,17 @@ from pathlib import Path
 
 import torch
 
-from eval import labeller as labelling
+from eval import real_classifier
 from eval.aggregate import Table
 from eval.baselines import BASELINES
-from eval.evaluator import Evaluator, Settings, Workspace, make_evaluator
+from eval.evaluator import Evaluator, Scoring, Workspace, make_evaluator
 from eval.leaderboard import write_leaderboard
 from eval.metrics.memorisation import closest_pairs as find_closest_pairs
 from eval.protocols import PROTOCOLS, Protocol
 from eval.real_classifier import real_protocol
 from eval.records import Entry, Record, plot_path
 from eval.report import keep_plots, write_report
-from eval.score import MakeBatches, disk_batches
+from eval.score import MakeBatches
 from eval.selection import sample_batches
 from synth.base.errors import SynthError
 from synth.base.files import numbered_folders, portable
@@ -39,8 +39,9 @@ SUFFIXES = {"conditional": "", "classifier": " + pseudo-labels", "random": " + r
 
 def evaluate_sets(
     folders: Sequence[Path],
-    settings: Settings,
+    scoring: Scoring,
     dataset_key: str | None,
+    workspace: Workspace,
     baselines: bool,
     closest_pairs: Path | None = None,
 ) -> tuple[list[Record], list[Table]]:
@@ -49,17 +50,15 @@ def evaluate_sets(
 
     dataset_key: the real data to score on; by default what a set imitates.
     """
-    workspace = settings.workspace
     sets = [read_synthetic(folder) for folder in folders or [newest_synthetic(workspace.datasets)]]
     keys = [dataset_key or synthetic.dataset_key for synthetic in sets]
-    evaluators = {key: make_evaluator(settings, key) for key in dict.fromkeys(keys)}
+    evaluators = {key: make_evaluator(scoring, key, workspace) for key in dict.fromkeys(keys)}
     records = []
     for synthetic, key in zip(sets, keys, strict=True):
         evaluator = evaluators[key]
-        records.append(evaluate_set(evaluator, synthetic, workspace.runs, closest_pairs))
+        records.append(evaluate_set(evaluator, synthetic, closest_pairs))
         if baselines:
-            per_class = len(synthetic.images) // len(evaluator.test.classes)
-            ensure_baselines(evaluator, per_class, workspace)
+            ensure_baselines(evaluator, len(synthetic.images) // len(evaluator.test.classes))
     return records, publish(workspace.results)
 
 
@@ -67,30 +66,29 @@ def evaluate_sets(
 
 
 def entry_of(
-    provenance: Provenance | None, name: str, count: int, digest: str | None, folder: str | None
+    provenance: Provenance, count: int, digest: str | None = None, folder: str | None = None
 ) -> Entry:
-    """The record's entry for a synthetic set. A foreign one, without provenance, is called `name`,
-    and counts as conditional: whoever made it says what the labels are."""
-    known = provenance or Provenance(recipe=name, labels="conditional")
-    suffix = SUFFIXES.get(known.labels or "", "")
-    suffix += f", {known.chosen} checkpoint" if known.chosen else ""
-    values = {field.name: getattr(known, field.name) for field in fields(Provenance)}
-    if provenance is None:
-        values["recipe"] = None
-    title = (known.recipe or name) + suffix
-    return Entry("synthetic", title, count, digest, folder, **values)
+    """The record's entry for a set that synth made."""
+    name = f"{provenance.recipe}{SUFFIXES.get(provenance.labels or '', '')}"
+    name += f", {provenance.chosen} checkpoint" if provenance.chosen else ""
+    values = {field.name: getattr(provenance, field.name) for field in fields(Provenance)}
+    return Entry("synthetic", name, count, digest, folder, **values)
 
 
 def synthetic_entry(synthetic: SyntheticSet, protocol: Protocol) -> Entry:
+    """A foreign set counts as conditional: whoever made it says what the labels are."""
     images, manifest, folder = synthetic.images, synthetic.manifest, portable(synthetic.folder)
+    count = len(images)
+    if manifest is None:
+        name, digest = images.name, images.fingerprint
+        return Entry("synthetic", name, count, digest, folder, labels="conditional")
     if protocol.data == "stream":
-        return entry_of(manifest, images.name, protocol.steps * protocol.batch, None, folder)
-    digest = manifest.sha256 if manifest else images.fingerprint
-    return entry_of(manifest, images.name, len(images), digest, folder)
+        return entry_of(manifest, protocol.steps * protocol.batch, folder=folder)
+    return entry_of(manifest, count, manifest.sha256, folder)
 
 
 def evaluate_set(
-    evaluator: Evaluator, synthetic: SyntheticSet, runs: Path, closest_pairs: Path | None = None
+    evaluator: Evaluator, synthetic: SyntheticSet, closest_pairs: Path | None = None
 ) -> Record:
     """Scores a synthetic set on disk, or under a streaming protocol the run it came from.
 
@@ -110,18 +108,16 @@ def evaluate_set(
             f"{folder}: has the classes {', '.join(images.classes)}, but {test.name} has "
             f"{', '.join(test.classes)}; choose the right --dataset"
         )
-    if evaluator.protocol.data == "disk":
-        batches = disk_batches(evaluator.protocol, images, evaluator.device)
-    else:
-        batches = _stream_of_run(evaluator, synthetic, runs)
+    on_disk = evaluator.protocol.data == "disk"
+    source = images if on_disk else _stream_of_run(evaluator, synthetic)
     entry = synthetic_entry(synthetic, evaluator.protocol)
-    record = evaluator.evaluate(entry, batches, images)
+    record = evaluator.evaluate(entry, source)
     if closest_pairs is not None:
         save_closest_pairs(images, evaluator.train, closest_pairs)
     plots = {"samples": folder / "preview.png"}
     if entry.run is not None:
-        plots["losses"] = find_run_folder(entry.run, runs) / "losses.png"
-    keep_plots(evaluator.results, record, plots)
+        plots["losses"] = find_run_folder(entry.run, evaluator) / "losses.png"
+    keep_plots(evaluator.workspace.results, record, plots)
     return record
 
 
@@ -137,20 +133,20 @@ def save_closest_pairs(images: ImageSet, training: ImageSet, path: Path) -> None
     say(f"{path}: the closest pairs; it shows real images")
 
 
-def find_run_folder(recorded: str, runs: Path) -> Path:
+def find_run_folder(recorded: str, evaluator: Evaluator) -> Path:
     """A run's folder as recorded, or of that name in the folder of runs."""
     path = Path(recorded)
-    return path if path.is_dir() else runs / path.name
+    return path if path.is_dir() else evaluator.workspace.runs / path.name
 
 
-def _stream_of_run(evaluator: Evaluator, synthetic: SyntheticSet, runs: Path) -> MakeBatches:
+def _stream_of_run(evaluator: Evaluator, synthetic: SyntheticSet) -> MakeBatches:
     folder, manifest, protocol = synthetic.folder, synthetic.manifest, evaluator.protocol
     if manifest is None or manifest.labels != "conditional" or manifest.run is None:
         raise SynthError(
             f"{folder}: {protocol.name} draws fresh samples from a conditional run, and "
             "this set comes from none; use --protocol fixed-v1"
         )
-    run = open_run(find_run_folder(manifest.run, runs))
+    run = open_run(find_run_folder(manifest.run, evaluator))
     weights = weights_of_hash(run, manifest.checkpoint)
     if weights is None:
         raise SynthError(
@@ -162,7 +158,7 @@ def _stream_of_run(evaluator: Evaluator, synthetic: SyntheticSet, runs: Path) ->
 # The baselines beside it
 
 
-def ensure_baselines(evaluator: Evaluator, per_class: int, workspace: Workspace) -> None:
+def ensure_baselines(evaluator: Evaluator, per_class: int) -> None:
     """Evaluates the baselines that have no record yet for sets of this size with the metrics that
     are asked for."""
     on_disk = evaluator.protocol.data == "disk"
@@ -171,71 +167,70 @@ def ensure_baselines(evaluator: Evaluator, per_class: int, workspace: Workspace)
         if needed and (on_disk or baseline.streams):
             _ensure_baseline(evaluator, kind, per_class)
     if on_disk:
-        _ensure_unconditional(evaluator, per_class, workspace)
+        _ensure_unconditional(evaluator, per_class)
 
 
 def _ensure_baseline(evaluator: Evaluator, kind: str, per_class: int) -> None:
     baseline, real = BASELINES[kind], evaluator.train
-    images = None if baseline.balanced else baseline.build(real, per_class)
-    count = per_class * len(real.classes) if images is None else len(images)
-    if evaluator.known(Entry(kind, baseline.name, count, None)) is not None:
+    balanced = per_class * len(real.classes)
+    count = balanced if baseline.balanced else len(baseline.build(real, per_class))
+    if evaluator.knows(Entry(kind, baseline.name, count, None)):
         return
-    images = baseline.build(real, per_class) if images is None else images
+    images = baseline.build(real, per_class)
     entry = Entry(kind, baseline.name, count, images.fingerprint)
-    record = evaluator.evaluate(
-        entry, disk_batches(evaluator.protocol, images, evaluator.device), images
-    )
+    record = evaluator.evaluate(entry, images)
     if baseline.shown:
-        _keep_samples(evaluator.results, record, images)
+        labels = images.require_labels()
+        first = torch.cat([torch.where(labels == i)[0][:10] for i in range(len(images.classes))])
+        path = plot_path(evaluator.workspace.results, record, "samples")
+        save_grid(images.images[first], path, columns=10)
 
 
-def _keep_samples(results: Path, record: Record, images: ImageSet) -> None:
-    first = [torch.where(images.require_labels() == i)[0][:10] for i in range(len(images.classes))]
-    save_grid(images.images[torch.cat(first)], plot_path(results, record, "samples"), 10)
-
-
-def _ensure_unconditional(evaluator: Evaluator, per_class: int, workspace: Workspace) -> None:
+def _ensure_unconditional(evaluator: Evaluator, per_class: int) -> None:
     """Evaluates the newest unconditional run with pseudo-labels, and any one with random labels:
     chance does not depend on the run."""
-    for run in reversed(all_runs(workspace.runs)):
+    for run in reversed(all_runs(evaluator.workspace.runs)):
         config = run.config
         own_data = config.fingerprint == evaluator.train.fingerprint
         if own_data and not config.recipe.conditional and run.finished():
-            ensure_evaluated(evaluator, run, per_class, workspace, "classifier")
-            if not evaluator.knows_chance(per_class * len(config.classes)):
-                ensure_evaluated(evaluator, run, per_class, workspace, "random")
+            ensure_evaluated(evaluator, run, per_class, "classifier")
+            wanted = "random", per_class * len(config.classes)
+            if not any(
+                record.answers(record.entry, evaluator.seeds)
+                for record in evaluator.records()
+                if (record.entry.labels, record.entry.count) == wanted
+            ):
+                ensure_evaluated(evaluator, run, per_class, "random")
             return
 
 
 def ensure_evaluated(
-    evaluator: Evaluator,
-    run: Run,
-    per_class: int,
-    workspace: Workspace,
-    label_with: str | None = None,
+    evaluator: Evaluator, run: Run, per_class: int, label_with: str | None = None
 ) -> None:
     """Generates and evaluates what this run gives, unless set or record are there already.
 
     A run that collapsed, and so cannot fill a class, is a result. It is recorded, and does not stop
     the rest.
     """
+    workspace = evaluator.workspace
     labeller = real_protocol(evaluator.protocol).name if label_with == "classifier" else None
     provenance = describe_provenance(run, 0, label_with, labeller)
     root = workspace.baselines if label_with else workspace.datasets
     count = per_class * len(run.config.classes)
-    failed = entry_of(provenance, run.folder.name, count, None, None)
+    failed = entry_of(provenance, count)
+    failures = [record.entry for record in evaluator.records() if record.error is not None]
     folder = find_set(root, provenance, count)
-    if folder is None and evaluator.known_failure(failed):
+    if folder is None and failed in failures:
         return
     try:
         folder = folder or generate_described(evaluator, run, per_class, provenance, root)
     except ShortClass as error:
         say(f"{run.folder}: {error}")
-        evaluator.record_failure(failed, str(error))
+        evaluator.write(failed, error=str(error))
         return
     synthetic = read_synthetic(folder)
-    if evaluator.known(synthetic_entry(synthetic, evaluator.protocol)) is None:
-        evaluate_set(evaluator, synthetic, workspace.runs)
+    if not evaluator.knows(synthetic_entry(synthetic, evaluator.protocol)):
+        evaluate_set(evaluator, synthetic)
 
 
 def generate_described(
@@ -243,11 +238,11 @@ def generate_described(
 ) -> Path:
     """Generates from `run` what `provenance` describes; its labeller learns from the real training
     split of the evaluator. Returns the folder of the set."""
+
     labeller, device = None, evaluator.device
     if provenance.labels == "classifier":
-        protocol = PROTOCOLS.find(str(provenance.labeller))
-        precision = run.config.precision
-        labeller = labelling.train_labeller(evaluator.train, protocol, device, precision)
+        protocol, precision = PROTOCOLS.find(str(provenance.labeller)), run.config.precision
+        labeller = real_classifier.train_labeller(evaluator.train, protocol, device, precision)
     return generate_set(run, provenance, per_class, root, device, labeller)
 
 
@@ -255,8 +250,9 @@ def find_set(root: Path, provenance: Provenance, count: int) -> Path | None:
     """The newest data set in `root` of this size and description."""
     for folder in reversed(numbered_folders(root)):
         manifest = read_manifest(folder)
-        same = manifest is not None and manifest.description() == provenance.description()
-        if manifest is not None and same and manifest.count == count:
+        if manifest is None or manifest.count != count:
+            continue
+        if manifest.description() == provenance.description():
             return folder
     return None
 

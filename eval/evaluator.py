@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from datetime import datetime, timezone
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -26,22 +27,23 @@ from eval.metrics import (
 )
 from eval.protocols import PROTOCOLS, Protocol
 from eval.real_classifier import real_classifier, real_protocol
-from eval.records import (
-    Entry,
-    RealSplits,
-    Record,
-    find_failure,
-    find_record,
-    make_record,
-    read_records,
-    write_record,
-)
+from eval.records import Entry, RealSplits, Record, read_records, record_id, write_record
 from eval.score import MakeBatches, Score, disk_batches, score
 from synth.base.errors import UsageError
 from synth.base.files import check_writable
 from synth.base.progress import progress_bar, say
 from synth.data import ImageSet, load_test_images, load_training_images
 from synth.environment import describe_environment, git_commit
+
+Source = ImageSet | MakeBatches  # what classifiers learn from: a finished set, or fresh samples
+
+
+def metrics_for(entry: Entry, asked: Sequence[str]) -> list[str]:
+    """Those of the metrics that mean something for this entry, without the score."""
+    baseline = BASELINES.get(entry.kind)
+    fitting = baseline.metrics if baseline is not None else None
+    known = [name for name in asked if name in METRICS and METRICS[name].applies_to(entry)]
+    return [name for name in known if fitting is None or name in fitting]
 
 
 @dataclass(frozen=True)
@@ -60,28 +62,14 @@ class Workspace:
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What the commands that score sets are told."""
+class Scoring:
+    """How a command scores sets."""
 
-    workspace: Workspace
     protocol: str
     device: torch.device
     precision: str = "auto"
-    seeds: int | None = None  # number of classifiers; None: the protocol's
+    seeds: int | None = None  # by default the protocol's
     metrics: tuple[str, ...] = ()  # as `eval.metrics.parse_metrics` gives them
-
-
-def metrics_for(entry: Entry, asked: Sequence[str]) -> list[str]:
-    """Those of the metrics that mean something for this entry, without the score."""
-    baseline = BASELINES.get(entry.kind)
-    fitting = baseline.metrics if baseline is not None else None
-    return [
-        name
-        for name in asked
-        if name in METRICS
-        and METRICS[name].applies_to(entry)
-        and (fitting is None or name in fitting)
-    ]
 
 
 @dataclass(frozen=True)
@@ -91,13 +79,13 @@ class Evaluator:
     protocol: Protocol
     train: ImageSet
     test: ImageSet
-    results: Path
+    workspace: Workspace
     device: torch.device
     precision: str
     seeds: int
     dataset_key: str  # what the real splits are asked for by, e.g. svhn
-    metrics: tuple[str, ...] = ()  # as `eval.metrics.parse_metrics` gives them
-    extractors: Mapping[str, Extractor] = field(default_factory=dict)  # besides the classifier's
+    metrics: tuple[str, ...]
+    extractors: Mapping[str, Extractor]  # besides the classifier's
 
     @cached_property
     def real(self) -> RealSplits:
@@ -107,58 +95,41 @@ class Evaluator:
     def real_reference(self) -> RealReference:
         chosen = real_protocol(self.protocol)
         classifier = real_classifier(self.train, chosen, self.device, self.precision)
-        extractors: dict[str, Extractor] = {CLASSIFIER: partial(features, classifier)}
-        extractors |= self.extractors
+        own: Extractor = partial(features, classifier)
+        extractors = {CLASSIFIER: own, **self.extractors}
         return RealReference(self.train, self.test, extractors, partial(label, classifier))
 
-    def known(self, entry: Entry) -> Record | None:
-        """The record of this entry under this protocol on these splits, if there is one that holds
-        all metrics that are asked for."""
-        records, metrics = read_records(self.results), metrics_for(entry, self.metrics)
-        return find_record(records, entry, self.protocol, self.real, self.seeds, metrics)
+    def records(self) -> list[Record]:
+        """Those that are there under this protocol on these splits."""
+        records = read_records(self.workspace.results)
+        return [record for record in records if record.is_under(self.protocol, self.real)]
 
-    def knows_chance(self, count: int) -> bool:
-        """Is there a record of random labels on any set of this size? Its metrics don't matter."""
-        records = read_records(self.results)
-        entries = [record.entry for record in records]
-        chance = [e for e in entries if e.labels == "random" and e.count == count]
-        known = (find_record(records, e, self.protocol, self.real, self.seeds) for e in chance)
-        return any(record is not None for record in known)
+    def knows(self, entry: Entry) -> bool:
+        """Is there a record of this entry with all metrics that are asked for?"""
+        metrics = metrics_for(entry, self.metrics)
+        return any(record.answers(entry, self.seeds, metrics) for record in self.records())
 
-    def known_failure(self, entry: Entry) -> Record | None:
-        """The record that says that this entry could not be made, if there is one."""
-        return find_failure(read_records(self.results), entry, self.protocol, self.real)
-
-    def evaluate(
-        self, entry: Entry, batches: MakeBatches, images: ImageSet | None = None
-    ) -> Record:
-        """Scores one entry and writes its record; a failure is a record too.
-
-        images: the set that the batches come from, for its metrics; without it there are none.
-        """
+    def evaluate(self, entry: Entry, source: Source) -> Record:
+        """Scores one entry and writes its record; a failure is a record too."""
         start = time.perf_counter()
         try:
-            result = self._score(f"evaluate {entry.name}", batches)
-            metrics = None if images is None else self._measure(entry, images)
+            result = self._score(f"evaluate {entry.name}", source)
+            metrics = self._measure(entry, source) if isinstance(source, ImageSet) else None
         except Exception as error:
-            self.record_failure(entry, f"{type(error).__name__}: {error}")
+            self.write(entry, error=f"{type(error).__name__}: {error}")
             raise
-        record = self._write(entry, result, time.perf_counter() - start, metrics=metrics)
+        record = self.write(entry, result, time.perf_counter() - start, metrics)
         accuracies = ", ".join(f"{100 * value:.2f}" for value in record.accuracies)
         say(f"{entry.name}: accuracy {accuracies} % ({record.seconds:.0f} s)")
         return record
 
-    def _score(self, title: str, batches: MakeBatches) -> Score:
-        with progress_bar(title, self.protocol.steps * self.seeds, "steps") as advance:
-            return score(
-                self.protocol,
-                batches,
-                self.test,
-                self.device,
-                self.precision,
-                self.seeds,
-                advance,
-            )
+    def _score(self, title: str, source: Source) -> Score:
+        protocol, seeds = self.protocol, self.seeds
+        batches = (
+            disk_batches(protocol, source, self.device) if isinstance(source, ImageSet) else source
+        )
+        with progress_bar(title, protocol.steps * seeds, "steps") as advance:
+            return score(protocol, batches, self.test, self.device, self.precision, seeds, advance)
 
     def _measure(self, entry: Entry, images: ImageSet) -> dict[str, Any] | None:
         names = metrics_for(entry, self.metrics)
@@ -168,59 +139,60 @@ class Evaluator:
             return calibrate(self.real_reference, names)
 
         def accuracies(union: ImageSet) -> list[float]:
-            batches = disk_batches(self.protocol, union, self.device)
-            return [s.accuracy for s in self._score(f"augment with {entry.name}", batches).seeds]
+            result = self._score(f"augment with {entry.name}", union)
+            return [seed.accuracy for seed in result.seeds]
 
         return measure(Subject(images, self.real_reference, accuracies), names)
 
-    def record_failure(self, entry: Entry, error: str) -> None:
-        self._write(entry, None, 0.0, error)
-
-    def _write(
+    def write(
         self,
         entry: Entry,
-        result: Score | None,
-        seconds: float,
-        error: str | None = None,
+        result: Score | None = None,
+        seconds: float = 0.0,
         metrics: dict[str, Any] | None = None,
+        error: str | None = None,
     ) -> Record:
-        environment = describe_environment(self.device)
-        record = make_record(
-            entry,
-            self.protocol,
-            self.real,
-            result,
-            environment,
-            self.precision,
-            seconds,
-            error,
-            self.dataset_key,
-            metrics,
+        """Writes a record of a score, or of an error."""
+        now = datetime.now(timezone.utc)
+        record = Record(
+            id=record_id(now, entry, self.protocol, self.real),
+            date=now.isoformat(timespec="seconds"),
+            entry=entry,
+            protocol=self.protocol.to_json(),
+            real=self.real,
+            scores=result.seeds if result else [],
+            environment=describe_environment(self.device),
+            precision=self.precision,
+            seconds=round(seconds, 2),
+            error=error,
+            dataset_key=self.dataset_key,
+            metrics=metrics,
         )
-        write_record(self.results, record, result)
+        write_record(self.workspace.results, record, result)
         return record
 
 
-def make_evaluator(settings: Settings, dataset_key: str) -> Evaluator:
-    """Loads both real splits; this is where the test split is read. Raises `SynthError` where a
-    feature space is asked for whose weights are not there."""
-    chosen, device = PROTOCOLS.find(settings.protocol), settings.device
-    seeds = chosen.seeds if settings.seeds is None else settings.seeds
+def make_evaluator(scoring: Scoring, dataset_key: str, workspace: Workspace) -> Evaluator:
+    """Loads both real splits; this is where the test split is read.
+
+    Under a stream there are no metrics: they are of a set on disk, and stand in the table of
+    `fixed-v1`. Raises `SynthError` where a feature space is asked for whose weights are not there.
+    """
+    protocol, device = PROTOCOLS.find(scoring.protocol), scoring.device
+    seeds = protocol.seeds if scoring.seeds is None else scoring.seeds
     if seeds < 1:
         raise UsageError(f"--classifier-seeds {seeds}: must be 1 or more")
-    # Metrics are of a set on disk; a stream's stand in the table of fixed-v1.
-    metrics = settings.metrics if chosen.data == "disk" else ()
+    metrics = () if protocol.data == "stream" else scoring.metrics
     spaces = {metric.feature_space for metric in in_order() if metric.name in metrics}
     extractors = {name: load(device) for name, load in FEATURE_SPACES.items() if name in spaces}
-    train = load_training_images(dataset_key, settings.workspace.data_root)
-    test = load_test_images(dataset_key, settings.workspace.data_root)
+    train = load_training_images(dataset_key, workspace.data_root)
+    test = load_test_images(dataset_key, workspace.data_root)
     train.require_labels()
     test.require_labels()
-    results = settings.workspace.results
-    check_writable(results / "records")
+    check_writable(workspace.results / "records")
     git_commit()  # of the code as it is loaded, before hours pass
-    precision, reason = choose_classifier_precision(settings.precision, device, chosen.classifier)
-    say(f"precision {precision}: {reason}")
+    precision, why = choose_classifier_precision(scoring.precision, device, protocol)
+    say(f"precision {precision}: {why}")
     return Evaluator(
-        chosen, train, test, results, device, precision, seeds, dataset_key, metrics, extractors
+        protocol, train, test, workspace, device, precision, seeds, dataset_key, metrics, extractors
     )

@@ -14,19 +14,23 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError
 
-from eval.classifier_training import train_classifier
+from eval.classifier_training import choose_classifier_precision, predict, train_classifier
 from eval.classifiers import FixedClassifier
 from eval.protocols import PROTOCOLS, Protocol
 from eval.score import disk_batches
 from synth.base.errors import SynthError
 from synth.base.files import atomic_file
 from synth.base.progress import progress_bar, say
-from synth.data import ImageSet, cache_folder, unit_from_uint8
+from synth.data import ImageSet, cache_folder, load_training_images, unit_from_uint8
 from synth.environment import describe_environment
+from synth.generation import Labeller
 from synth.ops.layers import Conv2d
 from synth.ops.native import kernel_sources
+from synth.runs import Run
+from synth.training import check_same_images
 
 SEED = 0
+LABELLER_PROTOCOL = "fixed-v1"
 
 
 def real_protocol(protocol: Protocol) -> Protocol:
@@ -46,19 +50,12 @@ def real_classifier(
     cache that is damaged or cannot be written costs the time to train again.
     """
     path = cache_folder() / "classifiers" / f"{_key(real, protocol, device, precision)}.safetensors"
-    known = _read(path, len(real.classes))
+    classes, batches = len(real.classes), disk_batches(protocol, real, device)(SEED)
+    known = _read(path, classes)
     if known is not None:
         return known.to(device)
     with progress_bar("train on the real training split", protocol.steps, "steps") as advance:
-        classifier = train_classifier(
-            disk_batches(protocol, real, device)(SEED),
-            protocol.steps,
-            len(real.classes),
-            SEED,
-            device,
-            precision,
-            advance,
-        )
+        classifier = train_classifier(protocol, batches, classes, SEED, device, precision, advance)
     assert isinstance(classifier, FixedClassifier)
     weights = {name: value.cpu().contiguous() for name, value in classifier.state_dict().items()}
     try:
@@ -67,6 +64,23 @@ def real_classifier(
     except SynthError as error:
         say(f"not kept for the next time: {error}")
     return classifier
+
+
+def train_labeller(
+    real: ImageSet, protocol: Protocol, device: torch.device, precision: str
+) -> Labeller:
+    """The fixed classifier labels a generator's images."""
+    precision, _ = choose_classifier_precision(precision, device, protocol)
+    classifier = real_classifier(real, protocol, device, precision)
+    return lambda images: predict(classifier, images).argmax(1)
+
+
+def labeller_for(run: Run, data_root: Path | None, device: torch.device) -> Labeller:
+    """The labeller of `--label-with classifier`, trained on the images that the run was, and in the
+    run's precision, so that the set follows from what its manifest says."""
+    real = load_training_images(run.config.dataset_key, data_root)
+    check_same_images(run, real)
+    return train_labeller(real, PROTOCOLS.find(LABELLER_PROTOCOL), device, run.config.precision)
 
 
 def _key(real: ImageSet, protocol: Protocol, device: torch.device, precision: str) -> str:
@@ -88,10 +102,7 @@ def source_hash() -> str:
     sources = _sources()
     if not sources:
         raise RuntimeError("the real classifier's cache key found no source to depend on")
-    digest = hashlib.sha256()
-    for path in sorted(sources):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
+    return hashlib.sha256(b"".join(path.read_bytes() for path in sorted(sources))).hexdigest()
 
 
 def _sources() -> set[Path]:
@@ -106,11 +117,10 @@ def _sources() -> set[Path]:
 
 
 def _read(path: Path, classes: int) -> FixedClassifier | None:
-    if not path.exists():
-        return None
-    classifier = FixedClassifier(classes)
     try:
-        classifier.load_state_dict(safetensors.torch.load_file(path))
+        weights = safetensors.torch.load_file(path)
+        classifier = FixedClassifier(classes)
+        classifier.load_state_dict(weights)
     except (SafetensorError, RuntimeError, OSError):
-        return None  # damaged: trained again
+        return None  # missing or damaged: trained again
     return classifier.to(memory_format=torch.channels_last).eval().requires_grad_(False)

@@ -6,8 +6,8 @@ empty). Paths are relative to where the command ran.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from datetime import datetime, timezone
+from collections.abc import Iterable
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -89,34 +89,19 @@ class Record:
     def accuracies(self) -> list[float]:
         return [score.accuracy for score in self.scores]
 
+    def is_under(self, protocol: Protocol, real: RealSplits) -> bool:
+        return self.protocol["hash"] == protocol.hash and self.real == real
 
-def make_record(
-    entry: Entry,
-    protocol: Protocol,
-    real: RealSplits,
-    score: Score | None,
-    environment: dict[str, Any],
-    precision: str,
-    seconds: float,
-    error: str | None = None,
-    dataset_key: str | None = None,
-    metrics: dict[str, Any] | None = None,
-) -> Record:
-    now = datetime.now(timezone.utc)
-    return Record(
-        id=f"{now:%Y%m%dT%H%M%S%f}-{slug(real.name)}-{slug(entry.name)}-{protocol.name}",
-        date=now.isoformat(timespec="seconds"),
-        entry=entry,
-        protocol=protocol.to_json(),
-        real=real,
-        scores=score.seeds if score else [],
-        environment=environment,
-        precision=precision,
-        seconds=round(seconds, 2),
-        error=error,
-        dataset_key=dataset_key,
-        metrics=metrics,
-    )
+    def answers(self, entry: Entry, seeds: int, metrics: Iterable[str] = ()) -> bool:
+        """True for a good record of the same content with as many seeds and all of `metrics`."""
+        enough = self.error is None and len(self.scores) >= seeds
+        same = self.entry.identity == entry.identity
+        return enough and same and set(metrics) <= set(measured(self.metrics))
+
+
+def record_id(now: datetime, entry: Entry, protocol: Protocol, real: RealSplits) -> str:
+    """Ids sort by time."""
+    return f"{now:%Y%m%dT%H%M%S%f}-{slug(real.name)}-{slug(entry.name)}-{protocol.name}"
 
 
 def write_record(results: Path, record: Record, score: Score | None) -> Path:
@@ -159,41 +144,3 @@ def read_record(path: Path) -> Record:
 def read_records(results: Path) -> list[Record]:
     """All records in `results`, oldest first."""
     return [read_record(path) for path in sorted((results / "records").glob("*.json"))]
-
-
-def find_record(
-    records: list[Record],
-    entry: Entry,
-    protocol: Protocol,
-    real: RealSplits,
-    seeds: int,
-    metrics: Sequence[str] = (),
-) -> Record | None:
-    """The newest good record of the same content under the same protocol, splits and seeds, that
-    holds all of `metrics`."""
-    for record in reversed(records):
-        if (
-            record.error is None
-            and record.entry.identity == entry.identity
-            and record.protocol["hash"] == protocol.hash
-            and record.real == real
-            and len(record.scores) >= seeds
-            and set(metrics) <= set(measured(record.metrics))
-        ):
-            return record
-    return None
-
-
-def find_failure(
-    records: list[Record], entry: Entry, protocol: Protocol, real: RealSplits
-) -> Record | None:
-    """The newest record that says that this entry could not be made."""
-    for record in reversed(records):
-        if (
-            record.error is not None
-            and record.entry == entry
-            and record.protocol["hash"] == protocol.hash
-            and record.real == real
-        ):
-            return record
-    return None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,15 +13,13 @@ from threadpoolctl import threadpool_limits
 
 from eval.baselines import BASELINES
 from eval.evaluate import entry_of, generate_described, synthetic_entry
-from eval.evaluator import Evaluator, Settings, Workspace, make_evaluator
+from eval.evaluator import Evaluator, Scoring, Source, Workspace, make_evaluator
 from eval.metrics import measured
 from eval.records import Entry, Record
-from eval.score import MakeBatches, disk_batches
 from eval.selection import checkpoint_scorer, sample_batches
 from synth.base.errors import SynthError
 from synth.base.files import numbered_folders, sha256
 from synth.checkpoints import read_metadata
-from synth.data import ImageSet
 from synth.environment import (
     describe_environment,
     make_deterministic,
@@ -40,27 +38,25 @@ class Again:
     """An entry that was made again, and what its classifiers are trained on."""
 
     entry: Entry
-    batches: MakeBatches
-    images: ImageSet | None = None  # the set on disk that the batches come from
+    source: Source
     weights: Path | None = None  # of the generator, where it took part
 
 
 def evaluator_again(
-    record: Record, workspace: Workspace, dataset_key: str | None, device: str, scratch: Path
+    record: Record, scratch: Workspace, dataset_key: str | None, device: str
 ) -> Evaluator:
     """The evaluator of the record, which writes into `scratch`. Raises `SynthError` where the real
     splits are others."""
     if device == "auto" and record.environment.get("device", "").startswith("CPU"):
         device = "cpu"
-    settings = Settings(
-        replace(workspace, results=scratch / "results"),
+    scoring = Scoring(
         record.protocol["name"],
         pick_device(device),
         record.precision,
         len(record.scores),
         measured(record.metrics),
     )
-    evaluator = make_evaluator(settings, dataset_key or record.dataset_key or "svhn")
+    evaluator = make_evaluator(scoring, dataset_key or record.dataset_key or "svhn", scratch)
     for split in ("train", "test"):
         ours = getattr(evaluator.real, f"{split}_fingerprint")
         theirs = getattr(record.real, f"{split}_fingerprint")
@@ -89,53 +85,49 @@ def as_recorded(recorded: dict[str, Any] | None) -> Iterator[None]:
         torch.use_deterministic_algorithms(deterministic)
 
 
-def make_again(
-    record: Record, stage: Stage, evaluator: Evaluator, workspace: Workspace, scratch: Path
-) -> Again:
-    """Makes the record's entry again from this stage on."""
-    entry, protocol = record.entry, evaluator.protocol
+def make_again(record: Record, stage: Stage, evaluator: Evaluator, original: Workspace) -> Again:
+    """Makes the record's entry again from this stage on, in the evaluator's folders.
+
+    original: the folders to find sets and runs in.
+    """
+    entry, protocol, scratch = record.entry, evaluator.protocol, evaluator.workspace
     classes = len(evaluator.train.classes)
     if entry.kind != "synthetic":
         baseline = BASELINES.find(entry.kind)
         with as_recorded(record.environment):
             images = baseline.build(evaluator.train, entry.count // classes)
-        again = Entry(entry.kind, baseline.name, len(images), images.fingerprint)
-        return Again(again, disk_batches(protocol, images, evaluator.device), images)
+        return Again(Entry(entry.kind, baseline.name, len(images), images.fingerprint), images)
     weights = None
     if stage == "evaluate" and protocol.data == "disk":
-        folder = _find_set(entry, workspace)
+        folder = _find_set(entry, original)
     else:
         if stage == "train":
-            run, checkpoint = _train_again(record, evaluator, scratch), entry.chosen
+            run, checkpoint = _train_again(record, evaluator), entry.chosen
         else:
-            run, checkpoint = _find_run(entry, workspace)
-        weights = run.find_checkpoint(checkpoint)
+            run, checkpoint = _find_run(entry, original)
+        weights, seed = run.find_checkpoint(checkpoint), entry.generation_seed
         if protocol.data == "stream":
-            described = describe_provenance(run, entry.generation_seed or 0, checkpoint=checkpoint)
-            again = entry_of(described, entry.name, entry.count, None, None)
+            described = describe_provenance(run, seed or 0, checkpoint=checkpoint)
             batches = sample_batches(protocol, weights, classes, evaluator.device)
-            return Again(again, batches, weights=weights)
-        if entry.generation_seed is None:
+            return Again(entry_of(described, entry.count), batches, weights)
+        if seed is None:
             raise SynthError(f"{record.id}: says no generation seed; use --from evaluate")
         if entry.labels == "classifier":
             check_same_images(run, evaluator.train)
             if entry.labeller is None:
                 raise SynthError(f"{record.id}: says no labeller; use --from evaluate")
+        described = describe_provenance(run, seed, entry.labels, entry.labeller, checkpoint)
+        per_class = entry.count // classes
         with as_recorded(entry.generation_environment):
-            described = describe_provenance(
-                run, entry.generation_seed, entry.labels, entry.labeller, checkpoint
-            )
-            per_class = entry.count // classes
-            folder = generate_described(evaluator, run, per_class, described, scratch / "datasets")
+            folder = generate_described(evaluator, run, per_class, described, scratch.datasets)
     synthetic = read_synthetic(folder)
-    batches = disk_batches(protocol, synthetic.images, evaluator.device)
-    return Again(synthetic_entry(synthetic, protocol), batches, synthetic.images, weights)
+    return Again(synthetic_entry(synthetic, protocol), synthetic.images, weights)
 
 
-def _find_set(entry: Entry, workspace: Workspace) -> Path:
+def _find_set(entry: Entry, original: Workspace) -> Path:
     """The data set of the entry's sha256, where it was or in the folder of data sets."""
     was = [Path(entry.folder)] if entry.folder else []
-    made = (*numbered_folders(workspace.datasets), *numbered_folders(workspace.baselines))
+    made = (*numbered_folders(original.datasets), *numbered_folders(original.baselines))
     for folder in (*was, *made):
         manifest = read_manifest(folder)
         if manifest is not None:
@@ -148,13 +140,13 @@ def _find_set(entry: Entry, workspace: Workspace) -> Path:
             return folder
     raise SynthError(
         f"{entry.folder}: there is no data set of the sha256 {str(entry.sha256)[:12]} there or in "
-        f"--datasets {workspace.datasets}; find it, or make it again with --from generate"
+        f"--datasets {original.datasets}; find it, or make it again with --from generate"
     )
 
 
-def _find_run(entry: Entry, workspace: Workspace) -> tuple[Run, str]:
+def _find_run(entry: Entry, original: Workspace) -> tuple[Run, str]:
     """The run with the checkpoint of the entry's sha256, and the name of that checkpoint."""
-    weights = find_weights(entry, workspace)
+    weights = find_weights(entry, original)
     kept = weights.parent.name == "checkpoints"
     folder = weights.parent.parent if kept else weights.parent
     run = Run(folder, RunConfig.from_json(read_metadata(weights)["config"], weights))
@@ -163,23 +155,23 @@ def _find_run(entry: Entry, workspace: Workspace) -> tuple[Run, str]:
     return run, weights.stem if kept else "last"
 
 
-def find_weights(entry: Entry, workspace: Workspace) -> Path:
+def find_weights(entry: Entry, original: Workspace) -> Path:
     """The checkpoint of the entry's sha256, where it was or in the folder of runs."""
     if entry.checkpoint is None:
         raise SynthError(f"{entry.name}: no generator of synth made it; use --from evaluate")
     was = [Path(entry.run)] if entry.run else []
-    for folder in (*was, *numbered_folders(workspace.runs)):
+    for folder in (*was, *numbered_folders(original.runs)):
         kept = sorted(folder.glob("checkpoints/*.safetensors"))
         for weights in (folder / "generator.safetensors", *kept):
             if weights.exists() and sha256(weights) == entry.checkpoint:
                 return weights
     raise SynthError(
         f"{entry.run}: there is no checkpoint of the sha256 {entry.checkpoint[:12]} there or in "
-        f"--runs {workspace.runs}; find it, or make it again with --from train"
+        f"--runs {original.runs}; find it, or make it again with --from train"
     )
 
 
-def _train_again(record: Record, evaluator: Evaluator, scratch: Path) -> Run:
+def _train_again(record: Record, evaluator: Evaluator) -> Run:
     if record.entry.config is None:
         raise SynthError(
             f"{record.id}: is older than configurations in records, so its run cannot be "
@@ -187,6 +179,6 @@ def _train_again(record: Record, evaluator: Evaluator, scratch: Path) -> Run:
         )
     config, device = RunConfig.from_json(record.entry.config, record.id), evaluator.device
     with as_recorded(record.entry.training_environment):
-        run = Run.create(scratch / "runs", config, describe_environment(device))
+        run = Run.create(evaluator.workspace.runs, config, describe_environment(device))
         train_run(run, evaluator.train, device, checkpoint_scorer(run, device))
     return run

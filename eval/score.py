@@ -17,7 +17,7 @@ from torch import Tensor
 
 from eval.classifier_training import Batches, predict, shuffled_batches, train_classifier
 from eval.protocols import Protocol
-from synth.base.errors import SynthError, UsageError
+from synth.base.errors import SynthError
 from synth.data import ImageSet
 
 CALIBRATION_BINS = 15
@@ -77,24 +77,12 @@ def score(
     progress: Callable[[int], None] = lambda steps: None,
 ) -> Score:
     """Trains one classifier per seed. Scores each of them on the whole test split."""
-    seeds = protocol.seeds if seeds is None else seeds
-    if seeds < 1:
-        raise UsageError(f"--classifier-seeds {seeds}: must be 1 or more")
-    truth = test.require_labels()
+    truth, classes = test.require_labels(), len(test.classes)
     results, predictions = [], []
-    for seed in range(seeds):
+    for seed in range(protocol.seeds if seeds is None else seeds):
         start = time.perf_counter()
-        classifier = train_classifier(
-            make_batches(seed),
-            protocol.steps,
-            len(test.classes),
-            seed,
-            device,
-            precision,
-            progress,
-            protocol.classifier,
-            protocol.learning_rate,
-        )
+        batches = make_batches(seed)
+        classifier = train_classifier(protocol, batches, classes, seed, device, precision, progress)
         probabilities = predict(classifier, test.images)
         if not torch.isfinite(probabilities).all():
             raise SynthError(f"classifier seed {seed}: its outputs are not finite")

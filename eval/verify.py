@@ -26,6 +26,7 @@ from eval.repeat import Again, Stage, as_recorded, evaluator_again, find_weights
 from synth.base.errors import SynthError, UsageError
 from synth.base.files import read_arrays
 from synth.checkpoints import load_tensors
+from synth.data import ImageSet
 from synth.environment import PACKAGES, describe_environment
 
 # What makes an entry's name, rank and row. It must be what the set or the run says of itself.
@@ -63,14 +64,17 @@ class Verification:
         return not self.differences
 
     @property
+    def failed(self) -> list[str]:
+        return [check.what for check in self.checks if check.needed and not check.met]
+
+    @property
     def holds(self) -> bool:
-        return all(check.met for check in self.checks if check.needed)
+        return not self.failed
 
     @property
     def verdict(self) -> str:
-        if not self.holds:
-            failed = [check.what for check in self.checks if check.needed and not check.met]
-            return f"does not hold: {', '.join(failed)}"
+        if self.failed:
+            return f"does not hold: {', '.join(self.failed)}"
         return "holds, bit for bit" if self.exact else "holds, within its interval"
 
     def add(self, what: str, met: bool, detail: str, always: bool = False) -> None:
@@ -139,22 +143,22 @@ def verify(
             f"{record.environment.get('commit')}"
         )
     found = Verification(record, stage)
-    with tempfile.TemporaryDirectory() as scratch:
-        evaluator = evaluator_again(record, workspace, dataset_key, device, Path(scratch))
+    with tempfile.TemporaryDirectory() as name:
+        folders = [Path(name) / folder for folder in ("runs", "datasets", "results")]
+        scratch = Workspace(workspace.data_root, *folders)
+        evaluator = evaluator_again(record, scratch, dataset_key, device)
         _compare_environments(found, describe_environment(evaluator.device))
-        again = make_again(record, stage, evaluator, workspace, Path(scratch))
+        again = make_again(record, stage, evaluator, workspace)
         units = _run_means(path) if stage == "train" else record.accuracies
         if not found.exact and len(units) < 2:
-            what = (
-                "run of this entry is" if stage == "train" else "classifier seed is in the record"
-            )
+            one = "run of this entry is" if stage == "train" else "classifier seed is in the record"
             raise SynthError(
                 f"{path}: cannot be verified here: bits need not repeat "
-                f"({'; '.join(found.differences)}), and only one {what}, whose spread is unknown"
+                f"({'; '.join(found.differences)}), and only one {one}, whose spread is unknown"
             )
         _compare_content(found, again, workspace)
         with as_recorded(record.environment):
-            repeated = evaluator.evaluate(again.entry, again.batches, again.images)
+            repeated = evaluator.evaluate(again.entry, again.source)
         _compare_entries(found, again.entry)
         _compare_scores(found, repeated, predictions_path(path.parent.parent, record), evaluator)
         if not found.exact:
@@ -201,7 +205,7 @@ def _compare_content(found: Verification, again: Again, workspace: Workspace) ->
             except SynthError:
                 detail += "; the first one is not there to be compared tensor by tensor"
         found.add("same checkpoint", same, detail)
-    if again.images is not None:
+    if isinstance(again.source, ImageSet):
         what = "same data set" if old.kind == "synthetic" else "same training set"
         found.add(what, new.sha256 == old.sha256, f"sha256 {str(new.sha256)[:12]}")
 
@@ -218,11 +222,8 @@ def _compare_entries(found: Verification, again: Entry) -> None:
     if found.stage != "train" or old.chosen != "best":  # trained anew, another may be the best
         exact.append("images_shown")
     names = (*DESCRIPTION, *(SEEDS if old.kind == "synthetic" else ()), *exact)
-    other = [
-        f"{name} is {getattr(old, name)!r}, not {getattr(again, name)!r}"
-        for name in names
-        if getattr(old, name) != getattr(again, name)
-    ]
+    pairs = [(name, getattr(old, name), getattr(again, name)) for name in names]
+    other = [f"{name} is {was!r}, not {now!r}" for name, was, now in pairs if was != now]
     detail = "; ".join(other) or "name, labels and what else decides its row"
     found.add("same description", not other, detail, always=True)
 
@@ -234,7 +235,7 @@ def _compare_scores(
     old = read_arrays(recorded) if recorded.exists() else {}
     if "predictions" not in old:
         raise SynthError(f"{recorded}: is missing, and so the predictions cannot be compared")
-    new = read_arrays(predictions_path(evaluator.results, again))
+    new = read_arrays(predictions_path(evaluator.workspace.results, again))
     truth = evaluator.test.require_labels().numpy()
     shape = (len(record.scores), record.real.test_size)
     own = False
@@ -254,28 +255,18 @@ def _compare_metrics(
     found: Verification, recorded: dict[str, Any], again: dict[str, Any] | None
 ) -> None:
     """All metrics besides the accuracy, to 1e-9 of each: sums of float64 may take another order."""
-    old, new = (
-        {
-            name: value
-            for name, value in _leaves(metrics)
-            if value is not None and not name.startswith("seconds")
-        }
-        for metrics in (recorded, again or {})
-    )
+    old, new = dict(_leaves(recorded)), dict(_leaves(again or {}))
     other = [name for name in old if not _equal(old[name], new.get(name))]
-    found.add(
-        "same metrics",
-        not other and old.keys() == new.keys(),
-        f"{', '.join(measured(recorded))}" + (f"; not {', '.join(other)}" if other else ""),
-    )
+    detail = ", ".join(measured(recorded)) + (f"; not {', '.join(other)}" if other else "")
+    found.add("same metrics", not other and old.keys() == new.keys(), detail)
 
 
 def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """Every number in nested dicts and lists, with the way to it."""
+    """Every number in nested dicts and lists, with the way to it; without times."""
     if isinstance(value, dict | list):
         for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
             yield from _leaves(inner, f"{name}.{key}" if name else str(key))
-    else:
+    elif value is not None and not name.startswith("seconds"):
         yield name, value
 
 

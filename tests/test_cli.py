@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 
 from cli import parse_count
-from eval import labeller
+from eval import real_classifier
 from eval.protocols import PROTOCOLS, Protocol
 from eval.records import read_records
 from synth.base.errors import UsageError
@@ -58,7 +58,7 @@ def any_labels(monkeypatch: pytest.MonkeyPatch) -> None:
     def labels(images: torch.Tensor) -> torch.Tensor:
         return torch.arange(len(images)) % 10
 
-    monkeypatch.setattr(labeller, "train_labeller", lambda *_: labels)
+    monkeypatch.setattr(real_classifier, "train_labeller", lambda *_: labels)
 
 
 @pytest.mark.usefixtures("any_labels")
@@ -253,7 +253,7 @@ def test_a_collapsed_baseline_does_not_stop_the_scoring(
     synth: Synth, trained: Path, mats: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        labeller, "train_labeller", lambda *_: lambda images: images.long()[:, 0, 0, 0] * 0
+        real_classifier, "train_labeller", lambda *_: lambda images: images.long()[:, 0, 0, 0] * 0
     )
     synth("generate", "--per-class", "3")
     ran = synth("evaluate", "--data-root", mats, *SCORE)
@@ -268,7 +268,9 @@ def test_a_collapsed_baseline_does_not_stop_the_scoring(
 def test_the_labeller_is_the_classifier_trained_on_real_images(mats: Path) -> None:
     real = load_training_images("svhn", mats)
     protocol = Protocol("short", "disk", steps=80, batch=64, seeds=1)
-    labels = labeller.train_labeller(real, protocol, torch.device("cpu"), "fp32")(real.images)
+    labels = real_classifier.train_labeller(real, protocol, torch.device("cpu"), "fp32")(
+        real.images
+    )
     assert (labels == real.require_labels()).float().mean() > 0.8
 
 
@@ -284,7 +286,7 @@ def test_the_labeller_is_the_one_that_the_set_names(
         asked.append(protocol.name)
         return lambda images: torch.arange(len(images)) % 10
 
-    monkeypatch.setattr(labeller, "train_labeller", any_labels)
+    monkeypatch.setattr(real_classifier, "train_labeller", any_labels)
     command = ("benchmark", "--recipes", "tiny-uncond", "--images", "64", "--per-class", "3")
     options = ("--protocol", other.name, "--precision", "fp32", "--metrics", "cas")
     ran = synth(*command, *options, "--data-root", mats)
@@ -296,7 +298,7 @@ def test_the_labeller_is_the_one_that_the_set_names(
 def test_labelling_needs_the_images_that_the_run_was_trained_on(
     synth: Synth, trained: Path, mats: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(labeller, "LABELLER_PROTOCOL", "tiny-v1")
+    monkeypatch.setattr(real_classifier, "LABELLER_PROTOCOL", "tiny-v1")
     whole = load_training_images("svhn", mats)
     write_mat(trained / "other", "train", 255 - whole.images, whole.require_labels())
     run = trained / "runs" / "00000-small-svhn-tiny-uncond-uncond-seed0"

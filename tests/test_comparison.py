@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import datetime, timezone
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +17,9 @@ from eval.records import (
     Entry,
     RealSplits,
     Record,
-    make_record,
     predictions_path,
     read_records,
+    record_id,
     write_record,
 )
 from eval.score import Score, SeedScore
@@ -45,7 +46,18 @@ def keep(
         for seed, row in enumerate(correct)
     ]
     score = Score(scores, correct.astype(np.uint8), correct)
-    made = make_record(entry, PROTOCOLS[protocol], real, score, {"commit": "abc"}, "fp32", 1.0)
+    now = datetime.now(timezone.utc)
+    made = Record(
+        id=record_id(now, entry, PROTOCOLS[protocol], real),
+        date=now.isoformat(timespec="seconds"),
+        entry=entry,
+        protocol=PROTOCOLS[protocol].to_json(),
+        real=real,
+        scores=scores,
+        environment={"commit": "abc"},
+        precision="fp32",
+        seconds=1.0,
+    )
     write_record(RESULTS, made, score)
     return made
 

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from eval.classifier_training import shuffled_batches, train_classifier
 from eval.classifiers import FixedClassifier
+from eval.protocols import Protocol
 from synth.base.errors import UsageError
 from synth.batches import draw_batches
 from synth.data import ImageSet, unit_from_uint8
@@ -160,8 +161,9 @@ def test_bf16_classifier_learns_what_fp32_learns(drawn: ImageSet) -> None:
     labels = drawn.require_labels()
     accuracies = []
     for precision in ("fp32", "bf16"):
-        batches = shuffled_batches(drawn.images, labels, 64, 0, CPU)
-        classifier = train_classifier(batches, 60, 10, 0, CPU, precision)
+        protocol = Protocol("p", "disk", 60, 64, 1)
+        batches = shuffled_batches(drawn.images, labels, protocol.batch, 0, CPU)
+        classifier = train_classifier(protocol, batches, 10, 0, CPU, precision)
         predicted = classifier(unit_from_uint8(drawn.images)).argmax(1)
         accuracies.append(float((predicted == labels).float().mean()))
     assert min(accuracies) > 0.6

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from datetime import datetime, timezone
 from pathlib import Path
 
 import numpy as np
@@ -30,11 +31,10 @@ from eval.records import (
     Entry,
     RealSplits,
     Record,
-    find_record,
-    make_record,
     plot_path,
     read_record,
     read_records,
+    record_id,
     write_record,
 )
 from eval.report import write_report
@@ -63,8 +63,17 @@ def scored(*accuracies: float) -> Score:
 def record(
     entry: Entry, *accuracies: float, real: RealSplits = REAL, name: str = "fixed-v1"
 ) -> Record:
-    return make_record(
-        entry, PROTOCOLS[name], real, scored(*accuracies), {"commit": "abc"}, "fp32", 1.0
+    now = datetime.now(timezone.utc)
+    return Record(
+        id=record_id(now, entry, PROTOCOLS[name], real),
+        date=now.isoformat(timespec="seconds"),
+        entry=entry,
+        protocol=PROTOCOLS[name].to_json(),
+        real=real,
+        scores=scored(*accuracies).seeds if accuracies else [],
+        environment={"commit": "abc"},
+        precision="fp32",
+        seconds=1.0,
     )
 
 
@@ -218,8 +227,7 @@ def test_what_no_recipe_of_this_version_made_is_still_a_row(
     assert table.rows[1].metrics == {"gan_test": 0.5}
     (kept,) = [r for r in read_records(tmp_path) if r.metrics]
     assert kept.metrics == unknown
-    known = find_record(made, made[0].entry, FIXED, REAL, 1, ("gan-test",))
-    assert known is made[0]
+    assert [one.answers(made[0].entry, 1, ("gan-test",)) for one in made] == [True, False, False]
 
 
 def test_the_key_of_a_configuration() -> None:
@@ -255,7 +263,7 @@ def test_protocols_and_splits_are_never_mixed(order: list[int]) -> None:
 
 
 def test_failures_and_foreign_training_data_are_told_apart() -> None:
-    failed = make_record(synthetic(digest="9"), FIXED, REAL, None, {}, "fp32", 1.0, "it broke")
+    failed = replace(record(synthetic(digest="9")), error="it broke")
     foreign = replace(synthetic(digest="4"), trained_on="d" * 64)
     (table,) = build_tables([failed, record(foreign, 0.3), record(synthetic(), 0.7)])
     assert [row.entry for row in table.rows] == ["cdcgan", "cdcgan (trained on other data)"]
@@ -263,11 +271,19 @@ def test_failures_and_foreign_training_data_are_told_apart() -> None:
 
 def test_known_results_are_found_and_others_are_not() -> None:
     records = [record(CEILING, 0.8, 0.8), record(synthetic(), 0.7, 0.7)]
-    assert find_record(records, replace(CEILING, sha256=None), FIXED, REAL, 2) is records[0]
-    assert find_record(records, synthetic(), FIXED, REAL, 2) is records[1]
-    assert find_record(records, synthetic(), FIXED, REAL, 3) is None
-    assert find_record(records, synthetic(digest="2"), FIXED, REAL, 2) is None
-    assert find_record(records, synthetic(), PROTOCOLS["quick-v1"], REAL, 1) is None
+
+    def found(entry: Entry, seeds: int) -> list[bool]:
+        return [one.answers(entry, seeds) for one in records]
+
+    assert found(replace(CEILING, sha256=None), 2) == [True, False]
+    assert found(synthetic(), 2) == [False, True]
+    assert found(synthetic(), 3) == [False, False]
+    assert found(synthetic(digest="2"), 2) == [False, False]
+    assert not replace(records[1], error="it broke").answers(synthetic(), 2)
+    other = replace(REAL, test_fingerprint="c" * 64)
+    assert records[1].is_under(FIXED, REAL)
+    assert not records[1].is_under(PROTOCOLS["quick-v1"], REAL)
+    assert not records[1].is_under(FIXED, other)
 
 
 def test_published_files_follow_from_the_records(tmp_path: Path) -> None:
@@ -367,13 +383,13 @@ def test_known_results_need_the_metrics_that_are_asked_for() -> None:
     measured = replace(record(synthetic(), 0.7), metrics={"seconds": {"diversity": 1.0}})
     records = [record(CEILING, 0.8), measured]
 
-    def found(entry: Entry, *asked: str) -> Record | None:
-        return find_record(records, entry, FIXED, REAL, 1, metrics_for(entry, asked))
+    def found(entry: Entry, *asked: str) -> list[Record]:
+        return [one for one in records if one.answers(entry, 1, metrics_for(entry, asked))]
 
-    assert found(synthetic(), "cas", "diversity") is measured
-    assert found(synthetic(), "cas", "fidelity") is None
-    assert found(CEILING, "cas", "diversity") is records[0]
-    assert found(CEILING, "fidelity") is None  # calibration
+    assert found(synthetic(), "cas", "diversity") == [measured]
+    assert found(synthetic(), "cas", "fidelity") == []
+    assert found(CEILING, "cas", "diversity") == [records[0]]
+    assert found(CEILING, "fidelity") == []  # calibration
 
 
 def test_metrics_that_mean_nothing_are_left_out() -> None:

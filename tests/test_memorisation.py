@@ -20,6 +20,7 @@ from eval.metrics import diversity
 from eval.metrics import memorisation as module
 from eval.metrics.diversity import within_class_bandwidths, within_class_diversity
 from eval.metrics.memorisation import closest_pairs, memorisation, nearest_training
+from eval.protocols import Protocol
 from synth.data import DIGITS, ImageSet
 from synth.data.house_numbers import render
 
@@ -40,7 +41,7 @@ def world() -> World:
     training = ImageSet(images[:1000], labels[:1000], DIGITS, "drawn", "train")
     cpu = torch.device("cpu")
     batches = shuffled_batches(training.images, labels[:1000], 100, 0, cpu)
-    classifier = train_classifier(batches, 40, 10, 0, cpu)
+    classifier = train_classifier(Protocol("p", "disk", 40, 100, 1), batches, 10, 0, cpu)
     views = {"pixels": lambda x: x, "features": lambda x: features(classifier, x)}
     blurred = avg_pool2d(images[2000:].float(), 3, 1, 1, count_include_pad=False)
     others = [render("test", 1000)[0], blurred.round().to(torch.uint8)]

@@ -150,7 +150,7 @@ def real() -> RealReference:
     pixels, targets = render("test", 200)
     test = ImageSet(pixels, targets, train.classes, "drawn", "test")
     protocol = Protocol("short", "disk", steps=60, batch=64, seeds=1)
-    classifier = train_classifier(disk_batches(protocol, train, CPU)(0), 60, 10, 0, CPU)
+    classifier = train_classifier(protocol, disk_batches(protocol, train, CPU)(0), 10, 0, CPU)
     assert isinstance(classifier, FixedClassifier)
     extractors = {CLASSIFIER: partial(features, classifier)}
     return RealReference(train, test, extractors, partial(label, classifier))

@@ -93,7 +93,8 @@ def test_a_residual_block_adds_first_and_rectifies_then() -> None:
 def test_the_second_classifier_learns(precision: str) -> None:
     images, labels = render("train", 256)
     batches = shuffled_batches(images, labels, 64, 0, CPU)
-    network = train_classifier(batches, 60, 10, 0, CPU, precision, classifier="resnet20")
+    protocol = Protocol("p", "disk", 60, 64, 1, classifier="resnet20")
+    network = train_classifier(protocol, batches, 10, 0, CPU, precision)
     assert isinstance(network, ResNet20)
     assert (predict(network, images).argmax(1) == labels).float().mean() > 0.9
 
@@ -120,8 +121,8 @@ def test_ranges_agree_in_training_and_scoring(monkeypatch: pytest.MonkeyPatch) -
         drawn.append(images)
         return images, labels
 
-    batches = stream_batches(Protocol("p", "stream", 1, 50, 1), draw)(0)
-    classifier = train_classifier(batches, 1, 10, 0, CPU)
+    protocol = Protocol("p", "stream", 1, 50, 1)
+    classifier = train_classifier(protocol, stream_batches(protocol, draw)(0), 10, 0, CPU)
     predict(classifier, drawn[0])
     on_stream, on_scoring = seen
     assert torch.equal(on_stream, on_scoring)

@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from eval import labeller, selection
+from eval import real_classifier, selection
 from eval.protocols import PROTOCOLS, Protocol
 from eval.records import read_records
 from eval.score import score
@@ -252,15 +252,15 @@ def test_only_evaluate_reads_the_test_split(
     synth: Synth, source: str, mats: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = mats if source == "svhn" else pictures
-    monkeypatch.setattr(labeller, "LABELLER_PROTOCOL", "tiny-v1")
-    labeller_for = labeller.labeller_for
+    monkeypatch.setattr(real_classifier, "LABELLER_PROTOCOL", "tiny-v1")
+    labeller_for = real_classifier.labeller_for
 
     def any_labels(*arguments: object) -> Callable[[torch.Tensor], torch.Tensor]:
         """Trained as ever; but a classifier of three steps sees one class alone."""
         labeller_for(*arguments)  # type: ignore[arg-type]
         return lambda images: torch.arange(len(images)) % 10
 
-    monkeypatch.setattr(labeller, "labeller_for", any_labels)
+    monkeypatch.setattr(real_classifier, "labeller_for", any_labels)
     real = ("--dataset", source, "--data-root", root)
     unconditional = synth("train", "--recipe", "tiny-uncond", *real, "--images", "64")
     conditional = synth("train", "--recipe", "tiny", "--select", "cas", *real, *LENGTH)

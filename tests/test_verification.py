@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from eval import labeller
+from eval import real_classifier
 from eval import verify as verification
 from eval.records import read_record, read_records
 from synth.base.files import read_arrays, read_json, write_json
@@ -80,8 +80,8 @@ def test_a_synthetic_record_holds_bit_for_bit(synth: Synth, evaluated: Path, sta
     assert told["exact"] and told["holds"], told
     assert told["differences"] == []
     expected = {
-        "record agrees with its own predictions",
         "same description",
+        "record agrees with its own predictions",
         "same predictions",
         "same scores",
         "same metrics",
@@ -118,8 +118,8 @@ def test_labelled_sets_are_made_again(
         return lambda images: torch.arange(len(images)) % 10
 
     # three steps teach a classifier one class at most
-    monkeypatch.setattr(labeller, "train_labeller", any_labels)
-    monkeypatch.setattr(labeller, "LABELLER_PROTOCOL", "tiny-v1")
+    monkeypatch.setattr(real_classifier, "train_labeller", any_labels)
+    monkeypatch.setattr(real_classifier, "LABELLER_PROTOCOL", "tiny-v1")
     shutil.rmtree(evaluated / "results")
     for command in (
         ("train", "--recipe", "tiny-uncond", *TRAIN),
@@ -212,7 +212,8 @@ def test_a_generator_of_another_seed_does_not_pass(synth: Synth, evaluated: Path
     path = record_of(evaluated)
     tamper(path, lambda value: value["entry"]["config"].update(seed=1))
     ran = synth("verify", path, "--from", "train")
-    one_line(ran, 1, "does not hold: same checkpoint, same data set, same description, same pred")
+    failed = "same checkpoint, same data set, same description, same predictions"
+    one_line(ran, 1, f"does not hold: {failed}")
     tamper(path, lambda value: value["entry"].update(generation_seed=1))
     one_line(synth("verify", path, "--from", "generate"), 1, "does not hold: same data set")
 

@@ -120,7 +120,7 @@ def measure_commands() -> dict[str, float]:
             "synth generate --per-class 5000": [
                 *("--runs", places["runs"], "--out", places["datasets"])
             ],
-            "synth evaluate --protocol quick-v1 --no-references": [
+            "synth evaluate --protocol quick-v1 --no-baselines": [
                 *(part for name, place in places.items() for part in (f"--{name}", place))
             ],
         }

@@ -89,6 +89,7 @@ class Baseline:
     name: str  # as it stands in the leaderboard
     build: Callable[[ImageSet, int], ImageSet]  # real training split, images per class → the set
     metrics: frozenset[str] | None = None  # those that mean something for it; None: all
+    calibrates: bool = False  # True: its metrics are distances between its own parts
     balanced: bool = True  # False: it has a size of its own, whatever is asked for
     streams: bool = False  # True: it stands beside protocols that draw fresh samples, too
     needs: str | None = None  # a metric without which it tells nothing
@@ -103,7 +104,8 @@ BASELINES: Registry[Baseline] = Registry(
         "real": Baseline(
             "real",
             lambda real, per_class: real,
-            metrics=frozenset({"fidelity", "inception"}),  # distances between its own parts
+            metrics=frozenset({"fidelity", "inception"}),
+            calibrates=True,
             balanced=False,
             streams=True,
         ),

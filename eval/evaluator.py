@@ -135,7 +135,8 @@ class Evaluator:
         names = metrics_for(entry, self.metrics)
         if not names:
             return None
-        if entry.kind == "real":
+        baseline = BASELINES.get(entry.kind)
+        if baseline is not None and baseline.calibrates:
             return calibrate(self.real_reference, names)
 
         def accuracies(union: ImageSet) -> list[float]:

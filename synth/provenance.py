@@ -19,7 +19,9 @@ class Provenance:
 
     recipe: str | None = None
     conditional: bool | None = None
-    labels: str | None = None  # conditional, classifier, random, none
+    labels: str | None = (
+        None  # who gave them: conditional (the generator), classifier, random, none
+    )
     labeller: str | None = None  # protocol of the classifier that labelled it
     images_shown: int | None = None  # real images, in training
     training_seed: int | None = None
@@ -27,7 +29,7 @@ class Provenance:
     trained_on: str | None = None  # fingerprint of the real images
     run: str | None = None  # its folder
     checkpoint: str | None = None  # sha256 of the weights
-    # Only if the run selects its checkpoint
+    # Both are None if the run does not select its checkpoint
     chosen: str | None = None  # best, last or the name of a checkpoint
     run_length: int | None = None  # real images shown in the whole run
     config: dict[str, Any] | None = None  # the run's config.json

@@ -57,8 +57,9 @@ from tests.conftest import ROOT, Ran
 Synth = Callable[..., Ran]
 CPU = torch.device("cpu")
 SCORE = ("--protocol", "tiny-v1", "--precision", "fp32")
-ALL = ("cas", "fidelity", "gan-test", "memorisation", "diversity", "augmentation")
-KEYS = {"gan_test", "augmentation", "fidelity", "memorisation", "diversity", "calibration"}
+BUILT_IN = ("fidelity", "gan-test", "memorisation", "diversity", "augmentation")
+ALL = ("cas", *(m.name for m in in_order() if m.feature_space != "inception"))
+KEYS = {"calibration", *(metric.key for metric in in_order())}
 FULL = {
     "seconds": {"fidelity": 1.0},
     "gan_test": 0.9,
@@ -131,8 +132,10 @@ def test_damaged_metrics_are_found_where_a_record_is_read(damage: dict[str, Any]
 
 def test_names_are_parsed_and_the_score_is_always_there() -> None:
     assert parse_metrics("all") == ALL
+    assert [name for name in ALL if name in BUILT_IN] == list(BUILT_IN)
     assert parse_metrics("diversity, gan-test") == ("cas", "gan-test", "diversity")
-    assert parse_metrics() == parse_metrics("default") == ALL[:-1]
+    without = tuple(name for name in ALL if name != "augmentation")
+    assert parse_metrics() == parse_metrics("default") == without
     assert parse_metrics("cas,gan-test,fidelity,memorisation,diversity") == parse_metrics()
     with pytest.raises(UsageError, match=r"--metrics fidelty: unknown; did you mean fidelity\?"):
         parse_metrics("cas,fidelty")
@@ -242,6 +245,21 @@ def test_a_plug_in_is_a_metric_like_the_others(real: RealReference) -> None:
     assert column_values(made) == {"sharpness": made["sharpness"]}
     assert all_columns()[-1].title == "sharpness"
     assert "- `sharpness`. **sharpness**: mean step between neighbours. By nobody." in describe()
+
+
+def test_a_plug_in_with_a_built_in_name_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    about = tmp_path / "shadow-1.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: shadow\nVersion: 1\n")
+    (about / "entry_points.txt").write_text("[eval.metrics]\nfidelity = shadow:METRIC\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(
+        SynthError, match="fidelity: the plug-in shadow:METRIC has the name of a bu"
+    ):
+        METRICS.find("fidelity")
+    assert METRICS.find("diversity").name == "diversity"
 
 
 # Baselines and the parts of the real split

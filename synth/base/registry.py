@@ -41,15 +41,20 @@ class Registry(Mapping[str, Entry], Generic[Entry]):
         return list(dict.fromkeys([*self.entries, *self.later, *listed]))
 
     def find(self, name: str) -> Entry:
-        """The entry of this name. Raises `UsageError` with the nearest name if there is none."""
-        if name in self.entries:
-            return self.entries[name]
-        place = self.later.get(name)
+        """The entry of this name. Raises `UsageError` with the nearest name if there is none, and
+        `SynthError` if a plug-in has the name of a built-in entry."""
+        place, plugin = self.later.get(name), _plugins(self.group).get(name)
         if place is None and name in _module_names(self.modules):
             place = f"{self.modules}.{name.replace('-', '_')}:{self.attribute}"
+        if plugin is not None and (name in self.entries or place is not None):
+            raise SynthError(
+                f"{self.option} {name}: the plug-in {plugin.value} has the name of a built-in "
+                "entry; rename it"
+            )
+        if name in self.entries:
+            return self.entries[name]
         if place is not None:
             return cast(Entry, resolve_name(place))
-        plugin = _plugins(self.group).get(name)
         if plugin is None:
             names = self.names()
             near = get_close_matches(name.lower(), names, 1)

@@ -11,13 +11,14 @@ from eval.aggregate import Table
 from eval.evaluate import ensure_baselines, ensure_evaluated, publish
 from eval.evaluator import Evaluator, Scoring, Workspace, make_evaluator
 from eval.protocols import PROTOCOLS
+from eval.training import train
 from synth.base.errors import UsageError
 from synth.base.progress import progress_bar, say
 from synth.environment import describe_environment
 from synth.generation import check_count
 from synth.recipes import RecipeBase
 from synth.runs import Run, all_runs
-from synth.training import plan_run, train_run, training_parts
+from synth.training import plan_run, training_parts
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,6 @@ def find_or_train(
         )
         run = Run.create(runs, config, describe_environment(device))
     if not run.finished():
-        train_run(run, images, device, selection.checkpoint_scorer(run, device))
+        train(run, images, device)
         say(f"trained {run.folder}")
     return run

@@ -16,7 +16,8 @@ from eval.evaluate import entry_of, generate_described, synthetic_entry
 from eval.evaluator import Evaluator, Scoring, Source, Workspace, make_evaluator
 from eval.metrics import measured
 from eval.records import Entry, Record
-from eval.selection import checkpoint_scorer, sample_batches
+from eval.selection import sample_batches
+from eval.training import train
 from synth.base.errors import SynthError
 from synth.base.files import numbered_folders, sha256
 from synth.checkpoints import read_metadata
@@ -28,7 +29,7 @@ from synth.environment import (
 from synth.generation import describe_provenance
 from synth.runs import Run, RunConfig
 from synth.synthetic_set import read_manifest, read_synthetic
-from synth.training import check_same_images, train_run
+from synth.training import check_same_images
 
 Stage = Literal["evaluate", "generate", "train"]
 
@@ -116,7 +117,9 @@ def make_again(record: Record, stage: Stage, evaluator: Evaluator, original: Wor
             check_same_images(run, evaluator.train)
             if entry.labeller is None:
                 raise SynthError(f"{record.id}: says no labeller; use --from evaluate")
-        described = describe_provenance(run, seed, entry.labels, entry.labeller, checkpoint)
+        described = describe_provenance(
+            run, seed, entry.labels, entry.labeller, checkpoint, entry.augmentation
+        )
         per_class = entry.count // classes
         with as_recorded(entry.generation_environment):
             folder = generate_described(evaluator, run, per_class, described, scratch.datasets)
@@ -180,5 +183,5 @@ def _train_again(record: Record, evaluator: Evaluator) -> Run:
     config, device = RunConfig.from_json(record.entry.config, record.id), evaluator.device
     with as_recorded(record.entry.training_environment):
         run = Run.create(evaluator.workspace.runs, config, describe_environment(device))
-        train_run(run, evaluator.train, device, checkpoint_scorer(run, device))
+        train(run, evaluator.train, device)
     return run

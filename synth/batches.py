@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from synth.augment import NUMBERS
 from synth.data import ImageSet
 from synth.recipes import GeneratorRecipe, Recipe
 
@@ -25,6 +26,9 @@ class Batch(NamedTuple):
     labels: Tensor  # int64 (B,), of the real images and of the fakes
     latent: Tensor  # float32 (B, L)
     second_latent: Tensor  # float32 (B, L), if the generator step draws new fakes
+    # float32 (2, B, 8) in [-1, 1): for `augment`, of the real images and of the fakes. (2, B, 0) if
+    # the recipe augments nothing
+    augmentation: Tensor
 
 
 def draw_batches(
@@ -36,12 +40,23 @@ def draw_batches(
     """
     size = recipe.training.batch
     pixels, labels = images.images.to(device), labels_or_zeros(images).to(device)
+    training = recipe.training
+    views = {training.augment_real, training.augment_both} != {"none"} or training.teacher_weight
+    numbers_per_image = NUMBERS if views else 0
     for block in range(first_step // BLOCK, 1 << 62):
-        order = _image_order(len(images), size, seed, block).to(device)
+        order = (
+            _balanced_order(labels.cpu(), size, seed, block)
+            if training.balanced
+            else _image_order(len(images), size, seed, block)
+        ).to(device)
         random = torch_random(seed, "latents", block)
         latents = draw_latents(recipe.generator, (2, BLOCK, size), random).to(device)
+        random = torch_random(seed, "augmentation", block)
+        numbers = torch.rand(BLOCK, 2, size, numbers_per_image, generator=random) * 2 - 1
+        numbers = numbers.to(device)
         for i in range(max(0, first_step - block * BLOCK), BLOCK):
-            yield Batch(pixels[order[i]], labels[order[i]], latents[0, i], latents[1, i])
+            real = pixels[order[i]], labels[order[i]]
+            yield Batch(*real, latents[0, i], latents[1, i], numbers[i])
 
 
 def labels_or_zeros(images: ImageSet) -> Tensor:
@@ -58,6 +73,15 @@ def _image_order(count: int, batch: int, seed: int, block: int) -> Tensor:
         for number in {step // per_pass for step in steps}
     }
     return torch.stack([passes[s // per_pass][s % per_pass * batch :][:batch] for s in steps])
+
+
+def _balanced_order(labels: Tensor, batch: int, seed: int, block: int) -> Tensor:
+    """Indices (BLOCK, batch): every class is equally likely, and so is every image of a class."""
+    random = torch_random(seed, "balanced", block)
+    by_class, counts = labels.argsort(stable=True), labels.bincount()
+    drawn = torch.randint(len(counts), (BLOCK, batch), generator=random)
+    within = (torch.rand(BLOCK, batch, generator=random) * counts[drawn]).long()
+    return by_class[(counts.cumsum(0) - counts)[drawn] + within]
 
 
 def draw_latents(

@@ -15,11 +15,13 @@ import torch
 from torch import Tensor
 
 from synth.base.registry import Registry
-from synth.data import ImageSet
 from synth.recipes import RecipeBase
 
 if TYPE_CHECKING:
     from synth.runs import RunConfig
+
+
+Teacher = Callable[[Tensor], Tensor]  # float (B, 3, 32, 32) in [-1, 1] → logits (B, classes)
 
 
 class Sampler(Protocol):
@@ -61,14 +63,14 @@ class Family:
     """One kind of generator.
 
     make_trainer(config, images, heldout, device): a trainer before its first step. It must not
-    learn from `heldout`.
+    learn from `heldout`. A recipe that needs a teacher is given it as a fifth argument.
     load_sampler(config, tensors, device): a sampler with the tensors of `Sampler.tensors`.
     precisions: those that it can train in. `--precision auto` times them if there are several.
     measure(recipe): numbers for `synth recipes`, such as `generator_parameters`.
     """
 
     recipe: type[RecipeBase]
-    make_trainer: Callable[[RunConfig, ImageSet, ImageSet | None, torch.device], Trainer]
+    make_trainer: Callable[..., Trainer]
     load_sampler: Callable[[RunConfig, dict[str, Tensor], torch.device], Sampler]
     precisions: tuple[str, ...] = ("fp32",)
     measure: Callable[[Any], dict[str, float]] = lambda recipe: {}

@@ -12,12 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import BatchNorm2d, ModuleDict
-from torch.nn.functional import binary_cross_entropy_with_logits
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, softplus
 
+from synth.augment import augment
 from synth.batches import Batch, draw_batches, draw_latents, labels_or_zeros, torch_random
 from synth.data import ImageSet, signed_from_uint8, uint8_from_signed
-from synth.families import Family
-from synth.networks import Generator, build, measure_networks
+from synth.families import Family, Teacher
+from synth.networks import Generator, Judged, build, measure_networks
 from synth.ops.acceleration import (
     Step,
     adam,
@@ -27,11 +28,15 @@ from synth.ops.acceleration import (
     optimizer_step,
     optimizer_tensors,
 )
+from synth.policies import POLICIES
 from synth.recipes import Recipe
 
 if TYPE_CHECKING:
     from synth.runs import RunConfig
 
+WARM_UP = 25_000  # real images shown while the weight of the teacher's loss grows
+SURE = 0.9  # a teacher that gives a fake's label this probability says nothing more about it
+TEACHER_VIEW = "geometry-colour-v1"  # the policy by which a teacher sees fakes
 NORM_IMAGES = 2048  # to measure the BatchNorm statistics of the EMA generator
 
 
@@ -39,10 +44,17 @@ class GANTrainer:
     """Trains a generator and a discriminator, and keeps the EMA generator."""
 
     def __init__(
-        self, config: RunConfig, images: ImageSet, heldout: ImageSet | None, device: torch.device
+        self,
+        config: RunConfig,
+        images: ImageSet,
+        heldout: ImageSet | None,
+        device: torch.device,
+        teacher: Teacher | None = None,
     ) -> None:
         recipe = config.recipe
         assert isinstance(recipe, Recipe)
+        self.teacher, self.guiding = teacher, False
+        self.guidance = torch.zeros((), device=device)  # weight of the teacher's loss now
         self.recipe, self.seed, self.precision = recipe, config.seed, config.precision
         self.images, self.heldout, self.device = images, heldout, device
         generator, discriminator = build(recipe, len(config.classes), config.seed)
@@ -62,6 +74,12 @@ class GANTrainer:
 
     def step(self) -> None:
         """Takes the next step. On a GPU the first call records it as a CUDA graph."""
+        training = self.recipe.training
+        past = self.steps * self.recipe.batch - training.teacher_start
+        if self.teacher is not None and past >= 0:
+            if not self.guiding:
+                self.guiding, self._update = True, None  # a graph cannot change: a new one
+            self.guidance.fill_(training.teacher_weight * min(1.0, past / WARM_UP))
         if self._update is None:
             batches = draw_batches(self.recipe, self.images, self.seed, self.device, self.steps)
             first = next(batches)
@@ -79,18 +97,29 @@ class GANTrainer:
 
     def update(self, batch: Batch) -> None:
         """One step of the discriminator, then one of the generator."""
-        training = self.recipe.training
+        training, labels = self.recipe.training, batch.labels
+        views = batch.augmentation.unbind(0)
         with autocast(self.device, self.precision):
-            fake = self.generator(batch.latent, batch.labels)
+            fake = self.generator(batch.latent, labels)
             real = signed_from_uint8(batch.images)
-            real_logits, fake_logits = self._update_discriminator(real, fake.detach(), batch.labels)
+            real = self._view(real, training.augment_real, views[0])
+            real = self._view(real, training.augment_both, views[0])
+            seen = self._view(fake.detach(), training.augment_both, views[1])
+            on_real, on_fake = self._update_discriminator(real, seen, labels)
             if training.fakes == "new":
-                fake = self.generator(batch.second_latent, batch.labels)
+                fake = self.generator(batch.second_latent, labels)
             self.discriminator.requires_grad_(False)  # computes no gradients that nobody reads
-            g_loss = real_loss(self.discriminator(fake, batch.labels).float())
+            judged = self.discriminator.judge(
+                self._view(fake, training.augment_both, views[1]), labels
+            )
+            g_loss = generator_loss(judged, on_real, labels, self.recipe)
             self.discriminator.requires_grad_(True)
+            if self.teacher is not None and self.guiding:
+                shown = self._view(fake, TEACHER_VIEW, views[1])
+                g_loss = g_loss + self.guidance * teacher_loss(self.teacher(shown), labels)
         optimizer_step(self.g_optimizer, g_loss)
         self._update_ema()
+        real_logits, fake_logits = on_real.logits.float(), on_fake.logits.float()
         d_loss = self._d_loss(real_logits, fake_logits)
         d_real, d_fake = real_logits.sigmoid().mean(), fake_logits.sigmoid().mean()
         values = [d_loss, g_loss, d_real, d_fake, d_loss.square(), g_loss.square()]
@@ -98,15 +127,34 @@ class GANTrainer:
 
     def _update_discriminator(
         self, real: Tensor, fake: Tensor, labels: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        separate = self.recipe.training.discriminator_steps == "separate"
-        real_logits = self.discriminator(real, labels).float()
+    ) -> tuple[Judged, Judged]:
+        """Returns what the discriminator said before its step, without gradients."""
+        training = self.recipe.training
+        separate = training.discriminator_steps == "separate"
+        on_real = self.discriminator.judge(real, labels)
         if separate:
-            optimizer_step(self.d_optimizer, real_loss(real_logits))
-        fake_logits = self.discriminator(fake, labels).float()
-        loss = fake_loss(fake_logits) if separate else self._d_loss(real_logits, fake_logits)
+            optimizer_step(self.d_optimizer, real_loss(on_real.logits.float()))
+        on_fake = self.discriminator.judge(fake, labels)
+        fake_logits = on_fake.logits.float()
+        loss = (
+            fake_loss(fake_logits)
+            if separate
+            else self._d_loss(on_real.logits.float(), fake_logits)
+        )
+        loss = loss + class_loss(on_real, on_fake, labels, self.discriminator.dual)
+        if training.mismatch:
+            others = labels.roll(1)
+            losses = softplus(self.discriminator(real, others).float()) * (labels != others)
+            loss = loss + losses.mean() / 2
         optimizer_step(self.d_optimizer, loss)
-        return real_logits.detach(), fake_logits.detach()
+        return on_real.detached(), on_fake.detached()
+
+    def _view(self, images: Tensor, policy: str, numbers: Tensor) -> Tensor:
+        """Images in [-1, 1], augmented in fp32."""
+        if policy == "none":
+            return images
+        with torch.autocast(self.device.type, enabled=False):
+            return augment((images.float() + 1) / 2, POLICIES.find(policy), numbers) * 2 - 1
 
     @torch.no_grad()
     def _update_ema(self) -> None:
@@ -169,6 +217,9 @@ class GANTrainer:
         latents = draw_latents(recipe.generator, shape, random).to(self.device)
         picks = torch.randint(len(self.images), shape, generator=random)
         labels = labels_or_zeros(self.images)[picks].to(self.device)
+        if recipe.training.balanced:
+            labels = torch.randint(len(self.images.classes), shape, generator=random)
+            labels = labels.to(self.device)
         with torch.no_grad():
             for latent, label in zip(latents, labels, strict=True):
                 generator(latent, label)
@@ -236,6 +287,46 @@ def discriminator_loss(real: Tensor, fake: Tensor, reduction: Literal["mean", "s
     """The mean or the sum of the losses on real and on fake logits."""
     total = real_loss(real) + fake_loss(fake)
     return total / 2 if reduction == "mean" else total
+
+
+def class_loss(on_real: Judged, on_fake: Judged, labels: Tensor, dual: bool) -> Tensor | float:
+    """The cross-entropies of a head with 2·K classes, or 0 without one.
+
+    dual: P classifies real images among the first K, and Q fakes among the last K (Han et al. 2021,
+    eqs. 6 and 7). Otherwise one classifier of 2·K classes (Hou et al. 2022, eq. 3).
+    """
+    if on_real.classes is None or on_fake.classes is None:
+        return 0.0
+    real, fake = on_real.classes.float(), on_fake.classes.float()
+    classes = real.shape[1] // 2
+    if dual:
+        return cross_entropy(real[:, :classes], labels) + cross_entropy(fake[:, classes:], labels)
+    return (cross_entropy(real, labels) + cross_entropy(fake, labels + classes)) / 2
+
+
+def generator_loss(judged: Judged, on_real: Judged, labels: Tensor, recipe: Recipe) -> Tensor:
+    """The loss of the generator, from what the discriminator says of its fakes."""
+    loss = real_loss(judged.logits.float())
+    if judged.classes is not None and recipe.discriminator.label == "adc":
+        scores = judged.classes.float()  # Hou et al. 2022, eq. 4, with their weight of 1
+        right, fake = (cross_entropy(scores, labels + k) for k in (0, scores.shape[1] // 2))
+        loss = loss + right - fake
+    if recipe.training.feature_matching:
+        means = _class_means(judged.features, labels) - _class_means(on_real.features, labels)
+        loss = loss + recipe.training.feature_matching * means.square().mean()
+    return loss
+
+
+def _class_means(features: Tensor, labels: Tensor) -> Tensor:
+    """(K, D): the mean features of each class in the batch, 0 for a class without an image."""
+    one_hot = torch.nn.functional.one_hot(labels).float()
+    return (one_hot.T @ features.float()) / one_hot.sum(0).clamp(min=1)[:, None]
+
+
+def teacher_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """The teacher's cross-entropy on fakes, 0 for those that it is sure of already."""
+    losses = cross_entropy(logits.float(), labels, reduction="none")
+    return (losses * (losses > -math.log(SURE))).mean()
 
 
 def _load_sampler(

@@ -8,6 +8,7 @@ embedding of 32·32 as one more input plane. A hyperparameter replaces the plane
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -57,6 +58,17 @@ class Generator(nn.Module):
         return images
 
 
+class Judged(NamedTuple):
+    """What a discriminator says of a batch; K is the number of classes."""
+
+    logits: Tensor  # (B,), positive for real
+    classes: Tensor | None  # (B, 2·K) if its head tells classes apart: K for real, K for fakes
+    features: Tensor  # (B, D), the last map
+
+    def detached(self) -> Judged:
+        return Judged(*(None if each is None else each.detach() for each in self))  # type: ignore[arg-type]
+
+
 class Discriminator(nn.Module):
     """Images (B, 3, 32, 32) in [-1, 1] and labels int64 (B,) → logits (B,), positive for real."""
 
@@ -68,6 +80,9 @@ class Discriminator(nn.Module):
         features = recipe.widths[-1] * side * side
         self.label_planes = nn.Embedding(classes, SIZE * SIZE) if plane else None
         self.label_maps = nn.Embedding(classes, features) if projection else None
+        self.dual = recipe.label == "dual-projection"
+        two_way = classes > 0 and recipe.label in ("dual-projection", "adc")
+        self.class_head = nn.Linear(features, 2 * classes, bias=False) if two_way else None
         widths = [4 if plane else 3, *recipe.widths]
         layers: list[nn.Module] = []
         for i, (narrow, wide) in enumerate(pairwise(widths)):
@@ -83,16 +98,25 @@ class Discriminator(nn.Module):
         self.head = Conv2d(widths[-1], 1, side) if conv else nn.Linear(features, 1)
 
     def forward(self, images: Tensor, labels: Tensor | None) -> Tensor:
+        return self.judge(images, labels).logits
+
+    def judge(self, images: Tensor, labels: Tensor | None) -> Judged:
         images = images.contiguous(memory_format=torch.channels_last)
         if self.label_planes is not None:
             planes = self.label_planes(labels).view(-1, 1, SIZE, SIZE)
             images = torch.cat([images, planes], dim=1)
         x = self.layers(images)
         logits: Tensor = self.head(x if isinstance(self.head, nn.Conv2d) else x.flatten(1))
-        logits = logits.flatten()
+        logits, features, classes = logits.flatten(), x.flatten(1), None
         if self.label_maps is not None:
-            logits = logits + (x.flatten(1) * self.label_maps(labels)).sum(1)
-        return logits
+            logits = logits + (features * self.label_maps(labels)).sum(1)
+        if self.class_head is not None:
+            classes = self.class_head(features)
+            if self.dual and labels is not None:
+                own = labels[:, None]
+                real, fake = classes.gather(1, own), classes.gather(1, own + classes.shape[1] // 2)
+                logits = logits + (real - fake).flatten()
+        return Judged(logits, classes, features)
 
 
 def build(recipe: Recipe, classes: int, seed: int) -> tuple[Generator, Discriminator]:

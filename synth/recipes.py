@@ -13,6 +13,7 @@ from pydantic.dataclasses import dataclass
 
 from synth.base.errors import SynthError, UsageError
 from synth.base.schema import CLOSED, Count, Number, Text, dump, on_disk, parse
+from synth.policies import POLICIES
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -30,6 +31,7 @@ class RecipeBase:
     """The recipe of any family."""
 
     family: ClassVar[str]  # a name in synth.families.FAMILIES
+    later: ClassVar[tuple[str, ...]] = ()  # hyperparameters that older versions lack; see `stored`
 
     name: Text
     # Comparisons ignore texts: two recipes are equal if they do the same.
@@ -50,6 +52,11 @@ class RecipeBase:
     @property
     def keeps_heldout(self) -> bool:
         """True if a tenth of the training images is held out to measure losses."""
+        return False
+
+    @property
+    def needs_teacher(self) -> bool:
+        """True if a classifier of real images guides the training."""
         return False
 
 
@@ -96,8 +103,11 @@ class DiscriminatorRecipe:
 
     # How a conditional one reads the label. `plane`: an embedding of 32·32 is one more input plane.
     # `projection`: the product of an embedding and the last map is added to the logit (Miyato &
-    # Koyama 2018, arXiv:1802.05637).
-    label: Literal["plane", "projection"] = "plane"
+    # Koyama 2018, arXiv:1802.05637). `dual-projection`: the product of the last map with P_y - Q_y
+    # is added; P learns to classify real images, and Q fakes (P2GAN: Han et al. 2021,
+    # arXiv:2108.09016). `adc`: the logit ignores the label; a head of 2K classes tells real and
+    # fake images of each class apart (ADC-GAN: Hou et al. 2022, arXiv:2107.10060).
+    label: Literal["plane", "projection", "dual-projection", "adc"] = "plane"
     widths: Annotated[tuple[Count, ...], Field(min_length=1, max_length=5)] = (64, 128, 256)
     kernel: Literal[4, 5] = 4  # these halve the side exactly
     slope: Number = 0.2  # of the LeakyReLU
@@ -121,6 +131,17 @@ class TrainingRecipe:
     discriminator_steps: Literal["joint", "separate"] = "joint"  # one step for both losses, or two
     fakes: Literal["shared", "new"] = "shared"  # "new": the generator's step draws its own fakes
     ema_half_life: Annotated[int, Field(ge=0)] = 10_000  # in images; 0: no EMA generator
+    balanced: bool = False  # every class is equally frequent in the batches
+    augment_real: Text = "none"  # policy in synth.augment for the real images: the fakes learn it
+    augment_both: Text = (
+        "none"  # the same for real images and fakes (DiffAugment: Zhao et al. 2020,
+    )
+    # arXiv:2006.10738): the fakes do not learn it
+    mismatch: bool = False  # real images with wrong labels are fakes too (Reed et al. 2016,
+    # arXiv:1605.05396)
+    feature_matching: Number = 0.0  # weight of the distance between the mean last maps of a class
+    teacher_weight: Number = 0.0  # of the teacher's cross-entropy on fakes, in the generator's loss
+    teacher_start: Annotated[int, Field(ge=0)] = 50_000  # images shown before the teacher guides
     heldout_every: Annotated[int, Field(ge=0)] = 0  # steps between losses on held-out images
 
 
@@ -129,6 +150,11 @@ class Recipe(RecipeBase):
     """How a (conditional) DCGAN is built and trained: the recipe of the family `gan`."""
 
     family: ClassVar[str] = "gan"
+    later: ClassVar[tuple[str, ...]] = (
+        *("training.balanced", "training.augment_real", "training.augment_both"),
+        *("training.mismatch", "training.feature_matching"),
+        *("training.teacher_weight", "training.teacher_start"),
+    )
 
     generator: GeneratorRecipe = GeneratorRecipe()
     discriminator: DiscriminatorRecipe = DiscriminatorRecipe()
@@ -145,6 +171,37 @@ class Recipe(RecipeBase):
     @property
     def keeps_heldout(self) -> bool:
         return self.training.heldout_every > 0
+
+    @property
+    def needs_teacher(self) -> bool:
+        return self.training.teacher_weight > 0
+
+    @model_validator(mode="after")
+    def check_labels(self) -> Recipe:
+        training = self.training
+        asked = training.balanced or training.mismatch or training.feature_matching
+        if not self.conditional and (asked or training.teacher_weight):
+            raise ValueError(
+                "training.balanced, mismatch, feature_matching and teacher_weight need labels; "
+                "choose a conditional recipe"
+            )
+        for policy in (training.augment_real, training.augment_both):
+            if policy not in POLICIES.names():
+                known = ", ".join(POLICIES.names())
+                raise ValueError(f"there is no augmentation policy {policy}; choose {known}")
+        return self
+
+
+def stored(recipe: RecipeBase) -> dict[str, Any]:
+    """The recipe as in files: without the hyperparameters in `later` that have their defaults, so
+    that equal runs of all versions have equal files."""
+    value = dump(recipe)
+    for key in recipe.later:
+        group, name = key.split(".")
+        inner = getattr(recipe, group)
+        if getattr(inner, name) == getattr(type(inner), name):
+            del value[group][name]
+    return value
 
 
 AnyRecipe = TypeVar("AnyRecipe", bound=RecipeBase)
@@ -173,14 +230,14 @@ def _toml_value(text: str) -> Any:
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """The tables of a recipe file. Raises `SynthError` if it cannot be read."""
+    """The tables of a TOML file. Raises `SynthError` if it cannot be read."""
     try:
         tables: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
         return tables
     except OSError as error:
-        raise SynthError(f"--recipe {path}: cannot be read ({error.strerror})") from error
+        raise SynthError(f"{path}: cannot be read ({error.strerror})") from error
     except ValueError as error:  # not UTF-8, or not TOML
-        raise SynthError(f"--recipe {path}: is not TOML ({error})") from error
+        raise SynthError(f"{path}: is not TOML ({error})") from error
 
 
 def apply_overrides(recipe: AnyRecipe, values: dict[str, Any], what: str) -> AnyRecipe:

@@ -37,7 +37,7 @@ from synth.base.progress import say
 from synth.base.schema import CLOSED, Count, dump, on_disk, parse
 from synth.checkpoints import get_entry, load_tensors, read_metadata
 from synth.families import FAMILIES, Family, Sampler
-from synth.recipes import RecipeBase
+from synth.recipes import RecipeBase, stored
 
 DEFAULT_FAMILY = "gan"
 
@@ -63,9 +63,10 @@ class RunConfig:
         """The content of `config.json`.
 
         Weight files hold it too, and those of equal runs must be equal. So keys that newer versions
-        added are left out if they have their defaults: `select` None and `family` "gan".
+        added are left out if they have their defaults: `select` None, `family` "gan", and those of
+        the recipe (see `stored`).
         """
-        value = {**dump(self), "recipe": dump(self.recipe)}
+        value = {**dump(self), "recipe": stored(self.recipe)}
         if self.select is None:
             del value["select"]
         family = self.recipe.family

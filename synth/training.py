@@ -21,7 +21,7 @@ from synth.base.errors import SynthError, UsageError
 from synth.base.progress import progress_bar, say
 from synth.checkpoints import load_tensors, save_tensors
 from synth.data import ImageSet, split_validation
-from synth.families import Trainer
+from synth.families import Teacher, Trainer
 from synth.ops.acceleration import choose_precision
 from synth.recipes import RecipeBase
 from synth.runs import Run, RunConfig, checkpoint_name
@@ -33,6 +33,7 @@ except ImportError:  # Windows
     resource = None  # type: ignore[assignment]
 
 COLUMNS = 10  # in the sample grid
+MakeTeacher = Callable[[ImageSet], Teacher]
 ScoreCheckpoint = Callable[[Path, ImageSet], float]  # weights, validation part → accuracy
 
 
@@ -136,8 +137,12 @@ def train_run(
     images: ImageSet,
     device: torch.device,
     score_checkpoint: ScoreCheckpoint | None = None,
+    make_teacher: MakeTeacher | None = None,
 ) -> None:
     """Trains the run to its length. Starts from its last checkpoint if there is one.
+
+    make_teacher: real images that the generator learns from → the teacher, for a recipe that needs
+    one.
 
     A run that selects its checkpoint does not learn from the validation part. It needs
     `score_checkpoint`, which scores the weights of each tick on that part. The score must depend
@@ -149,9 +154,11 @@ def train_run(
     check_same_images(run, images)
     if run.config.select and score_checkpoint is None:
         raise ValueError(f"{run.folder}: selects its checkpoint, and nothing is given to score it")
+    if run.config.recipe.needs_teacher and make_teacher is None:
+        raise ValueError(f"{run.folder}: needs a teacher, and nothing is given to make it")
     try:
         with FileLock(run.folder / ".lock", timeout=0):
-            _train(run, images, device, score_checkpoint)
+            _train(run, images, device, score_checkpoint, make_teacher)
     except Timeout as error:
         raise SynthError(f"{run.folder}: is being trained by another process") from error
     if run.config.select:
@@ -160,10 +167,17 @@ def train_run(
         say(f"{run.folder}: {best} is the best on the validation part ({accuracy:.2f} %)")
 
 
-def _train(run: Run, images: ImageSet, device: torch.device, score: ScoreCheckpoint | None) -> None:
+def _train(
+    run: Run,
+    images: ImageSet,
+    device: torch.device,
+    score: ScoreCheckpoint | None,
+    make_teacher: MakeTeacher | None,
+) -> None:
     config, batch = run.config, run.config.recipe.batch
     training, heldout = training_parts(config.recipe, images, config.select is not None)
-    trainer = config.family.make_trainer(config, training, heldout, device)
+    teacher = [make_teacher(training)] if config.recipe.needs_teacher and make_teacher else []
+    trainer = config.family.make_trainer(config, training, heldout, device, *teacher)
     step = _restore(run, trainer)
     run.rewind_log(step * batch)
     last_step = math.ceil(config.total_images / batch)

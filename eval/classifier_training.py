@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from eval.classifiers import CLASSIFIERS, Classifier
 from eval.protocols import Protocol
-from synth.data import SIZE, unit_from_uint8
+from synth.augment import NUMBERS, augment
+from synth.data import SIZE, uint8_from_unit, unit_from_uint8
 from synth.ops.acceleration import (
     adam,
     autocast,
@@ -19,6 +22,7 @@ from synth.ops.acceleration import (
     optimizer_step,
     optimizer_tensors,
 )
+from synth.policies import POLICIES, Policy
 
 Batches = Iterator[tuple[Tensor, Tensor]]  # uint8 (B, 3, 32, 32), int64 (B,)
 SCORING_BATCH = 1000
@@ -38,9 +42,13 @@ def train_classifier(
     progress: called with the number of new steps.
     """
     trainer = ClassifierTrainer(protocol, classes, seed, device, precision)
+    if protocol.policy != "none":
+        batches = augmented_batches(batches, POLICIES.find(protocol.policy), seed)
     images, labels = next(batches)
     step = maybe_cuda_graph(trainer.step, (images.to(device), labels.to(device)), trainer.state)
     for number in range(1, protocol.steps + 1):
+        if protocol.schedule == "one-cycle":
+            trainer.rate.fill_(one_cycle(number - 1, protocol.steps, protocol.learning_rate))
         step(images.to(device), labels.to(device))
         if number < protocol.steps:
             images, labels = next(batches)
@@ -59,13 +67,17 @@ class ClassifierTrainer:
             torch.manual_seed(seed)
             self.classifier = CLASSIFIERS[protocol.classifier](classes)
         self.classifier.to(device).to(memory_format=torch.channels_last)
-        self.optimizer = adam(self.classifier, protocol.learning_rate, (0.9, 0.999))
+        self.rate = torch.tensor(protocol.learning_rate, device=device)  # a CUDA graph reads it
+        rate = self.rate if protocol.schedule == "one-cycle" else protocol.learning_rate
+        self.optimizer = adam(self.classifier, rate, (0.9, 0.999))
         self.device, self.precision = device, precision
+        self.label_smoothing = protocol.label_smoothing
 
     def step(self, images: Tensor, labels: Tensor) -> None:
         with autocast(self.device, self.precision):
             logits = self.classifier(unit_from_uint8(images))
-        optimizer_step(self.optimizer, cross_entropy(logits.float(), labels))
+        loss = cross_entropy(logits.float(), labels, label_smoothing=self.label_smoothing)
+        optimizer_step(self.optimizer, loss)
 
     def state(self) -> dict[str, Tensor]:
         return self.classifier.state_dict() | optimizer_tensors("adam", self.optimizer)
@@ -86,6 +98,29 @@ def shuffled_batches(
             order = torch.cat([order, torch.randperm(len(images), generator=random)])
         picks, order = order[:batch].to(device), order[batch:]
         yield images[picks], labels[picks]
+
+
+def augmented_batches(batches: Batches, policy: Policy, seed: int) -> Batches:
+    """The same batches with augmented images. Each image of each batch has its own numbers."""
+    key = np.random.SeedSequence([seed, *b"augment"]).generate_state(1, np.uint64)[0]
+    random = torch.Generator().manual_seed(int(key >> np.uint64(1)))
+    for images, labels in batches:
+        numbers = torch.rand(len(images), NUMBERS, generator=random) * 2 - 1
+        changed = augment(unit_from_uint8(images), policy, numbers.to(images.device))
+        yield uint8_from_unit(changed), labels
+
+
+def one_cycle(step: int, steps: int, highest: float) -> float:
+    """The learning rate of a step, from 0: up for 30 % of the steps, and down for the rest.
+
+    Cosines between highest / 25, `highest` and highest / 250,000: OneCycleLR of PyTorch with its
+    defaults, after Smith & Topin 2019 (arXiv:1708.07120).
+    """
+    top = 0.3 * steps - 1
+    up = step <= top
+    start, end = (highest / 25, highest) if up else (highest, highest / 25e4)
+    share = step / top if up else (step - top) / (steps - 1 - top)
+    return end + (start - end) * (1 + math.cos(math.pi * share)) / 2
 
 
 def predict(classifier: Classifier, images: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from eval.classifier_training import choose_classifier_precision, predict, train
 from eval.classifiers import FixedClassifier
 from eval.protocols import PROTOCOLS, Protocol
 from eval.score import disk_batches
+from synth.augment import augment
 from synth.base.errors import SynthError
 from synth.base.files import atomic_file
 from synth.base.progress import progress_bar, say
@@ -110,7 +111,9 @@ def _sources() -> set[Path]:
 
     They are found through the imported objects, so that a module can move.
     """
-    names = {used.__module__ for used in (train_classifier, FixedClassifier, unit_from_uint8)}
+    names = {
+        used.__module__ for used in (train_classifier, FixedClassifier, unit_from_uint8, augment)
+    }
     layers = Conv2d.__module__.rpartition(".")[0]
     names |= {name for name in sys.modules if name.startswith(f"{layers}.")}
     return {*(Path(str(sys.modules[name].__file__)) for name in names), *kernel_sources()}

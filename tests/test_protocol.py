@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,13 @@ from sklearn.metrics import accuracy_score, balanced_accuracy_score
 from torch.nn import functional as F
 
 from eval.baselines import pca_gaussian, real_same_size
-from eval.classifier_training import predict, shuffled_batches, train_classifier
+from eval.classifier_training import (
+    augmented_batches,
+    one_cycle,
+    predict,
+    shuffled_batches,
+    train_classifier,
+)
 from eval.classifiers import FixedClassifier, ResNet20
 from eval.protocols import PROTOCOLS, Protocol
 from eval.records import read_records
@@ -25,6 +32,7 @@ from synth.data.house_numbers import render
 from synth.gan import GANSampler
 from synth.generation import fresh_batch
 from synth.networks import build
+from synth.policies import POLICIES
 from tests.conftest import ROOT, needs_bf16, tiny
 
 CPU = torch.device("cpu")
@@ -46,9 +54,46 @@ def test_protocols_are_frozen() -> None:
         "stream-v1": "464f892e2d55",
         "quick-v1": "d0350720bbe3",
         "fixed-resnet-v1": "4432a9729156",
+        "augmented-v1": "e88e6a91a14d",
     }
     stream = PROTOCOLS["stream-v1"]
     assert (stream.steps, stream.batch, stream.seeds, stream.data) == (1000, 1000, 3, "stream")
+
+
+def test_a_one_cycle_schedule_is_that_of_torch() -> None:
+    weight = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([weight], 0.1)
+    steps = 400
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps)
+    for step in range(steps):
+        expected = optimizer.param_groups[0]["lr"]
+        assert one_cycle(step, steps, 3e-3) == pytest.approx(expected, rel=1e-9)
+        optimizer.step()
+        if step < steps - 1:
+            scheduler.step()
+
+
+def test_training_with_augmentation_sees_other_images_with_the_same_labels(
+    drawn: ImageSet,
+) -> None:
+    protocol = PROTOCOLS["augmented-v1"]
+    policy = POLICIES[protocol.policy]
+    (plain, changed, again) = (
+        disk_batches(protocol, drawn, CPU)(0),
+        augmented_batches(disk_batches(protocol, drawn, CPU)(0), policy, 0),
+        augmented_batches(disk_batches(protocol, drawn, CPU)(0), policy, 0),
+    )
+    for _ in range(3):
+        (images, labels), (others, same), (repeated, _) = next(plain), next(changed), next(again)
+        assert torch.equal(labels, same) and others.dtype == torch.uint8
+        assert not torch.equal(images, others) and torch.equal(others, repeated)
+    short = replace(protocol, steps=4)
+    made = [train_classifier(short, disk_batches(short, drawn, CPU)(0), 10, 0, CPU) for _ in "ab"]
+    outputs = [predict(classifier, drawn.images[:8]) for classifier in made]
+    assert torch.equal(*outputs)
+    constant = replace(short, schedule="constant", learning_rate=1e-3)
+    other = train_classifier(constant, disk_batches(short, drawn, CPU)(0), 10, 0, CPU)
+    assert not torch.equal(outputs[0], predict(other, drawn.images[:8]))
 
 
 def test_the_protocols_of_published_records_are_those_of_today() -> None:

@@ -24,7 +24,7 @@ from synth.base.registry import Registry
 
 Split = Literal["train", "test"]
 SIZE = 32
-TENTH = 0.1
+TENTH, FIFTH = 0.1, 0.2
 DIGITS = tuple("0123456789")
 
 
@@ -119,6 +119,11 @@ def unit_from_uint8(images: Tensor) -> Tensor:
     return images.float().div_(255.0)
 
 
+def uint8_from_unit(images: Tensor) -> Tensor:
+    """float [0, 1] → uint8 0..255, rounded. The inverse of `unit_from_uint8`."""
+    return images.float().mul(255.0).round_().clamp_(0, 255).to(torch.uint8)
+
+
 @dataclass(frozen=True)
 class Dataset:
     """A source of real images. load(split, root): root is the folder of `--data-root`, or None."""
@@ -132,14 +137,33 @@ DATASETS: Registry[Dataset] = Registry(
 )
 
 
+VALIDATION = ":validation"  # suffix of a dataset's name
+
+
 def load_training_images(dataset_key: str, root: Path | None = None) -> ImageSet:
-    """The training split of a dataset in `DATASETS`. Does not open the files of the test split."""
-    return DATASETS.find(dataset_key).load("train", root)
+    """The training split of a dataset in `DATASETS`. Does not open the files of the test split.
+
+    A name such as `svhn:validation` stands for the training split alone, cut in two: all but its
+    last fifth to train on, and that fifth in place of the test split; see `split_validation`.
+    """
+    name = dataset_key.removesuffix(VALIDATION)
+    images = DATASETS.find(name).load("train", root)
+    return images if name == dataset_key else _validation_parts(images)[0]
 
 
 def load_test_images(dataset_key: str, root: Path | None = None) -> ImageSet:
-    """The test split of a dataset in `DATASETS`. Only the final score may use it."""
-    return DATASETS.find(dataset_key).load("test", root)
+    """The test split of a dataset in `DATASETS`, which only the final score may use; or the last
+    fifth of the training split, see `load_training_images`."""
+    name = dataset_key.removesuffix(VALIDATION)
+    if name != dataset_key:
+        return _validation_parts(DATASETS.find(name).load("train", root))[1]
+    return DATASETS.find(name).load("test", root)
+
+
+def _validation_parts(images: ImageSet) -> tuple[ImageSet, ImageSet]:
+    first, last = split_validation(images, FIFTH)
+    name = f"{images.name}-validation"  # so that nobody takes its score for one on the test split
+    return replace(first, name=name), replace(last, name=name, split="test")
 
 
 def cache_folder() -> Path:

@@ -43,8 +43,9 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
     )
 
 
-def adam(network: nn.Module, rate: float, betas: tuple[float, float]) -> torch.optim.Adam:
-    """Fused Adam for the weights of `network`. A CUDA graph can record it."""
+def adam(network: nn.Module, rate: float | Tensor, betas: tuple[float, float]) -> torch.optim.Adam:
+    """Fused Adam for the weights of `network`. A CUDA graph can record it. rate: a tensor if it
+    changes from step to step."""
     weights = list(network.parameters())
     capturable = weights[0].device.type == "cuda"
     return torch.optim.Adam(weights, rate, betas=betas, fused=True, capturable=capturable)

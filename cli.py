@@ -14,6 +14,7 @@ from typer import Argument, Option
 from eval.protocols import PROTOCOLS
 from synth.base.errors import SynthError, UsageError
 from synth.base.registry import names_of
+from synth.policies import POLICIES
 
 if TYPE_CHECKING:
     import torch
@@ -133,12 +134,13 @@ def train(
     as_json: AsJson = False,
 ) -> None:
     """Train a generator: a new folder in runs/."""
-    from eval.selection import SELECTION, checkpoint_scorer
+    from eval.selection import SELECTION
+    from eval.training import train as train_given
     from synth.base.progress import say
     from synth.data import load_training_images
     from synth.environment import describe_environment
     from synth.runs import Run, newest_run, open_run
-    from synth.training import Interrupted, plan_run, train_run
+    from synth.training import Interrupted, plan_run
 
     check_choice("--select", select, "cas")
     torch_device = prepare(device, deterministic)
@@ -172,7 +174,7 @@ def train(
         training_run = Run.create(out, config, describe_environment(torch_device))
     say(f"{training_run.folder}: {training_run.config.total_images:,} images of {real.name}")
     try:
-        train_run(training_run, real, torch_device, checkpoint_scorer(training_run, torch_device))
+        train_given(training_run, real, torch_device)
     except Interrupted as stopped:
         data_option = f" --data-root {shlex.quote(str(data_root))}" if data_root else ""
         raise Interrupted(f"{stopped}{data_option}") from None
@@ -202,6 +204,13 @@ def generate(
             "they have no labels."
         ),
     ] = None,
+    augment: Annotated[
+        str | None,
+        Option(
+            help="Change each image at random after the generator: "
+            f"{', '.join(POLICIES.names())}. The default is none of them."
+        ),
+    ] = None,
     format: Annotated[str, Option(help=f"File format: {_names('synth.formats')}.")] = "npz",
     out: Annotated[Path, Option(help="Make the set in this folder.")] = Path("datasets"),
     runs: Runs = Path("runs"),
@@ -222,7 +231,9 @@ def generate(
     check_choice("--label-with", label_with, "classifier", "random")
     torch_device = prepare(device, deterministic)
     source = open_run(run) if run else newest_run(runs, finished=True)
-    provenance = describe_provenance(source, seed, label_with, LABELLER_PROTOCOL, checkpoint)
+    provenance = describe_provenance(
+        source, seed, label_with, LABELLER_PROTOCOL, checkpoint, augment
+    )
     by_classifier = label_with == "classifier"
     labeller = labeller_for(source, data_root, torch_device) if by_classifier else None
     folder = generate_set(source, provenance, per_class, out, torch_device, labeller, format)
@@ -390,6 +401,33 @@ def benchmark(
     )
     print_tables(tables, as_json)
     say(f"report: {results / 'report.html'}")
+
+
+@app.command()
+def study(
+    file: Annotated[
+        Path, Argument(help="A TOML file with a base recipe and its variants; see eval/study.py.")
+    ],
+    data_root: DataRoot = None,
+    runs: Runs = Path("runs"),
+    datasets: Datasets = Path("datasets"),
+    results: Annotated[Path, Option(help="Folder with the results of studies.")] = Path(
+        "results/studies"
+    ),
+    device: Device = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Compare variants of a recipe on a part of the training split. Never opens the test split."""
+    from dataclasses import asdict
+
+    from eval.evaluator import Scoring, Workspace
+    from eval.study import read_study, run_study
+
+    scoring = Scoring(read_study(file).protocol, prepare(device))
+    found = run_study(file, scoring, Workspace(data_root, runs, datasets, results))
+    if as_json:
+        return print_json([asdict(result) for result in found])
+    print((results / f"{file.stem}.md").read_text(encoding="utf-8"))
 
 
 @app.command()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import torch
@@ -71,6 +71,7 @@ def entry_of(
     """The record's entry for a set that synth made."""
     name = f"{provenance.recipe}{SUFFIXES.get(provenance.labels or '', '')}"
     name += f", {provenance.chosen} checkpoint" if provenance.chosen else ""
+    name += f" + {provenance.augmentation}" if provenance.augmentation else ""
     values = {field.name: getattr(provenance, field.name) for field in fields(Provenance)}
     return Entry("synthetic", name, count, digest, folder, **values)
 
@@ -82,7 +83,8 @@ def synthetic_entry(synthetic: SyntheticSet, protocol: Protocol) -> Entry:
     if manifest is None:
         name, digest = images.name, images.fingerprint
         return Entry("synthetic", name, count, digest, folder, labels="conditional")
-    if protocol.data == "stream":
+    if protocol.data == "stream":  # its samples are the generator's own
+        manifest = replace(manifest, augmentation=None)
         return entry_of(manifest, protocol.steps * protocol.batch, folder=folder)
     return entry_of(manifest, count, manifest.sha256, folder)
 
@@ -165,12 +167,12 @@ def ensure_baselines(evaluator: Evaluator, per_class: int) -> None:
     for kind, baseline in BASELINES.items():
         needed = baseline.needs is None or baseline.needs in evaluator.metrics
         if needed and (on_disk or baseline.streams):
-            _ensure_baseline(evaluator, kind, per_class)
+            ensure_baseline(evaluator, kind, per_class)
     if on_disk:
         _ensure_unconditional(evaluator, per_class)
 
 
-def _ensure_baseline(evaluator: Evaluator, kind: str, per_class: int) -> None:
+def ensure_baseline(evaluator: Evaluator, kind: str, per_class: int) -> None:
     baseline, real = BASELINES[kind], evaluator.train
     balanced = per_class * len(real.classes)
     count = balanced if baseline.balanced else len(baseline.build(real, per_class))
@@ -205,7 +207,11 @@ def _ensure_unconditional(evaluator: Evaluator, per_class: int) -> None:
 
 
 def ensure_evaluated(
-    evaluator: Evaluator, run: Run, per_class: int, label_with: str | None = None
+    evaluator: Evaluator,
+    run: Run,
+    per_class: int,
+    label_with: str | None = None,
+    augmentation: str | None = None,
 ) -> None:
     """Generates and evaluates what this run gives, unless set or record are there already.
 
@@ -214,7 +220,7 @@ def ensure_evaluated(
     """
     workspace = evaluator.workspace
     labeller = real_protocol(evaluator.protocol).name if label_with == "classifier" else None
-    provenance = describe_provenance(run, 0, label_with, labeller)
+    provenance = describe_provenance(run, 0, label_with, labeller, None, augmentation)
     root = workspace.baselines if label_with else workspace.datasets
     count = per_class * len(run.config.classes)
     failed = entry_of(provenance, count)

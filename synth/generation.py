@@ -14,12 +14,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from synth.augment import NUMBERS, augment
 from synth.base.errors import SynthError, UsageError
 from synth.base.files import portable, read_json, sha256
 from synth.base.progress import progress_bar
-from synth.data import SIZE
+from synth.data import SIZE, uint8_from_unit, unit_from_uint8
 from synth.environment import describe_environment
 from synth.families import Sampler
+from synth.policies import POLICIES
 from synth.provenance import Manifest, Provenance
 from synth.runs import Run, load_generator
 from synth.synthetic_set import Generated, write_synthetic
@@ -42,6 +44,7 @@ def generate(
     per_class: int,
     seed: int,
     progress: Progress = lambda more: None,
+    policy: str | None = None,
 ) -> Generated:
     """`per_class` images of each class. Those of an unconditional generator have no labels.
 
@@ -53,7 +56,7 @@ def generate(
 
     def make_chunks() -> Iterator[np.ndarray]:
         for label in range(classes):
-            chunks = stream_images(sampler, label, seed)
+            chunks = stream_images(sampler, label, seed, policy)
             for at in range(0, per_class, CHUNK):
                 count = min(CHUNK, per_class - at)
                 yield _channels_last(next(chunks)[:count])
@@ -71,6 +74,7 @@ def generate_labelled(
     per_class: int,
     seed: int,
     progress: Progress = lambda more: None,
+    policy: str | None = None,
 ) -> Generated:
     """`per_class` images of each class from an unconditional generator. They are the first ones
     that `labeller` assigns to the class. All are held in memory, 3 KB each.
@@ -80,7 +84,7 @@ def generate_labelled(
     images = np.empty((len(classes), per_class, SIZE, SIZE, 3), np.uint8)
     filled = [0] * len(classes)
     candidates = 0
-    for chunk in stream_images(sampler, 0, seed):
+    for chunk in stream_images(sampler, 0, seed, policy):
         candidates += len(chunk)
         assigned = labeller(chunk)
         for label in range(len(classes)):
@@ -102,12 +106,23 @@ def generate_labelled(
     return Generated(lambda: iter(images), len(labels), labels, candidates)
 
 
-def stream_images(sampler: Sampler, label: int, seed: int) -> Iterator[Tensor]:
-    """Endless chunks of images of one class: uint8 (CHUNK, 3, 32, 32) on the CPU."""
+def stream_images(
+    sampler: Sampler, label: int, seed: int, policy: str | None = None
+) -> Iterator[Tensor]:
+    """Endless chunks of images of one class: uint8 (CHUNK, 3, 32, 32) on the CPU.
+
+    policy: a name in `POLICIES`, to augment each image by random numbers of its own.
+    """
     labels = torch.full((CHUNK,), label)
     random = np.random.default_rng([seed, label])
+    other_random = np.random.default_rng([seed, label, *b"augmentation"])
     while True:
-        yield sampler(labels, random)
+        images = sampler(labels, random)
+        if policy is not None:
+            numbers = torch.from_numpy(other_random.random((CHUNK, NUMBERS), np.float32) * 2 - 1)
+            changed = augment(unit_from_uint8(images), POLICIES.find(policy), numbers)
+            images = uint8_from_unit(changed)
+        yield images
 
 
 def fresh_batch(
@@ -144,6 +159,7 @@ def generate_set(
     """
     check_count(per_class)
     config, labels, seed = run.config, provenance.labels, provenance.generation_seed or 0
+    policy = provenance.augmentation
     sampler = load_generator(run.find_checkpoint(provenance.chosen), device)
     assert (labeller is not None) == (labels == "classifier")
     environment = describe_environment(device)
@@ -151,9 +167,11 @@ def generate_set(
     count, title = per_class * len(config.classes), f"generate from {run.folder.name}"
     with progress_bar(title, count, "images") as advance:
         if labeller is None:
-            made = generate(sampler, len(config.classes), per_class, seed, advance)
+            made = generate(sampler, len(config.classes), per_class, seed, advance, policy)
         else:
-            made = generate_labelled(sampler, labeller, config.classes, per_class, seed, advance)
+            made = generate_labelled(
+                sampler, labeller, config.classes, per_class, seed, advance, policy
+            )
         if labels == "random":
             made = replace(made, labels=np.repeat(np.arange(len(config.classes)), per_class))
         manifest = Manifest(
@@ -180,13 +198,14 @@ def describe_provenance(
     labels: str | None = None,
     labeller: str | None = None,
     checkpoint: str | None = None,
+    augmentation: str | None = None,
 ) -> Provenance:
     """What is known of a synthetic set before it is generated.
 
     labels: None keeps the generator's labels, if any. `random` gives random labels. `classifier`
     gives those of a classifier, trained by the protocol `labeller`. checkpoint: see
-    `Run.find_checkpoint`. Raises `UsageError` if the run has labels of its own, or no such
-    checkpoint.
+    `Run.find_checkpoint`. augmentation: a name in `POLICIES`, or None. Raises `UsageError` if the
+    run has labels of its own, or no such checkpoint.
 
     A run that selects its checkpoint learned from fewer images. So its sets say how the checkpoint
     was chosen, and the length of the run.
@@ -194,6 +213,8 @@ def describe_provenance(
     config, conditional = run.config, run.config.recipe.conditional
     if conditional and labels in LABEL_WITH:
         raise UsageError(f"--label-with {labels}: {run.folder} is conditional")
+    if augmentation is not None:
+        POLICIES.find(augmentation)
     weights = run.find_checkpoint(checkpoint)
     return Provenance(
         recipe=config.recipe.name,
@@ -203,6 +224,7 @@ def describe_provenance(
         images_shown=run.images_shown(weights),
         training_seed=config.seed,
         generation_seed=seed,
+        augmentation=augmentation,
         trained_on=config.fingerprint,
         run=portable(run.folder),
         checkpoint=sha256(weights),

@@ -26,6 +26,7 @@ class Provenance:
     images_shown: int | None = None  # real images, in training
     training_seed: int | None = None
     generation_seed: int | None = None
+    augmentation: str | None = None  # policy by which images were changed after the generator
     trained_on: str | None = None  # fingerprint of the real images
     run: str | None = None  # its folder
     checkpoint: str | None = None  # sha256 of the weights

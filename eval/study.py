@@ -1,0 +1,284 @@
+"""A study: variants of a recipe against their base, scored on a part of the training split alone.
+
+A study is a TOML file:
+
+    dataset = "svhn"          # its training split; the test split is never opened
+    recipe = "cdcgan"         # the base
+    images = 200_000          # length of each training, in real images shown
+    seeds = 2                 # training runs of each variant
+    per_class = 3000
+    protocol = "fixed-v1"
+    classifier_seeds = 3
+
+    [variants.balanced]
+    set = ["training.balanced=true"]
+
+    [variants.shifted]
+    generate = { augment = "geometry-v1" }
+
+The real data is `svhn:validation`: generators and classifiers learn from the first four fifths of
+the training split, and are scored on the last fifth. Runs, sets and records are those of `synth
+benchmark`, so a study that was stopped goes on where it was.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from statistics import mean
+from typing import Annotated, Any, Literal
+
+import pandas as pd
+from matplotlib.figure import Figure
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from eval.aggregate import Row, Table
+from eval.benchmark import Plan, find_or_train
+from eval.compare import compare_entries
+from eval.evaluate import ensure_baseline, ensure_evaluated, publish
+from eval.evaluator import Scoring, Workspace, make_evaluator
+from eval.leaderboard import to_markdown
+from eval.metrics import wrap
+from synth.base.errors import UsageError
+from synth.base.files import atomic_file, write_json, write_text
+from synth.base.progress import progress_bar
+from synth.base.schema import CLOSED, Count, Text, dump, parse
+from synth.data import VALIDATION
+from synth.policies import POLICIES
+from synth.published import find_recipe
+from synth.recipes import RecipeBase, override, read_toml
+
+BASE = "base"
+
+
+@dataclass(frozen=True, config=CLOSED)
+class Generation:
+    """How the images of a variant are generated."""
+
+    augment: Text | None = None  # a name in synth.policies.POLICIES
+
+
+@dataclass(frozen=True, config=CLOSED)
+class Variant:
+    """What a variant changes."""
+
+    set: tuple[str, ...] = ()  # hyperparameters, as for --set
+    generate: Generation = Generation()
+
+
+@dataclass(frozen=True, kw_only=True, config=CLOSED)
+class Study:
+    """The content of a study's file."""
+
+    dataset: Text
+    recipe: Text
+    images: Count
+    seeds: Count = 1
+    per_class: Count = 3000
+    protocol: Text = "fixed-v1"
+    classifier_seeds: Count = 3
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    variants: Annotated[dict[str, Variant], Field(min_length=1)]
+
+    def augmentation(self, variant: str) -> str | None:
+        return self.variants.get(variant, Variant()).generate.augment
+
+
+@dataclass(frozen=True)
+class Result:
+    """One variant: its score on the validation part, and its cost."""
+
+    variant: str
+    accuracy: float  # mean over runs and classifier seeds
+    spread: float  # largest minus smallest accuracy of the classifiers of one set, mean over runs
+    difference: float | None  # from the base, in accuracy; None for the base
+    low: float | None  # 95 % interval of the difference
+    high: float | None
+    covers: str | None  # what the interval covers
+    images_per_second: float  # of training, mean over runs
+    training_seconds: float
+    records: tuple[str, ...]
+
+
+def read_study(path: Path) -> Study:
+    """Raises `UsageError` that names the file and the wrong value."""
+    study = parse(Study, read_toml(path), f"{path}", UsageError)
+    if study.dataset.endswith(VALIDATION):
+        raise UsageError(f"{path}: dataset is {study.dataset}; leave out {VALIDATION}")
+    for name in study.variants:
+        if name == BASE or not re.fullmatch(r"[\w ,.+-]+", name):
+            raise UsageError(
+                f"{path}: a variant is called {name!r}; use letters, digits, spaces and , . + - "
+                f"for a name other than {BASE}"
+            )
+    for name, recipe in recipes_of(study):
+        if not recipe.conditional:
+            raise UsageError(f"{path}: {name} is unconditional, and a study scores labelled sets")
+    return study
+
+
+def recipes_of(study: Study) -> Iterator[tuple[str, RecipeBase]]:
+    """The base and all variants with their recipes."""
+    start = find_recipe(study.recipe, None)
+    for name, variant in {BASE: Variant(), **study.variants}.items():
+        if variant.generate.augment is not None:
+            POLICIES.find(variant.generate.augment)
+        recipe = start
+        for assignment in variant.set:
+            recipe = override(recipe, assignment)
+        changed = f"{start.name}, {', '.join(variant.set)}" if variant.set else start.name
+        yield name, replace(recipe, name=changed)
+
+
+def run_study(path: Path, scoring: Scoring, workspace: Workspace) -> list[Result]:
+    """Trains, generates and scores all variants, skipping what is done. Writes `<name>.json`,
+    `<name>.md` and `<name>.png` into `workspace.results`, and the records below it.
+
+    The protocol, the precision and the number of classifiers are the study's.
+    """
+    study, name = read_study(path), path.stem
+    records = replace(workspace, results=workspace.results / name)
+    scoring = replace(
+        scoring,
+        protocol=study.protocol,
+        precision=study.precision,
+        seeds=study.classifier_seeds,
+        metrics=(),
+    )
+    evaluator = make_evaluator(scoring, study.dataset + VALIDATION, records)
+    chosen = dict(recipes_of(study))
+    recipes = list(chosen.values())
+    plan = Plan(recipes, evaluator.dataset_key, study.seeds, study.per_class, study.images)
+    with progress_bar(f"study {name}", len(chosen) * study.seeds, "runs") as advance:
+        for seed in range(study.seeds):
+            for variant, recipe in chosen.items():
+                run = find_or_train(plan, recipe, seed, study.precision, evaluator)
+                augmentation = study.augmentation(variant)
+                ensure_evaluated(evaluator, run, study.per_class, augmentation=augmentation)
+                advance(1)
+    ensure_baseline(evaluator, "real", study.per_class)
+    (table,) = publish(records.results)
+    rows = {
+        variant: next(
+            row
+            for row in table.rows
+            if (row.newest.entry.recipe, row.newest.entry.augmentation)
+            == (recipe.name, study.augmentation(variant))
+        )
+        for variant, recipe in chosen.items()
+    }
+    results = [_result(records.results, variant, row, rows[BASE]) for variant, row in rows.items()]
+    _write(workspace.results / name, study, results, table)
+    return results
+
+
+def _result(results: Path, variant: str, row: Row, base: Row) -> Result:
+    compared = None
+    if row is not base:
+        protocol = row.newest.protocol["name"]
+        compared = compare_entries(results, row.entry, base.entry, protocol).result
+    seconds = [_training_seconds(record.entry.training_log or []) for record in row.records]
+    images = row.newest.entry.images_shown or 0
+    return Result(
+        variant,
+        row.accuracy,
+        mean(max(record.accuracies) - min(record.accuracies) for record in row.records),
+        compared.difference if compared else None,
+        compared.low if compared else None,
+        compared.high if compared else None,
+        compared.scope if compared else None,
+        images / mean(seconds),
+        mean(seconds),
+        tuple(record.id for record in row.records),
+    )
+
+
+def _training_seconds(log: list[dict[str, Any]]) -> float:
+    """The time in the steps of a run, from the log of its ticks."""
+    shown = [0, *(line["images"] for line in log)]
+    rates: list[float] = [line["images_per_second"] for line in log]
+    ticks = zip(shown, shown[1:], rates, strict=False)
+    return float(sum((after - before) / rate for before, after, rate in ticks))
+
+
+# What a study leaves
+
+
+def _write(path: Path, study: Study, results: list[Result], table: Table) -> None:
+    """Writes `<path>.json`, `.md` and `.png`."""
+    value = {
+        "study": dump(study),
+        "real": asdict(table.splits),
+        "results": list(map(asdict, results)),
+    }
+    write_json(path.with_suffix(".json"), value)
+    write_text(path.with_suffix(".md"), to_page(path.name, study, results, table))
+    with atomic_file(path.with_suffix(".png")) as temporary:
+        draw(results).savefig(temporary, dpi=90, metadata={"Software": None})
+
+
+def to_page(name: str, study: Study, results: list[Result], table: Table) -> str:
+    """The study as Markdown. Accuracies are in percent, differences in points."""
+    split = table.splits
+    rows = []
+    for result in sorted(results, key=lambda result: -result.accuracy):
+        interval = "–"
+        if result.low is not None and result.high is not None:
+            interval = f"{100 * result.low:+.1f} to {100 * result.high:+.1f}"
+        variant = study.variants.get(result.variant, Variant())
+        generation = [f"generate --augment {variant.generate.augment}"]
+        changes = [*variant.set, *(generation if variant.generate.augment else [])]
+        rows.append(
+            {
+                "variant": result.variant,
+                "changes": ", ".join(f"`{change}`" for change in changes) or "–",
+                "accuracy %": f"{100 * result.accuracy:.1f}",
+                "difference": "–"
+                if result.difference is None
+                else f"{100 * result.difference:+.1f}",
+                "95 % interval": interval,
+                "classifiers differ by": f"{100 * result.spread:.1f}",
+                "images/s": f"{result.images_per_second:,.0f}",
+            }
+        )
+    baselines = [
+        {"baseline": row.entry, "accuracy %": f"{100 * row.accuracy:.1f}"}
+        for row in table.rows
+        if row.newest.entry.kind != "synthetic"
+    ]
+    scopes = sorted({result.covers for result in results if result.covers})
+    text = f"""`synth study` made this page. The base is `{study.recipe}`. Each variant has
+    {study.seeds} training run(s) of {study.images:,} real images shown. Each run made
+    {study.per_class:,} images of each class, scored by {study.protocol} with
+    {study.classifier_seeds} classifier seeds. Generators and classifiers learned from the first
+    {split.train_size:,} images of the training split ({table.real}). The score is the accuracy on
+    its last {split.test_size:,}. The test split took no part. Differences are from the base, in
+    points, paired over images. Their intervals compare {" or ".join(scopes) or "nothing"}."""
+    return "\n\n".join(
+        [
+            f"# Study: {name}",
+            wrap(text),
+            to_markdown(pd.DataFrame(rows)),
+            to_markdown(pd.DataFrame(baselines)),
+            f"![differences from the base]({name}.png)\n",
+        ]
+    )
+
+
+def draw(results: list[Result]) -> Figure:
+    """The differences from the base with their intervals, in points."""
+    shown = [result for result in results if result.difference is not None]
+    shown.sort(key=lambda result: result.difference or 0.0)
+    figure = Figure(figsize=(7, 1 + 0.35 * len(shown)), layout="constrained")
+    axes = figure.subplots()
+    axes.axvline(0, color="0.6", lw=0.8)
+    for place, result in enumerate(shown):
+        middle, low, high = result.difference or 0.0, result.low or 0.0, result.high or 0.0
+        axes.plot([100 * low, 100 * high], [place, place], color="C0")
+        axes.plot([100 * middle], [place], "o", color="C0")
+    axes.set_yticks(range(len(shown)), [result.variant for result in shown])
+    axes.set_xlabel("difference from the base, in points of accuracy on the validation part")
+    return figure

@@ -1,0 +1,151 @@
+"""Studies: variants scored on a part of the training split, with no way to the test split."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from eval.classifiers import FixedClassifier
+from eval.protocols import Protocol
+from eval.records import read_records
+from synth.checkpoints import load_tensors
+from synth.data import ImageSet, load_test_images, load_training_images
+from synth.runs import all_runs
+from tests.conftest import Ran
+from tests.test_cli import one_line
+
+Synth = Callable[..., Ran]
+STUDY = """
+dataset = "svhn"
+recipe = "tiny"
+images = 64
+seeds = 2
+per_class = 8
+protocol = "tiny-v1"
+classifier_seeds = 2
+precision = "fp32"
+
+[variants.balanced]
+set = ["training.balanced=true"]
+
+[variants.moved]
+generate = { augment = "geometry-v1" }
+"""
+
+
+@pytest.fixture
+def study(tmp_path: Path, mats: Path, tiny_names: None) -> Path:
+    """The file of a small study, beside data without a test split."""
+    (mats / "test_32x32.mat").unlink()
+    path = tmp_path / "means.toml"
+    path.write_text(STUDY)
+    return path
+
+
+def test_a_study_needs_no_test_split_and_does_nothing_twice(
+    synth: Synth, study: Path, mats: Path
+) -> None:
+    ran = synth("study", study, "--data-root", mats, "--json")
+    assert ran.code == 0, ran.err
+    results = {result["variant"]: result for result in json.loads(ran.out)}
+    assert list(results) == ["base", "balanced", "moved"]
+    assert results["base"]["difference"] is None
+    for name in ("balanced", "moved"):
+        found = results[name]
+        assert found["low"] <= found["difference"] <= found["high"]
+        assert found["covers"] == "recipes" and len(found["records"]) == 2
+        expected = found["accuracy"] - results["base"]["accuracy"]
+        assert found["difference"] == pytest.approx(expected)
+    # base and moved share their runs
+    assert len(all_runs(Path("runs"))) == 4
+    records = read_records(Path("results/studies/means"))
+    assert {record.real.name for record in records} == {"small-svhn-validation"}
+    made = {record.entry.name for record in records if record.entry.kind == "synthetic"}
+    assert made == {"tiny", "tiny + geometry-v1", "tiny, training.balanced=true"}
+    page = Path("results/studies/means.md").read_text()
+    assert "The test split took no part" in page and "| moved |" in page
+    assert Path("results/studies/means.png").stat().st_size > 1000
+    before = {path: path.stat().st_mtime_ns for path in Path("results").rglob("records/*.json")}
+    assert synth("study", study, "--data-root", mats).code == 0
+    after = {path: path.stat().st_mtime_ns for path in Path("results").rglob("records/*.json")}
+    assert after == before and len(all_runs(Path("runs"))) == 4
+
+
+def test_an_augmented_set_is_made_again_from_its_record(
+    synth: Synth, mats: Path, tiny_names: None
+) -> None:
+    train = ("--images", "64", "--precision", "fp32", "--data-root", mats)
+    assert synth("train", "--recipe", "tiny", *train).code == 0
+    ran = synth("generate", "--per-class", "8", "--augment", "digits-v1")
+    assert ran.code == 0, ran.err
+    score = ("--protocol", "tiny-v1", "--precision", "fp32", "--no-baselines")
+    assert synth("evaluate", *score, "--data-root", mats).code == 0
+    (path,) = Path("results/records").glob("*.json")
+    assert json.loads(path.read_text())["entry"]["name"] == "tiny + digits-v1"
+    ran = synth("verify", path, "--from", "generate", "--data-root", mats)
+    assert ran.code == 0, ran.err
+    value = json.loads(path.read_text())
+    value["entry"]["augmentation"] = None
+    path.write_text(json.dumps(value))
+    one_line(synth("verify", path, "--data-root", mats), 1, "same description")
+
+
+def test_the_validation_dataset_is_cut_from_the_training_split(mats: Path) -> None:
+    whole = load_training_images("svhn", mats)
+    (mats / "test_32x32.mat").unlink()
+    first = load_training_images("svhn:validation", mats)
+    last = load_test_images("svhn:validation", mats)
+    assert (len(first), len(last)) == (128, 32)
+    assert torch.equal(torch.cat([first.images, last.images]), whole.images)
+    assert {first.name, last.name} == {"small-svhn-validation"}
+    assert isinstance(last, ImageSet) and last.split == "test"
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ('dataset = "svhn"', ["means.toml", "dataset is missing"]),
+        ('recipe = "tiny"', ["means.toml", "recipe is missing"]),
+        ("seeds = 2", ["means.toml", "seeds"]),
+        ('set = ["training.balanced=true"]', ["balances", "balanced"]),
+        ('augment = "geometry-v1"', ["geometry-v9", "geometry-v1"]),
+    ],
+)
+def test_a_wrong_study_is_refused_in_one_line(
+    synth: Synth, study: Path, mats: Path, change: str, words: list[str]
+) -> None:
+    wrong = {
+        "seeds = 2": "seeds = 0",
+        'set = ["training.balanced=true"]': 'set = ["training.balances=true"]',
+        'augment = "geometry-v1"': 'augment = "geometry-v9"',
+    }
+    study.write_text(STUDY.replace(change, wrong.get(change, ""), 1))
+    one_line(synth("study", study, "--data-root", mats), 2, *words)
+    assert not Path("runs").exists()
+
+
+def test_a_teacher_learns_from_what_the_generator_learns_from_and_guides_it(
+    synth: Synth, mats: Path, tiny_names: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[int, str]] = []
+
+    def untrained(images: ImageSet, protocol: Protocol, *_: object) -> FixedClassifier:
+        asked.append((len(images), protocol.name))
+        torch.manual_seed(0)
+        return FixedClassifier().eval().requires_grad_(False)
+
+    monkeypatch.setattr("eval.training.real_classifier", untrained)
+    train = ("train", "--recipe", "tiny", "--images", "640", "--precision", "fp32")
+    guided = ("--set", "training.teacher_weight=0.3", "--set", "training.teacher_start=320")
+    for changes in ((), guided, (*guided, "--select", "cas")):
+        ran = synth(*train, *changes, "--data-root", mats)
+        assert ran.code == 0, ran.err
+    assert asked == [(160, "augmented-v1"), (144, "augmented-v1")]
+    plain, with_teacher, _ = (load_tensors(run.weights)[0] for run in all_runs(Path("runs")))
+    assert not torch.equal(plain["stem.weight"], with_teacher["stem.weight"])
+    log = all_runs(Path("runs"))[1].read_log()
+    assert log[-1]["images"] == 640

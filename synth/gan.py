@@ -12,7 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import BatchNorm2d, ModuleDict
-from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, softplus
+from torch.nn.functional import (
+    binary_cross_entropy_with_logits,
+    cross_entropy,
+    one_hot,
+    softplus,
+)
 
 from synth.augment import augment
 from synth.batches import Batch, draw_batches, draw_latents, labels_or_zeros, torch_random
@@ -57,7 +62,8 @@ class GANTrainer:
         self.guidance = torch.zeros((), device=device)  # weight of the teacher's loss now
         self.recipe, self.seed, self.precision = recipe, config.seed, config.precision
         self.images, self.heldout, self.device = images, heldout, device
-        generator, discriminator = build(recipe, len(config.classes), config.seed)
+        self.classes = len(config.classes)
+        generator, discriminator = build(recipe, self.classes, config.seed)
         self.generator, self.discriminator = generator.to(device), discriminator.to(device)
         self.generator_ema = deepcopy(self.generator).requires_grad_(False)
         networks = {"g": self.generator, "d": self.discriminator, "average": self.generator_ema}
@@ -112,7 +118,7 @@ class GANTrainer:
             judged = self.discriminator.judge(
                 self._view(fake, training.augment_both, views[1]), labels
             )
-            g_loss = generator_loss(judged, on_real, labels, self.recipe)
+            g_loss = generator_loss(judged, on_real, labels, self.classes, self.recipe)
             self.discriminator.requires_grad_(True)
             if self.teacher is not None and self.guiding:
                 shown = self._view(fake, TEACHER_VIEW, views[1])
@@ -129,23 +135,21 @@ class GANTrainer:
         self, real: Tensor, fake: Tensor, labels: Tensor
     ) -> tuple[Judged, Judged]:
         """Returns what the discriminator said before its step, without gradients."""
-        training = self.recipe.training
-        separate = training.discriminator_steps == "separate"
+        training, dual = self.recipe.training, self.discriminator.dual
         on_real = self.discriminator.judge(real, labels)
-        if separate:
-            optimizer_step(self.d_optimizer, real_loss(on_real.logits.float()))
-        on_fake = self.discriminator.judge(fake, labels)
-        fake_logits = on_fake.logits.float()
-        loss = (
-            fake_loss(fake_logits)
-            if separate
-            else self._d_loss(on_real.logits.float(), fake_logits)
-        )
-        loss = loss + class_loss(on_real, on_fake, labels, self.discriminator.dual)
+        loss = real_class_loss(on_real.classes, labels, dual)
         if training.mismatch:
             others = labels.roll(1)
             losses = softplus(self.discriminator(real, others).float()) * (labels != others)
             loss = loss + losses.mean() / 2
+        if training.discriminator_steps == "separate":
+            optimizer_step(self.d_optimizer, real_loss(on_real.logits.float()) + loss)
+            on_fake = self.discriminator.judge(fake, labels)
+            loss = fake_loss(on_fake.logits.float())
+        else:
+            on_fake = self.discriminator.judge(fake, labels)
+            loss = self._d_loss(on_real.logits.float(), on_fake.logits.float()) + loss
+        loss = loss + fake_class_loss(on_fake.classes, labels, dual)
         optimizer_step(self.d_optimizer, loss)
         return on_real.detached(), on_fake.detached()
 
@@ -289,38 +293,50 @@ def discriminator_loss(real: Tensor, fake: Tensor, reduction: Literal["mean", "s
     return total / 2 if reduction == "mean" else total
 
 
-def class_loss(on_real: Judged, on_fake: Judged, labels: Tensor, dual: bool) -> Tensor | float:
-    """The cross-entropies of a head with 2·K classes, or 0 without one.
+def real_class_loss(scores: Tensor | None, labels: Tensor, dual: bool) -> Tensor | float:
+    """The loss of a head with 2·K classes, (B, 2·K), on real images; 0 without such a head.
 
-    dual: P classifies real images among the first K, and Q fakes among the last K (Han et al. 2021,
-    eqs. 6 and 7). Otherwise one classifier of 2·K classes (Hou et al. 2022, eq. 3).
+    dual: P, the first K, classifies real images, and Q, the last K, fakes (P2GAN). Otherwise it is
+    one classifier: class y of real images is y, and that of fakes is K + y (ADC-GAN).
     """
-    if on_real.classes is None or on_fake.classes is None:
+    if scores is None:
         return 0.0
-    real, fake = on_real.classes.float(), on_fake.classes.float()
-    classes = real.shape[1] // 2
     if dual:
-        return cross_entropy(real[:, :classes], labels) + cross_entropy(fake[:, classes:], labels)
-    return (cross_entropy(real, labels) + cross_entropy(fake, labels + classes)) / 2
+        return cross_entropy(scores.float().chunk(2, 1)[0], labels)
+    return cross_entropy(scores.float(), labels) / 2
 
 
-def generator_loss(judged: Judged, on_real: Judged, labels: Tensor, recipe: Recipe) -> Tensor:
-    """The loss of the generator, from what the discriminator says of its fakes."""
+def fake_class_loss(scores: Tensor | None, labels: Tensor, dual: bool) -> Tensor | float:
+    """The same on fakes."""
+    if scores is None:
+        return 0.0
+    if dual:
+        return cross_entropy(scores.float().chunk(2, 1)[1], labels)
+    return cross_entropy(scores.float(), labels + scores.shape[1] // 2) / 2
+
+
+def generator_loss(
+    judged: Judged, on_real: Judged, labels: Tensor, classes: int, recipe: Recipe
+) -> Tensor:
+    """The loss of the generator, from what the discriminator says of its fakes.
+
+    The generator of ADC-GAN raises log C(y, real) - log C(y, fake), with a weight of 1.
+    """
     loss = real_loss(judged.logits.float())
     if judged.classes is not None and recipe.discriminator.label == "adc":
-        scores = judged.classes.float()  # Hou et al. 2022, eq. 4, with their weight of 1
-        right, fake = (cross_entropy(scores, labels + k) for k in (0, scores.shape[1] // 2))
+        scores = judged.classes.float()
+        right, fake = (cross_entropy(scores, labels + shift) for shift in (0, classes))
         loss = loss + right - fake
     if recipe.training.feature_matching:
-        means = _class_means(judged.features, labels) - _class_means(on_real.features, labels)
-        loss = loss + recipe.training.feature_matching * means.square().mean()
+        own, real = (_class_means(each.features, labels, classes) for each in (judged, on_real))
+        loss = loss + recipe.training.feature_matching * (own - real).square().mean()
     return loss
 
 
-def _class_means(features: Tensor, labels: Tensor) -> Tensor:
+def _class_means(features: Tensor, labels: Tensor, classes: int) -> Tensor:
     """(K, D): the mean features of each class in the batch, 0 for a class without an image."""
-    one_hot = torch.nn.functional.one_hot(labels).float()
-    return (one_hot.T @ features.float()) / one_hot.sum(0).clamp(min=1)[:, None]
+    members = one_hot(labels, classes).float()
+    return (members.T @ features.float()) / members.sum(0).clamp(min=1)[:, None]
 
 
 def teacher_loss(logits: Tensor, labels: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 
 from synth.batches import draw_batches
 from synth.data import ImageSet
-from synth.gan import class_loss, generator_loss, teacher_loss
+from synth.gan import fake_class_loss, generator_loss, real_class_loss, teacher_loss
 from synth.networks import Discriminator, Judged
 from synth.recipes import DiscriminatorRecipe, Recipe, TrainingRecipe, stored
 from tests.conftest import make_trainer, tiny
@@ -83,16 +83,23 @@ def test_class_losses_are_those_of_the_papers() -> None:
     real, fake = (torch.randn(8, 20, generator=random) for _ in "ab")
     labels = torch.randint(10, (8,), generator=random)
     on_real, on_fake = (Judged(each[:, 0], each, each) for each in (real, fake))
-    dual = cross_entropy(real[:, :10], labels) + cross_entropy(fake[:, 10:], labels)
-    torch.testing.assert_close(class_loss(on_real, on_fake, labels, True), dual)
-    adc = (cross_entropy(real, labels) + cross_entropy(fake, labels + 10)) / 2
-    torch.testing.assert_close(class_loss(on_real, on_fake, labels, False), adc)
-    headless = Judged(real[:, 0], None, real)
-    assert class_loss(headless, headless, labels, True) == 0
+    torch.testing.assert_close(
+        real_class_loss(real, labels, True), cross_entropy(real[:, :10], labels)
+    )
+    torch.testing.assert_close(
+        fake_class_loss(fake, labels, True), cross_entropy(fake[:, 10:], labels)
+    )
+    torch.testing.assert_close(
+        real_class_loss(real, labels, False), cross_entropy(real, labels) / 2
+    )
+    torch.testing.assert_close(
+        fake_class_loss(fake, labels, False), cross_entropy(fake, labels + 10) / 2
+    )
+    assert real_class_loss(None, labels, True) == fake_class_loss(None, labels, False) == 0
     # The generator of ADC-GAN: log C(y, real | x) - log C(y, fake | x), with a weight of 1
     odds = fake[torch.arange(8), labels] - fake[torch.arange(8), labels + 10]
-    plain = generator_loss(on_fake, on_real, labels, recipe("dual-projection"))
-    guided = generator_loss(on_fake, on_real, labels, recipe("adc"))
+    plain = generator_loss(on_fake, on_real, labels, 10, recipe("dual-projection"))
+    guided = generator_loss(on_fake, on_real, labels, 10, recipe("adc"))
     torch.testing.assert_close(guided - plain, -odds.mean())
 
 
@@ -101,8 +108,9 @@ def test_feature_matching_compares_the_means_of_each_class() -> None:
     features = torch.tensor([[1.0, 0.0], [3.0, 0.0], [0.0, 5.0], [2.0, 2.0]])
     shifted = Judged(torch.zeros(4), None, features + 2.0)
     asked = recipe(feature_matching=3.0)
-    found = generator_loss(shifted, Judged(torch.zeros(4), None, features), labels, asked)
-    without = generator_loss(shifted, Judged(torch.zeros(4), None, features), labels, recipe())
+    on_real = Judged(torch.zeros(4), None, features)
+    found = generator_loss(shifted, on_real, labels, 4, asked)
+    without = generator_loss(shifted, on_real, labels, 4, recipe())
     # classes 0, 1 and 3 differ by 2 in every feature, and class 2 has no image
     torch.testing.assert_close(found - without, torch.tensor(3.0 * 4 * 3 / 4))
 
@@ -120,6 +128,7 @@ def test_a_teacher_that_is_sure_says_nothing() -> None:
     [
         ("dual-projection", {"balanced": True, "augment_real": "digits-v1"}),
         ("adc", {"augment_both": "geometry-v1", "mismatch": True}),
+        ("adc", {"discriminator_steps": "separate", "fakes": "new"}),
         ("projection", {"feature_matching": 1.0, "discriminator_steps": "separate"}),
     ],
 )

@@ -8,9 +8,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from eval import selection
 from eval.protocols import PROTOCOLS
 from eval.real_classifier import real_classifier
-from eval.selection import checkpoint_scorer
 from synth.data import ImageSet
 from synth.families import Teacher
 from synth.runs import Run
@@ -21,7 +21,7 @@ TEACHER_PROTOCOL = "augmented-v1"
 
 def train(run: Run, images: ImageSet, device: torch.device) -> None:
     """`train_run`, with the scorer and the teacher that the run's configuration may ask for."""
-    scorer, teacher = checkpoint_scorer(run, device), teacher_maker(run, device)
+    scorer, teacher = selection.checkpoint_scorer(run, device), teacher_maker(run, device)
     train_run(run, images, device, scorer, teacher)
 
 

@@ -149,3 +149,25 @@ def test_a_teacher_learns_from_what_the_generator_learns_from_and_guides_it(
     assert not torch.equal(plain["stem.weight"], with_teacher["stem.weight"])
     log = all_runs(Path("runs"))[1].read_log()
     assert log[-1]["images"] == 640
+
+
+def test_a_recipe_with_many_overrides_fits_into_file_names(
+    synth: Synth, mats: Path, tiny_names: None
+) -> None:
+    names = ("balanced", "mismatch", "feature_matching", "augment_real", "augment_both")
+    values = ("true", "true", "1.5", "geometry-colour-v1", "geometry-v1")
+    pairs = [(f"training.{name}", value) for name, value in zip(names, values, strict=True)]
+    pairs += [
+        ("training.learning_rate_d", "0.00012345"),
+        ("training.learning_rate_g", "0.00012345"),
+    ]
+    changes = [word for key, value in pairs for word in ("--set", f"{key}={value}")]
+    train = ("train", "--recipe", "tiny", "--images", "64", "--precision", "fp32", *changes)
+    assert sum(map(len, changes)) > 255
+    for command in (
+        (*train, "--data-root", mats),
+        ("generate", "--per-class", "4"),
+        ("evaluate", "--protocol", "tiny-v1", "--no-baselines", "--data-root", mats),
+    ):
+        ran = synth(*command)
+        assert ran.code == 0, ran.err

@@ -130,7 +130,8 @@ def check_writable(folder: Path) -> None:
 
 
 def slug(text: str) -> str:
-    return re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-") or "unnamed"
+    """The text as a part of a file name: lower case, at most 100 characters."""
+    return re.sub(r"[^a-z0-9.]+", "-", text.lower())[:100].strip("-") or "unnamed"
 
 
 def portable(path: Path | str) -> str:

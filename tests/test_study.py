@@ -157,10 +157,8 @@ def test_a_recipe_with_many_overrides_fits_into_file_names(
     names = ("balanced", "mismatch", "feature_matching", "augment_real", "augment_both")
     values = ("true", "true", "1.5", "geometry-colour-v1", "geometry-v1")
     pairs = [(f"training.{name}", value) for name, value in zip(names, values, strict=True)]
-    pairs += [
-        ("training.learning_rate_d", "0.00012345"),
-        ("training.learning_rate_g", "0.00012345"),
-    ]
+    pairs += [(f"training.learning_rate_{network}", "0.00012345") for network in "dg"]
+    pairs += [("discriminator.label", "dual-projection"), ("generator.label_size", "7")]
     changes = [word for key, value in pairs for word in ("--set", f"{key}={value}")]
     train = ("train", "--recipe", "tiny", "--images", "64", "--precision", "fp32", *changes)
     assert sum(map(len, changes)) > 255

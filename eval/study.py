@@ -280,5 +280,5 @@ def draw(results: list[Result]) -> Figure:
         axes.plot([100 * low, 100 * high], [place, place], color="C0")
         axes.plot([100 * middle], [place], "o", color="C0")
     axes.set_yticks(range(len(shown)), [result.variant for result in shown])
-    axes.set_xlabel("difference from the base, in points of accuracy on the validation part")
+    axes.set_xlabel("difference from the base, in points")
     return figure

@@ -33,7 +33,7 @@ from synth.ops.acceleration import (
     optimizer_step,
     optimizer_tensors,
 )
-from synth.policies import POLICIES
+from synth.policies import POLICIES, Policy
 from synth.recipes import Recipe
 
 if TYPE_CHECKING:
@@ -63,12 +63,15 @@ class GANTrainer:
         self.recipe, self.seed, self.precision = recipe, config.seed, config.precision
         self.images, self.heldout, self.device = images, heldout, device
         self.classes = len(config.classes)
+        training = recipe.training
+        self.augment_real = POLICIES.find(training.augment_real)
+        self.augment_both = POLICIES.find(training.augment_both)
+        self.teacher_view = POLICIES.find(TEACHER_VIEW)
         generator, discriminator = build(recipe, self.classes, config.seed)
         self.generator, self.discriminator = generator.to(device), discriminator.to(device)
         self.generator_ema = deepcopy(self.generator).requires_grad_(False)
         networks = {"g": self.generator, "d": self.discriminator, "average": self.generator_ema}
         self._networks = ModuleDict(networks)
-        training = recipe.training
         self.g_optimizer = adam(self.generator, training.learning_rate_g, training.betas)
         self.d_optimizer = adam(self.discriminator, training.learning_rate_d, training.betas)
         # Sums of d_loss, g_loss, d_real, d_fake, d_loss² and g_loss² since the last log line
@@ -108,20 +111,19 @@ class GANTrainer:
         with autocast(self.device, self.precision):
             fake = self.generator(batch.latent, labels)
             real = signed_from_uint8(batch.images)
-            real = self._view(real, training.augment_real, views[0])
-            real = self._view(real, training.augment_both, views[0])
-            seen = self._view(fake.detach(), training.augment_both, views[1])
+            real = self._view(real, self.augment_real, views[0])
+            real = self._view(real, self.augment_both, views[0])
+            seen = self._view(fake.detach(), self.augment_both, views[1])
             on_real, on_fake = self._update_discriminator(real, seen, labels)
             if training.fakes == "new":
                 fake = self.generator(batch.second_latent, labels)
             self.discriminator.requires_grad_(False)  # computes no gradients that nobody reads
-            judged = self.discriminator.judge(
-                self._view(fake, training.augment_both, views[1]), labels
-            )
+            seen = self._view(fake, self.augment_both, views[1])
+            judged = self.discriminator.judge(seen, labels)
             g_loss = generator_loss(judged, on_real, labels, self.classes, self.recipe)
             self.discriminator.requires_grad_(True)
             if self.teacher is not None and self.guiding:
-                shown = self._view(fake, TEACHER_VIEW, views[1])
+                shown = self._view(fake, self.teacher_view, views[1])
                 g_loss = g_loss + self.guidance * teacher_loss(self.teacher(shown), labels)
         optimizer_step(self.g_optimizer, g_loss)
         self._update_ema()
@@ -153,12 +155,12 @@ class GANTrainer:
         optimizer_step(self.d_optimizer, loss)
         return on_real.detached(), on_fake.detached()
 
-    def _view(self, images: Tensor, policy: str, numbers: Tensor) -> Tensor:
+    def _view(self, images: Tensor, policy: Policy, numbers: Tensor) -> Tensor:
         """Images in [-1, 1], augmented in fp32."""
-        if policy == "none":
+        if policy == Policy():
             return images
         with torch.autocast(self.device.type, enabled=False):
-            return augment((images.float() + 1) / 2, POLICIES.find(policy), numbers) * 2 - 1
+            return augment((images.float() + 1) / 2, policy, numbers) * 2 - 1
 
     @torch.no_grad()
     def _update_ema(self) -> None:

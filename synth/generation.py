@@ -116,11 +116,12 @@ def stream_images(
     labels = torch.full((CHUNK,), label)
     random = np.random.default_rng([seed, label])
     other_random = np.random.default_rng([seed, label, *b"augmentation"])
+    chosen = None if policy is None else POLICIES.find(policy)
     while True:
         images = sampler(labels, random)
-        if policy is not None:
+        if chosen is not None:
             numbers = torch.from_numpy(other_random.random((CHUNK, NUMBERS), np.float32) * 2 - 1)
-            changed = augment(unit_from_uint8(images), POLICIES.find(policy), numbers)
+            changed = augment(unit_from_uint8(images), chosen, numbers)
             images = uint8_from_unit(changed)
         yield images
 

@@ -420,11 +420,11 @@ def study(
     """Compare variants of a recipe on a part of the training split. Never opens the test split."""
     from dataclasses import asdict
 
-    from eval.evaluator import Scoring, Workspace
-    from eval.study import read_study, run_study
+    from eval.evaluator import Workspace
+    from eval.study import run_study
 
-    scoring = Scoring(read_study(file).protocol, prepare(device))
-    found = run_study(file, scoring, Workspace(data_root, runs, datasets, results))
+    workspace = Workspace(data_root, runs, datasets, results)
+    found = run_study(file, prepare(device), workspace)
     if as_json:
         return print_json([asdict(result) for result in found])
     print((results / f"{file.stem}.md").read_text(encoding="utf-8"))

@@ -58,15 +58,22 @@ def compare_entries(
     which test images were classified right is missing, too old or damaged.
     """
     table = _find_table(build_tables(read_records(results)), protocol, real)
-    sides = [_find_entry(table, option, name) for option, name in (("A", a), ("B", b))]
-    runs = [[_correct(results, record) for record in records] for _, records in sides]
+    (name_a, records_a), (name_b, records_b) = (
+        _find_entry(table, option, name) for option, name in (("A", a), ("B", b))
+    )
+    result = compare_records(results, records_a, records_b)
+    return NamedComparison(name_a, name_b, table.protocol, table.real, result)
+
+
+def compare_records(results: Path, *sides: Sequence[Record]) -> Comparison:
+    """Compares two entries, each given by its records: one per generator run."""
+    runs = [[_correct(results, record) for record in records] for records in sides]
     # A baseline has no generator runs: against several runs, each of its seeds counts as a run.
     several = max(map(len, runs)) > 1
-    for index, (_, records) in enumerate(sides):
+    for index, records in enumerate(sides):
         if several and records[0].entry.kind != "synthetic":
             runs[index] = list(runs[index][0][:, None])
-    (name_a, _), (name_b, _) = sides
-    return NamedComparison(name_a, name_b, table.protocol, table.real, compare(*runs))
+    return compare(*runs)
 
 
 def _find_table(tables: Sequence[Table], protocol: str, real: str | None) -> Table:

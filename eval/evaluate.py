@@ -172,12 +172,14 @@ def ensure_baselines(evaluator: Evaluator, per_class: int) -> None:
         _ensure_unconditional(evaluator, per_class)
 
 
-def ensure_baseline(evaluator: Evaluator, kind: str, per_class: int) -> None:
+def ensure_baseline(evaluator: Evaluator, kind: str, per_class: int) -> Record:
+    """The record of this baseline, which is evaluated if there is none."""
     baseline, real = BASELINES[kind], evaluator.train
     balanced = per_class * len(real.classes)
     count = balanced if baseline.balanced else len(baseline.build(real, per_class))
-    if evaluator.knows(Entry(kind, baseline.name, count, None)):
-        return
+    known = evaluator.find(Entry(kind, baseline.name, count, None))
+    if known is not None:
+        return known
     images = baseline.build(real, per_class)
     entry = Entry(kind, baseline.name, count, images.fingerprint)
     record = evaluator.evaluate(entry, images)
@@ -186,6 +188,7 @@ def ensure_baseline(evaluator: Evaluator, kind: str, per_class: int) -> None:
         first = torch.cat([torch.where(labels == i)[0][:10] for i in range(len(images.classes))])
         path = plot_path(evaluator.workspace.results, record, "samples")
         save_grid(images.images[first], path, columns=10)
+    return record
 
 
 def _ensure_unconditional(evaluator: Evaluator, per_class: int) -> None:
@@ -212,11 +215,11 @@ def ensure_evaluated(
     per_class: int,
     label_with: str | None = None,
     augmentation: str | None = None,
-) -> None:
+) -> Record | None:
     """Generates and evaluates what this run gives, unless set or record are there already.
 
     A run that collapsed, and so cannot fill a class, is a result. It is recorded, and does not stop
-    the rest.
+    the rest. Returns the record, or None for such a run.
     """
     workspace = evaluator.workspace
     labeller = real_protocol(evaluator.protocol).name if label_with == "classifier" else None
@@ -227,16 +230,16 @@ def ensure_evaluated(
     failures = [record.entry for record in evaluator.records() if record.error is not None]
     folder = find_set(root, provenance, count)
     if folder is None and failed in failures:
-        return
+        return None
     try:
         folder = folder or generate_described(evaluator, run, per_class, provenance, root)
     except ShortClass as error:
         say(f"{run.folder}: {error}")
         evaluator.write(failed, error=str(error))
-        return
+        return None
     synthetic = read_synthetic(folder)
-    if not evaluator.knows(synthetic_entry(synthetic, evaluator.protocol)):
-        evaluate_set(evaluator, synthetic)
+    known = evaluator.find(synthetic_entry(synthetic, evaluator.protocol))
+    return known or evaluate_set(evaluator, synthetic)
 
 
 def generate_described(

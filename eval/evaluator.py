@@ -104,10 +104,11 @@ class Evaluator:
         records = read_records(self.workspace.results)
         return [record for record in records if record.is_under(self.protocol, self.real)]
 
-    def knows(self, entry: Entry) -> bool:
-        """Is there a record of this entry with all metrics that are asked for?"""
+    def find(self, entry: Entry) -> Record | None:
+        """The newest record of this entry with all metrics that are asked for, if there is one."""
         metrics = metrics_for(entry, self.metrics)
-        return any(record.answers(entry, self.seeds, metrics) for record in self.records())
+        found = (r for r in reversed(self.records()) if r.answers(entry, self.seeds, metrics))
+        return next(found, None)
 
     def evaluate(self, entry: Entry, source: Source) -> Record:
         """Scores one entry and writes its record; a failure is a record too."""

@@ -26,22 +26,24 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import asdict, replace
+from itertools import product
 from pathlib import Path
 from statistics import mean
 from typing import Annotated, Any, Literal
 
 import pandas as pd
+import torch
 from matplotlib.figure import Figure
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from eval.aggregate import Row, Table
 from eval.benchmark import Plan, find_or_train
-from eval.compare import compare_entries
+from eval.compare import compare_records
 from eval.evaluate import ensure_baseline, ensure_evaluated, publish
 from eval.evaluator import Scoring, Workspace, make_evaluator
 from eval.leaderboard import to_markdown
 from eval.metrics import wrap
+from eval.records import Record
 from synth.base.errors import UsageError
 from synth.base.files import atomic_file, write_json, write_text
 from synth.base.progress import progress_bar
@@ -133,66 +135,50 @@ def recipes_of(study: Study) -> Iterator[tuple[str, RecipeBase]]:
         yield name, replace(recipe, name=changed)
 
 
-def run_study(path: Path, scoring: Scoring, workspace: Workspace) -> list[Result]:
+def run_study(path: Path, device: torch.device, workspace: Workspace) -> list[Result]:
     """Trains, generates and scores all variants, skipping what is done. Writes `<name>.json`,
-    `<name>.md` and `<name>.png` into `workspace.results`, and the records below it.
-
-    The protocol, the precision and the number of classifiers are the study's.
-    """
+    `<name>.md` and `<name>.png` into `workspace.results`, and the records below it."""
     study, name = read_study(path), path.stem
-    records = replace(workspace, results=workspace.results / name)
-    scoring = replace(
-        scoring,
-        protocol=study.protocol,
-        precision=study.precision,
-        seeds=study.classifier_seeds,
-        metrics=(),
-    )
-    evaluator = make_evaluator(scoring, study.dataset + VALIDATION, records)
+    workspace, below = replace(workspace, results=workspace.results / name), workspace.results
+    scoring = Scoring(study.protocol, device, study.precision, study.classifier_seeds)
+    evaluator = make_evaluator(scoring, study.dataset + VALIDATION, workspace)
     chosen = dict(recipes_of(study))
     recipes = list(chosen.values())
     plan = Plan(recipes, evaluator.dataset_key, study.seeds, study.per_class, study.images)
+    records: dict[str, list[Record]] = {variant: [] for variant in chosen}
     with progress_bar(f"study {name}", len(chosen) * study.seeds, "runs") as advance:
-        for seed in range(study.seeds):
-            for variant, recipe in chosen.items():
-                run = find_or_train(plan, recipe, seed, study.precision, evaluator)
-                augmentation = study.augmentation(variant)
-                ensure_evaluated(evaluator, run, study.per_class, augmentation=augmentation)
-                advance(1)
-    ensure_baseline(evaluator, "real", study.per_class)
-    (table,) = publish(records.results)
-    rows = {
-        variant: next(
-            row
-            for row in table.rows
-            if (row.newest.entry.recipe, row.newest.entry.augmentation)
-            == (recipe.name, study.augmentation(variant))
-        )
-        for variant, recipe in chosen.items()
-    }
-    results = [_result(records.results, variant, row, rows[BASE]) for variant, row in rows.items()]
-    _write(workspace.results / name, study, results, table)
+        for seed, (variant, recipe) in product(range(study.seeds), chosen.items()):
+            run = find_or_train(plan, recipe, seed, study.precision, evaluator)
+            augmentation = study.augmentation(variant)
+            record = ensure_evaluated(evaluator, run, study.per_class, augmentation=augmentation)
+            assert record is not None  # a conditional run fills every class
+            records[variant].append(record)
+            advance(1)
+    real = ensure_baseline(evaluator, "real", study.per_class)
+    publish(workspace.results)
+    results = [
+        _result(workspace.results, variant, of_variant, records[BASE])
+        for variant, of_variant in records.items()
+    ]
+    _write(below / name, study, results, real)
     return results
 
 
-def _result(results: Path, variant: str, row: Row, base: Row) -> Result:
-    compared = None
-    if row is not base:
-        protocol = row.newest.protocol["name"]
-        compared = compare_entries(results, row.entry, base.entry, protocol).result
-    seconds = [_training_seconds(record.entry.training_log or []) for record in row.records]
-    images = row.newest.entry.images_shown or 0
+def _result(results: Path, variant: str, records: list[Record], base: list[Record]) -> Result:
+    compared = compare_records(results, records, base) if variant != BASE else None
+    logs = [record.entry.training_log or [] for record in records]
+    seconds = mean(_training_seconds(log) for log in logs)
     return Result(
         variant,
-        row.accuracy,
-        mean(max(record.accuracies) - min(record.accuracies) for record in row.records),
+        mean(mean(record.accuracies) for record in records),
+        mean(max(record.accuracies) - min(record.accuracies) for record in records),
         compared.difference if compared else None,
         compared.low if compared else None,
         compared.high if compared else None,
         compared.scope if compared else None,
-        images / mean(seconds),
-        mean(seconds),
-        tuple(record.id for record in row.records),
+        mean(log[-1]["images"] for log in logs) / seconds,
+        seconds,
+        tuple(record.id for record in records),
     )
 
 
@@ -207,22 +193,22 @@ def _training_seconds(log: list[dict[str, Any]]) -> float:
 # What a study leaves
 
 
-def _write(path: Path, study: Study, results: list[Result], table: Table) -> None:
+def _write(path: Path, study: Study, results: list[Result], real: Record) -> None:
     """Writes `<path>.json`, `.md` and `.png`."""
     value = {
         "study": dump(study),
-        "real": asdict(table.splits),
+        "real": dump(real.real),
         "results": list(map(asdict, results)),
     }
     write_json(path.with_suffix(".json"), value)
-    write_text(path.with_suffix(".md"), to_page(path.name, study, results, table))
+    write_text(path.with_suffix(".md"), to_page(path.name, study, results, real))
     with atomic_file(path.with_suffix(".png")) as temporary:
         draw(results).savefig(temporary, dpi=90, metadata={"Software": None})
 
 
-def to_page(name: str, study: Study, results: list[Result], table: Table) -> str:
+def to_page(name: str, study: Study, results: list[Result], real: Record) -> str:
     """The study as Markdown. Accuracies are in percent, differences in points."""
-    split = table.splits
+    split = real.real
     rows = []
     for result in sorted(results, key=lambda result: -result.accuracy):
         interval = "–"
@@ -244,17 +230,12 @@ def to_page(name: str, study: Study, results: list[Result], table: Table) -> str
                 "images/s": f"{result.images_per_second:,.0f}",
             }
         )
-    baselines = [
-        {"baseline": row.entry, "accuracy %": f"{100 * row.accuracy:.1f}"}
-        for row in table.rows
-        if row.newest.entry.kind != "synthetic"
-    ]
     scopes = sorted({result.covers for result in results if result.covers})
     text = f"""`synth study` made this page. The base is `{study.recipe}`. Each variant has
     {study.seeds} training run(s) of {study.images:,} real images shown. Each run made
     {study.per_class:,} images of each class, scored by {study.protocol} with
     {study.classifier_seeds} classifier seeds. Generators and classifiers learned from the first
-    {split.train_size:,} images of the training split ({table.real}). The score is the accuracy on
+    {split.train_size:,} images of the training split ({split.name}). The score is the accuracy on
     its last {split.test_size:,}. The test split took no part. Differences are from the base, in
     points, paired over images. Their intervals compare {" or ".join(scopes) or "nothing"}."""
     return "\n\n".join(
@@ -262,7 +243,7 @@ def to_page(name: str, study: Study, results: list[Result], table: Table) -> str
             f"# Study: {name}",
             wrap(text),
             to_markdown(pd.DataFrame(rows)),
-            to_markdown(pd.DataFrame(baselines)),
+            f"The real images themselves, as a training set: {100 * mean(real.accuracies):.1f} %.",
             f"![differences from the base]({name}.png)\n",
         ]
     )

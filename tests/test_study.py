@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from eval.classifiers import FixedClassifier
-from eval.protocols import Protocol
+from eval.protocols import PROTOCOLS, Protocol
 from eval.records import read_records
 from synth.checkpoints import load_tensors
 from synth.data import ImageSet, load_test_images, load_training_images
@@ -73,6 +74,30 @@ def test_a_study_needs_no_test_split_and_does_nothing_twice(
     assert synth("study", study, "--data-root", mats).code == 0
     after = {path: path.stat().st_mtime_ns for path in Path("results").rglob("records/*.json")}
     assert after == before and len(all_runs(Path("runs"))) == 4
+
+
+def test_a_changed_study_reports_what_it_says_now(synth: Synth, study: Path, mats: Path) -> None:
+    """Records of its former lengths and protocols stay beside the new ones."""
+    shown: list[dict[str, list[str]]] = []
+    shorter = STUDY.replace("seeds = 2\nper", "seeds = 1\nper")
+    longer = shorter.replace("images = 64", "images = 128")
+    other = longer.replace("tiny-v1", "tiny-v2")
+    PROTOCOLS.entries["tiny-v2"] = replace(PROTOCOLS["tiny-v1"], name="tiny-v2", steps=4)
+    try:
+        for text in (shorter, longer, other):
+            study.write_text(text)
+            ran = synth("study", study, "--data-root", mats, "--json")
+            assert ran.code == 0, ran.err
+            shown.append({result["variant"]: result["records"] for result in json.loads(ran.out)})
+    finally:
+        del PROTOCOLS.entries["tiny-v2"]
+    by_id = {record.id: record for record in read_records(Path("results/studies/means"))}
+    for found, images, protocol in zip(
+        shown, (64, 128, 128), ("tiny-v1", "tiny-v1", "tiny-v2"), strict=True
+    ):
+        for (name,) in found.values():
+            assert by_id[name].entry.images_shown == images
+            assert by_id[name].protocol["name"] == protocol
 
 
 def test_an_augmented_set_is_made_again_from_its_record(

@@ -81,6 +81,7 @@ def _balanced_order(labels: Tensor, batch: int, seed: int, block: int) -> Tensor
     by_class, counts = labels.argsort(stable=True), labels.bincount()
     drawn = torch.randint(len(counts), (BLOCK, batch), generator=random)
     within = (torch.rand(BLOCK, batch, generator=random) * counts[drawn]).long()
+    within = within.minimum(counts[drawn] - 1)  # a product just below the count can round up to it
     return by_class[(counts.cumsum(0) - counts)[drawn] + within]
 
 

@@ -208,7 +208,7 @@ def generate(
         str | None,
         Option(
             help="Change each image at random after the generator: "
-            f"{', '.join(POLICIES.names())}. The default is none of them."
+            f"{', '.join(POLICIES.names())}. The default is none."
         ),
     ] = None,
     format: Annotated[str, Option(help=f"File format: {_names('synth.formats')}.")] = "npz",

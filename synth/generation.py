@@ -21,7 +21,7 @@ from synth.base.progress import progress_bar
 from synth.data import SIZE, uint8_from_unit, unit_from_uint8
 from synth.environment import describe_environment
 from synth.families import Sampler
-from synth.policies import POLICIES
+from synth.policies import POLICIES, Policy
 from synth.provenance import Manifest, Provenance
 from synth.runs import Run, load_generator
 from synth.synthetic_set import Generated, write_synthetic
@@ -214,8 +214,8 @@ def describe_provenance(
     config, conditional = run.config, run.config.recipe.conditional
     if conditional and labels in LABEL_WITH:
         raise UsageError(f"--label-with {labels}: {run.folder} is conditional")
-    if augmentation is not None:
-        POLICIES.find(augmentation)
+    if augmentation is not None and POLICIES.find(augmentation) == Policy():
+        augmentation = None
     weights = run.find_checkpoint(checkpoint)
     return Provenance(
         recipe=config.recipe.name,

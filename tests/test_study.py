@@ -105,8 +105,14 @@ def test_an_augmented_set_is_made_again_from_its_record(
 ) -> None:
     train = ("--images", "64", "--precision", "fp32", "--data-root", mats)
     assert synth("train", "--recipe", "tiny", *train).code == 0
-    ran = synth("generate", "--per-class", "8", "--augment", "digits-v1")
+    plain, none, ran = (
+        synth("generate", "--per-class", "8", *words, "--json")
+        for words in ((), ("--augment", "none"), ("--augment", "digits-v1"))
+    )
     assert ran.code == 0, ran.err
+    made = [json.loads(each.out) for each in (plain, none, ran)]
+    assert [each["augmentation"] for each in made] == [None, None, "digits-v1"]
+    assert made[0]["sha256"] == made[1]["sha256"] != made[2]["sha256"]
     score = ("--protocol", "tiny-v1", "--precision", "fp32", "--no-baselines")
     assert synth("evaluate", *score, "--data-root", mats).code == 0
     (path,) = Path("results/records").glob("*.json")
@@ -151,6 +157,13 @@ def test_a_wrong_study_is_refused_in_one_line(
     study.write_text(STUDY.replace(change, wrong.get(change, ""), 1))
     one_line(synth("study", study, "--data-root", mats), 2, *words)
     assert not Path("runs").exists()
+
+
+def test_no_policy_or_an_unknown_one(synth: Synth, mats: Path, tiny_names: None) -> None:
+    train = ("--images", "64", "--precision", "fp32", "--data-root", mats)
+    assert synth("train", "--recipe", "tiny", *train).code == 0
+    one_line(synth("generate", "--augment", "geometry"), 2, "--augment geometry", "geometry-v1")
+    assert not Path("datasets").exists()
 
 
 def test_a_teacher_learns_from_what_the_generator_learns_from_and_guides_it(

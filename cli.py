@@ -134,13 +134,13 @@ def train(
     as_json: AsJson = False,
 ) -> None:
     """Train a generator: a new folder in runs/."""
-    from eval.selection import SELECTION
+    from eval.training import plan_training
     from eval.training import train as train_given
     from synth.base.progress import say
     from synth.data import load_training_images
     from synth.environment import describe_environment
     from synth.runs import Run, newest_run, open_run
-    from synth.training import Interrupted, plan_run
+    from synth.training import Interrupted
 
     check_choice("--select", select, "cas")
     torch_device = prepare(device, deterministic)
@@ -158,7 +158,7 @@ def train(
             raise UsageError("--images and --epochs: give one of them")
         resolved = resolve_recipe(recipe, conditional, overrides)
         real = load_training_images(dataset, data_root)
-        config = plan_run(
+        config = plan_training(
             resolved,
             dataset,
             real,
@@ -167,7 +167,7 @@ def train(
             precision,
             torch_device,
             tick_length,
-            SELECTION.name if select else None,
+            select is not None,
         )
         if dry_run:
             return print_json(config.to_json())
@@ -204,6 +204,16 @@ def generate(
             "they have no labels."
         ),
     ] = None,
+    reject: Annotated[
+        float,
+        Option(
+            help="Share of each class's images to leave out: those whose label a classifier of the "
+            "real images finds least likely."
+        ),
+    ] = 0.0,
+    latent_scale: Annotated[
+        float, Option(help="Standard deviation of the latents. 1 is that of the training.")
+    ] = 1.0,
     augment: Annotated[
         str | None,
         Option(
@@ -220,10 +230,17 @@ def generate(
     as_json: AsJson = False,
 ) -> None:
     """Make a synthetic set: a new folder in datasets/, with equally many images of each class."""
-    from eval.real_classifier import LABELLER_PROTOCOL, labeller_for
+    from eval.real_classifier import LABELLER_PROTOCOL, TEACHER_PROTOCOL, classify_for
     from synth.base.files import read_json
+    from synth.base.schema import parse
     from synth.formats import FORMATS
-    from synth.generation import check_count, describe_provenance, generate_set
+    from synth.generation import (
+        Sampling,
+        check_count,
+        describe_provenance,
+        generate_set,
+        needs_classifier,
+    )
     from synth.runs import newest_run, open_run
 
     check_count(per_class)
@@ -231,12 +248,14 @@ def generate(
     check_choice("--label-with", label_with, "classifier", "random")
     torch_device = prepare(device, deterministic)
     source = open_run(run) if run else newest_run(runs, finished=True)
-    provenance = describe_provenance(
-        source, seed, label_with, LABELLER_PROTOCOL, checkpoint, augment
-    )
-    by_classifier = label_with == "classifier"
-    labeller = labeller_for(source, data_root, torch_device) if by_classifier else None
-    folder = generate_set(source, provenance, per_class, out, torch_device, labeller, format)
+    given = {"augment": augment, "reject": reject, "latent_scale": latent_scale}
+    sampling = parse(Sampling, given, "generate", UsageError)
+    protocol = LABELLER_PROTOCOL if label_with == "classifier" else TEACHER_PROTOCOL
+    provenance = describe_provenance(source, seed, label_with, protocol, checkpoint, sampling)
+    classify = None
+    if needs_classifier(provenance):
+        classify = classify_for(source, protocol, data_root, torch_device)
+    folder = generate_set(source, provenance, per_class, out, torch_device, classify, format)
     if as_json:
         return print_json({"dataset": str(folder), **read_json(folder / "manifest.json")})
     print(folder)

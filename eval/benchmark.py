@@ -11,14 +11,14 @@ from eval.aggregate import Table
 from eval.evaluate import ensure_baselines, ensure_evaluated, publish
 from eval.evaluator import Evaluator, Scoring, Workspace, make_evaluator
 from eval.protocols import PROTOCOLS
-from eval.training import train
+from eval.training import plan_training, train
 from synth.base.errors import UsageError
 from synth.base.progress import progress_bar, say
 from synth.environment import describe_environment
 from synth.generation import check_count
 from synth.recipes import RecipeBase
 from synth.runs import Run, all_runs
-from synth.training import plan_run, training_parts
+from synth.training import training_parts
 
 
 @dataclass(frozen=True)
@@ -73,8 +73,9 @@ def find_or_train(
         if known == wanted:
             break
     else:
-        config = plan_run(
-            recipe, plan.dataset_key, images, length, seed, precision, device, select=select
+        selects = select is not None
+        config = plan_training(
+            recipe, plan.dataset_key, images, length, seed, precision, device, select=selects
         )
         run = Run.create(runs, config, describe_environment(device))
     if not run.finished():

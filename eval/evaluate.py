@@ -15,7 +15,7 @@ from eval.evaluator import Evaluator, Scoring, Workspace, make_evaluator
 from eval.leaderboard import write_leaderboard
 from eval.metrics.memorisation import closest_pairs as find_closest_pairs
 from eval.protocols import PROTOCOLS, Protocol
-from eval.real_classifier import real_protocol
+from eval.real_classifier import TEACHER_PROTOCOL, real_protocol
 from eval.records import Entry, Record, plot_path
 from eval.report import keep_plots, write_report
 from eval.score import MakeBatches
@@ -24,7 +24,14 @@ from synth.base.errors import SynthError
 from synth.base.files import numbered_folders, portable
 from synth.base.progress import say
 from synth.data import ImageSet
-from synth.generation import ShortClass, describe_provenance, generate_set
+from synth.generation import (
+    AS_THEY_COME,
+    Sampling,
+    ShortClass,
+    describe_provenance,
+    generate_set,
+    needs_classifier,
+)
 from synth.provenance import Provenance
 from synth.runs import Run, all_runs, open_run, weights_of_hash
 from synth.synthetic_set import SyntheticSet, newest_synthetic, read_manifest, read_synthetic
@@ -71,6 +78,8 @@ def entry_of(
     """The record's entry for a set that synth made."""
     name = f"{provenance.recipe}{SUFFIXES.get(provenance.labels or '', '')}"
     name += f", {provenance.chosen} checkpoint" if provenance.chosen else ""
+    name += f", latents × {provenance.latent_scale:g}" if provenance.latent_scale else ""
+    name += f", {provenance.rejection:.0%} rejected" if provenance.rejection else ""
     name += f" + {provenance.augmentation}" if provenance.augmentation else ""
     values = {field.name: getattr(provenance, field.name) for field in fields(Provenance)}
     return Entry("synthetic", name, count, digest, folder, **values)
@@ -84,7 +93,9 @@ def synthetic_entry(synthetic: SyntheticSet, protocol: Protocol) -> Entry:
         name, digest = images.name, images.fingerprint
         return Entry("synthetic", name, count, digest, folder, labels="conditional")
     if protocol.data == "stream":  # its samples are the generator's own
-        manifest = replace(manifest, augmentation=None)
+        manifest = replace(
+            manifest, augmentation=None, rejection=None, rejecter=None, latent_scale=None
+        )
         return entry_of(manifest, protocol.steps * protocol.batch, folder=folder)
     return entry_of(manifest, count, manifest.sha256, folder)
 
@@ -214,7 +225,7 @@ def ensure_evaluated(
     run: Run,
     per_class: int,
     label_with: str | None = None,
-    augmentation: str | None = None,
+    sampling: Sampling = AS_THEY_COME,
 ) -> Record | None:
     """Generates and evaluates what this run gives, unless set or record are there already.
 
@@ -222,8 +233,9 @@ def ensure_evaluated(
     the rest. Returns the record, or None for such a run.
     """
     workspace = evaluator.workspace
-    labeller = real_protocol(evaluator.protocol).name if label_with == "classifier" else None
-    provenance = describe_provenance(run, 0, label_with, labeller, None, augmentation)
+    labels = label_with == "classifier"
+    protocol = real_protocol(evaluator.protocol).name if labels else TEACHER_PROTOCOL
+    provenance = describe_provenance(run, 0, label_with, protocol, None, sampling)
     root = workspace.baselines if label_with else workspace.datasets
     count = per_class * len(run.config.classes)
     failed = entry_of(provenance, count)
@@ -245,14 +257,15 @@ def ensure_evaluated(
 def generate_described(
     evaluator: Evaluator, run: Run, per_class: int, provenance: Provenance, root: Path
 ) -> Path:
-    """Generates from `run` what `provenance` describes; its labeller learns from the real training
-    split of the evaluator. Returns the folder of the set."""
-
-    labeller, device = None, evaluator.device
-    if provenance.labels == "classifier":
-        protocol, precision = PROTOCOLS.find(str(provenance.labeller)), run.config.precision
-        labeller = real_classifier.train_labeller(evaluator.train, protocol, device, precision)
-    return generate_set(run, provenance, per_class, root, device, labeller)
+    """Generates from `run` what `provenance` describes. A classifier that labels or rejects images
+    learns from the real training split of the evaluator. Returns the folder of the set."""
+    classify, device = None, evaluator.device
+    if needs_classifier(provenance):
+        protocol = PROTOCOLS.find(str(provenance.labeller or provenance.rejecter))
+        classify = real_classifier.train_classify(
+            evaluator.train, protocol, device, run.config.precision
+        )
+    return generate_set(run, provenance, per_class, root, device, classify)
 
 
 def find_set(root: Path, provenance: Provenance, count: int) -> Path | None:

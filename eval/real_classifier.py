@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
+from functools import partial
 from pathlib import Path
 
 import safetensors.torch
@@ -24,7 +25,7 @@ from synth.base.files import atomic_file
 from synth.base.progress import progress_bar, say
 from synth.data import ImageSet, cache_folder, load_training_images, unit_from_uint8
 from synth.environment import describe_environment
-from synth.generation import Labeller
+from synth.generation import Classify
 from synth.ops.layers import Conv2d
 from synth.ops.native import kernel_sources
 from synth.runs import Run
@@ -32,6 +33,7 @@ from synth.training import check_same_images
 
 SEED = 0
 LABELLER_PROTOCOL = "fixed-v1"
+TEACHER_PROTOCOL = "augmented-v1"  # of the teacher that guides a training or rejects images
 
 
 def real_protocol(protocol: Protocol) -> Protocol:
@@ -67,21 +69,20 @@ def real_classifier(
     return classifier
 
 
-def train_labeller(
+def train_classify(
     real: ImageSet, protocol: Protocol, device: torch.device, precision: str
-) -> Labeller:
-    """The fixed classifier labels a generator's images."""
+) -> Classify:
+    """The fixed classifier, to label or reject a generator's images."""
     precision, _ = choose_classifier_precision(precision, device, protocol)
-    classifier = real_classifier(real, protocol, device, precision)
-    return lambda images: predict(classifier, images).argmax(1)
+    return partial(predict, real_classifier(real, protocol, device, precision))
 
 
-def labeller_for(run: Run, data_root: Path | None, device: torch.device) -> Labeller:
-    """The labeller of `--label-with classifier`, trained on the images that the run was, and in the
-    run's precision, so that the set follows from what its manifest says."""
+def classify_for(run: Run, protocol: str, data_root: Path | None, device: torch.device) -> Classify:
+    """The classifier that labels or rejects images of `run`. It is trained on the run's images and
+    in the run's precision, so that the set follows from what its manifest says."""
     real = load_training_images(run.config.dataset_key, data_root)
     check_same_images(run, real)
-    return train_labeller(real, PROTOCOLS.find(LABELLER_PROTOCOL), device, run.config.precision)
+    return train_classify(real, PROTOCOLS.find(protocol), device, run.config.precision)
 
 
 def _key(real: ImageSet, protocol: Protocol, device: torch.device, precision: str) -> str:

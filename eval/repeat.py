@@ -26,7 +26,7 @@ from synth.environment import (
     make_deterministic,
     pick_device,
 )
-from synth.generation import describe_provenance
+from synth.generation import describe_provenance, needs_classifier, sampling_of
 from synth.runs import Run, RunConfig
 from synth.synthetic_set import read_manifest, read_synthetic
 from synth.training import check_same_images
@@ -113,12 +113,13 @@ def make_again(record: Record, stage: Stage, evaluator: Evaluator, original: Wor
             return Again(entry_of(described, entry.count), batches, weights)
         if seed is None:
             raise SynthError(f"{record.id}: says no generation seed; use --from evaluate")
-        if entry.labels == "classifier":
+        classifier = entry.labeller or entry.rejecter
+        if needs_classifier(entry):
             check_same_images(run, evaluator.train)
-            if entry.labeller is None:
+            if classifier is None:
                 raise SynthError(f"{record.id}: says no labeller; use --from evaluate")
         described = describe_provenance(
-            run, seed, entry.labels, entry.labeller, checkpoint, entry.augmentation
+            run, seed, entry.labels, classifier, checkpoint, sampling_of(entry)
         )
         per_class = entry.count // classes
         with as_recorded(entry.generation_environment):

@@ -49,7 +49,7 @@ from synth.base.files import atomic_file, write_json, write_text
 from synth.base.progress import progress_bar
 from synth.base.schema import CLOSED, Count, Text, dump, parse
 from synth.data import VALIDATION
-from synth.policies import POLICIES
+from synth.generation import AS_THEY_COME, Sampling
 from synth.published import find_recipe
 from synth.recipes import RecipeBase, override, read_toml
 
@@ -57,18 +57,11 @@ BASE = "base"
 
 
 @dataclass(frozen=True, config=CLOSED)
-class Generation:
-    """How the images of a variant are generated."""
-
-    augment: Text | None = None  # a name in synth.policies.POLICIES
-
-
-@dataclass(frozen=True, config=CLOSED)
 class Variant:
     """What a variant changes."""
 
     set: tuple[str, ...] = ()  # hyperparameters, as for --set
-    generate: Generation = Generation()
+    generate: Sampling = AS_THEY_COME
 
 
 @dataclass(frozen=True, kw_only=True, config=CLOSED)
@@ -85,8 +78,8 @@ class Study:
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     variants: Annotated[dict[str, Variant], Field(min_length=1)]
 
-    def augmentation(self, variant: str) -> str | None:
-        return self.variants.get(variant, Variant()).generate.augment
+    def sampling(self, variant: str) -> Sampling:
+        return self.variants.get(variant, Variant()).generate
 
 
 @dataclass(frozen=True)
@@ -126,8 +119,6 @@ def recipes_of(study: Study) -> Iterator[tuple[str, RecipeBase]]:
     """The base and all variants with their recipes."""
     start = find_recipe(study.recipe, None)
     for name, variant in {BASE: Variant(), **study.variants}.items():
-        if variant.generate.augment is not None:
-            POLICIES.find(variant.generate.augment)
         recipe = start
         for assignment in variant.set:
             recipe = override(recipe, assignment)
@@ -149,8 +140,8 @@ def run_study(path: Path, device: torch.device, workspace: Workspace) -> list[Re
     with progress_bar(f"study {name}", len(chosen) * study.seeds, "runs") as advance:
         for seed, (variant, recipe) in product(range(study.seeds), chosen.items()):
             run = find_or_train(plan, recipe, seed, study.precision, evaluator)
-            augmentation = study.augmentation(variant)
-            record = ensure_evaluated(evaluator, run, study.per_class, augmentation=augmentation)
+            sampling = study.sampling(variant)
+            record = ensure_evaluated(evaluator, run, study.per_class, sampling=sampling)
             assert record is not None  # a conditional run fills every class
             records[variant].append(record)
             advance(1)
@@ -215,8 +206,12 @@ def to_page(name: str, study: Study, results: list[Result], real: Record) -> str
         if result.low is not None and result.high is not None:
             interval = f"{100 * result.low:+.1f} to {100 * result.high:+.1f}"
         variant = study.variants.get(result.variant, Variant())
-        generation = [f"generate --augment {variant.generate.augment}"]
-        changes = [*variant.set, *(generation if variant.generate.augment else [])]
+        options = {
+            name.replace("_", "-"): value
+            for name, value in asdict(variant.generate).items()
+            if value != getattr(AS_THEY_COME, name)
+        }
+        changes = [*variant.set, *(f"generate --{name} {value}" for name, value in options.items())]
         rows.append(
             {
                 "variant": result.variant,

@@ -10,13 +10,30 @@ from torch import Tensor
 
 from eval import selection
 from eval.protocols import PROTOCOLS
-from eval.real_classifier import real_classifier
+from eval.real_classifier import TEACHER_PROTOCOL, real_classifier
 from synth.data import ImageSet
 from synth.families import Teacher
-from synth.runs import Run
-from synth.training import MakeTeacher, train_run
+from synth.recipes import RecipeBase
+from synth.runs import Run, RunConfig
+from synth.training import MakeTeacher, plan_run, train_run
 
-TEACHER_PROTOCOL = "augmented-v1"
+
+def plan_training(
+    recipe: RecipeBase,
+    dataset_key: str,
+    images: ImageSet,
+    length: int | None,
+    seed: int,
+    precision: str,
+    device: torch.device,
+    tick: int | None = None,
+    select: bool = False,
+) -> RunConfig:
+    """`plan_run`, with the protocols of the scorer and of the teacher."""
+    scorer = selection.SELECTION.name if select else None
+    return plan_run(
+        recipe, dataset_key, images, length, seed, precision, device, tick, scorer, TEACHER_PROTOCOL
+    )
 
 
 def train(run: Run, images: ImageSet, device: torch.device) -> None:
@@ -30,7 +47,7 @@ def teacher_maker(run: Run, device: torch.device) -> MakeTeacher:
     no others."""
 
     def make(images: ImageSet) -> Teacher:
-        protocol = PROTOCOLS.find(TEACHER_PROTOCOL)
+        protocol = PROTOCOLS.find(run.config.teacher or TEACHER_PROTOCOL)  # older runs say none
         classifier = real_classifier(images, protocol, device, run.config.precision)
 
         def logits(shown: Tensor) -> Tensor:

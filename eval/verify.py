@@ -32,7 +32,8 @@ from synth.environment import PACKAGES, describe_environment
 # What makes an entry's name, rank and row. It must be what the set or the run says of itself.
 DESCRIPTION = (
     *("kind", "name", "count", "labels", "recipe", "conditional"),
-    *("labeller", "chosen", "run_length", "augmentation"),
+    *("labeller", "teacher", "chosen", "run_length"),
+    *("augmentation", "rejection", "rejecter", "latent_scale"),
 )
 SEEDS = ("training_seed", "generation_seed", "trained_on")
 SAME = ("python", *PACKAGES, "platform", "device", "kernels")  # bits depend on these

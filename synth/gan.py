@@ -254,6 +254,8 @@ def ema_decay(half_life: int, batch: int) -> float:
 class GANSampler:
     """Samples a generator in evaluation mode, in the precision of its training."""
 
+    latent_scale = 1.0  # factor of the latents
+
     def __init__(self, generator: Generator, precision: str = "fp32") -> None:
         self.generator, self.precision = generator, precision
         embedding = generator.label_embedding
@@ -271,8 +273,11 @@ class GANSampler:
         recipe = self.generator.recipe
         shape = (count, recipe.latent_size)
         if recipe.latent_distribution == "normal":
-            return random.standard_normal(shape, dtype=np.float32)
-        return random.random(shape, dtype=np.float32) * 2 - 1
+            latents: np.ndarray = random.standard_normal(shape, dtype=np.float32)
+        else:
+            latents = random.random(shape, dtype=np.float32) * 2 - 1
+        latents *= np.float32(self.latent_scale)
+        return latents
 
     def tensors(self) -> dict[str, Tensor]:
         return self.generator.state_dict()

@@ -2,22 +2,31 @@
 
 Image i of class c depends on (seed, c, i) alone. Each class has its own random stream of latents.
 The network always gets full chunks of `CHUNK` images, because rounding can depend on batch size.
+A conditional generator's images go this way:
+
+    latents → sampler → rejection by a teacher → augmentation → the set
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from copy import copy
 from dataclasses import replace
+from itertools import chain, islice
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
+from pydantic import Field
+from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from synth.augment import NUMBERS, augment
 from synth.base.errors import SynthError, UsageError
 from synth.base.files import portable, read_json, sha256
 from synth.base.progress import progress_bar
+from synth.base.schema import CLOSED, Text
 from synth.data import SIZE, uint8_from_unit, unit_from_uint8
 from synth.environment import describe_environment
 from synth.families import Sampler
@@ -30,12 +39,33 @@ CHUNK = 250
 MOST = 10_000_000  # images per class
 TRIES = 50  # candidates per image, before synth gives up on a class
 LABEL_WITH = ("classifier", "random")  # labels that an unconditional generator's images can get
-Labeller = Callable[[Tensor], Tensor]  # uint8 (N, 3, 32, 32) → int64 (N,)
+CALIBRATION = 4  # chunks of a class, by which a teacher sets its threshold
+Classify = Callable[[Tensor], Tensor]  # uint8 (N, 3, 32, 32) → class probabilities (N, K)
 Progress = Callable[[int], None]  # takes the number of new images
 
 
 class ShortClass(SynthError):
-    """An unconditional generator makes too few images of a class."""
+    """A generator makes too few images of a class that are good enough."""
+
+
+@dataclass(frozen=True, config=CLOSED)
+class Sampling:
+    """How images are sampled from a generator. The defaults take them as they come."""
+
+    augment: Text | None = None  # policy in `POLICIES`: each image is changed at random afterwards
+    # The share of each class's images that a teacher rejects: those whose label it finds least
+    # likely (after Ravuri & Vinyals 2019 and DRS of Azadi et al. 2019, arXiv:1810.06758)
+    reject: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    # Standard deviation of the latents: below 1 truncates (Brock et al. 2019, arXiv:1809.11096),
+    # above 1 widens
+    latent_scale: Annotated[float, Field(gt=0, le=10)] = 1.0
+
+    def __post_init__(self) -> None:
+        if self.augment is not None:
+            POLICIES.find(self.augment)
+
+
+AS_THEY_COME = Sampling()
 
 
 def generate(
@@ -44,19 +74,23 @@ def generate(
     per_class: int,
     seed: int,
     progress: Progress = lambda more: None,
-    policy: str | None = None,
+    sampling: Sampling = AS_THEY_COME,
+    teacher: Classify | None = None,
 ) -> Generated:
     """`per_class` images of each class. Those of an unconditional generator have no labels.
 
-    Raises `UsageError` if a conditional generator was trained on fewer classes.
+    teacher: for a `sampling` that rejects. Raises `UsageError` if a conditional generator was
+    trained on fewer classes.
     """
     check_count(per_class)
     if sampler.classes and classes > sampler.classes:
         raise UsageError(f"classes {classes}: this generator knows {sampler.classes}")
+    candidates = [0]
 
     def make_chunks() -> Iterator[np.ndarray]:
+        candidates[0] = 0
         for label in range(classes):
-            chunks = stream_images(sampler, label, seed, policy)
+            chunks = stream_images(sampler, label, seed, sampling, teacher, candidates)
             for at in range(0, per_class, CHUNK):
                 count = min(CHUNK, per_class - at)
                 yield _channels_last(next(chunks)[:count])
@@ -64,17 +98,17 @@ def generate(
 
     made = np.repeat(np.arange(classes, dtype=np.int64), per_class)
     labels = made if sampler.classes else None
-    return Generated(make_chunks, classes * per_class, labels, classes * per_class)
+    return Generated(make_chunks, classes * per_class, labels, lambda: candidates[0])
 
 
 def generate_labelled(
     sampler: Sampler,
-    labeller: Labeller,
+    labeller: Classify,
     classes: tuple[str, ...],
     per_class: int,
     seed: int,
     progress: Progress = lambda more: None,
-    policy: str | None = None,
+    sampling: Sampling = AS_THEY_COME,
 ) -> Generated:
     """`per_class` images of each class from an unconditional generator. They are the first ones
     that `labeller` assigns to the class. All are held in memory, 3 KB each.
@@ -83,10 +117,9 @@ def generate_labelled(
     """
     images = np.empty((len(classes), per_class, SIZE, SIZE, 3), np.uint8)
     filled = [0] * len(classes)
-    candidates = 0
-    for chunk in stream_images(sampler, 0, seed, policy):
-        candidates += len(chunk)
-        assigned = labeller(chunk)
+    candidates = [0]
+    for chunk in stream_images(sampler, 0, seed, sampling, None, candidates):
+        assigned = labeller(chunk).argmax(1)
         for label in range(len(classes)):
             room = per_class - filled[label]
             found = _channels_last(chunk[assigned == label])[:room]
@@ -95,35 +128,75 @@ def generate_labelled(
             progress(len(found))
         if min(filled) == per_class:
             break
-        if candidates >= TRIES * per_class * len(classes):
+        if candidates[0] >= TRIES * per_class * len(classes):
             short = int(np.argmin(filled))
             raise ShortClass(
                 f"class {classes[short]} stays short: {filled[short]:,} of {per_class:,} images "
-                f"after {candidates:,} tries; train the generator longer, or use a smaller "
+                f"after {candidates[0]:,} tries; train the generator longer, or use a smaller "
                 "--per-class"
             )
     labels = np.repeat(np.arange(len(classes), dtype=np.int64), per_class)
-    return Generated(lambda: iter(images), len(labels), labels, candidates)
+    return Generated(lambda: iter(images), len(labels), labels, lambda: candidates[0])
 
 
 def stream_images(
-    sampler: Sampler, label: int, seed: int, policy: str | None = None
+    sampler: Sampler,
+    label: int,
+    seed: int,
+    sampling: Sampling = AS_THEY_COME,
+    teacher: Classify | None = None,
+    candidates: list[int] | None = None,
 ) -> Iterator[Tensor]:
     """Endless chunks of images of one class: uint8 (CHUNK, 3, 32, 32) on the CPU.
 
-    policy: a name in `POLICIES`, to augment each image by random numbers of its own.
+    candidates: its only item grows by the number of images that the sampler makes.
     """
-    labels = torch.full((CHUNK,), label)
-    random = np.random.default_rng([seed, label])
-    other_random = np.random.default_rng([seed, label, *b"augmentation"])
-    chosen = None if policy is None else POLICIES.find(policy)
+    chunks = _sample(sampler, label, seed, sampling.latent_scale, candidates or [0])
+    if sampling.reject:
+        assert teacher is not None
+        chunks = _accepted(chunks, label, sampling.reject, teacher)
+    if sampling.augment is not None:
+        random = np.random.default_rng([seed, label, *b"augmentation"])
+        chunks = _augmented(chunks, POLICIES.find(sampling.augment), random)
+    return chunks
+
+
+def _sample(
+    sampler: Sampler, label: int, seed: int, latent_scale: float, candidates: list[int]
+) -> Iterator[Tensor]:
+    if latent_scale != 1:
+        if not hasattr(sampler, "latent_scale"):
+            raise UsageError(f"--latent-scale {latent_scale}: this generator has no latents")
+        sampler = copy(sampler)
+        sampler.latent_scale = latent_scale
+    labels, random = torch.full((CHUNK,), label), np.random.default_rng([seed, label])
     while True:
-        images = sampler(labels, random)
-        if chosen is not None:
-            numbers = torch.from_numpy(other_random.random((CHUNK, NUMBERS), np.float32) * 2 - 1)
-            changed = augment(unit_from_uint8(images), chosen, numbers)
-            images = uint8_from_unit(changed)
-        yield images
+        candidates[0] += CHUNK
+        yield sampler(labels, random)
+
+
+def _accepted(
+    chunks: Iterator[Tensor], label: int, reject: float, teacher: Classify
+) -> Iterator[Tensor]:
+    """Without the images whose label the teacher finds less likely than a threshold. The threshold
+    follows from the first `CALIBRATION` chunks, so that it does not depend on the set's size."""
+    first = list(islice(chunks, CALIBRATION))
+    threshold = torch.cat([teacher(chunk)[:, label] for chunk in first]).quantile(reject)
+    waiting = torch.empty(0, *first[0].shape[1:], dtype=torch.uint8)
+    for chunk in chain(first, chunks):
+        waiting = torch.cat([waiting, chunk[teacher(chunk)[:, label] >= threshold]])
+        while len(waiting) >= CHUNK:
+            yield waiting[:CHUNK]
+            waiting = waiting[CHUNK:]
+
+
+def _augmented(
+    chunks: Iterator[Tensor], policy: Policy, random: np.random.Generator
+) -> Iterator[Tensor]:
+    """Each image is changed by random numbers of its own."""
+    for images in chunks:
+        numbers = torch.from_numpy(random.random((len(images), NUMBERS), np.float32) * 2 - 1)
+        yield uint8_from_unit(augment(unit_from_uint8(images), policy, numbers))
 
 
 def fresh_batch(
@@ -150,28 +223,31 @@ def generate_set(
     per_class: int,
     root: Path,
     device: torch.device,
-    labeller: Labeller | None = None,
+    classify: Classify | None = None,
     format: str = "npz",
 ) -> Path:
     """Writes the synthetic set that `provenance` describes into `root`. Returns its folder.
 
-    provenance: from `describe_provenance`. labeller: gives the labels, if they are `classifier`.
-    format: a name in `FORMATS`. Raises `UsageError` for a wrong argument.
+    provenance: from `describe_provenance`. classify: the classifier that gives the labels or
+    rejects images, if one does. format: a name in `FORMATS`. Raises `UsageError` for a wrong
+    argument.
     """
     check_count(per_class)
     config, labels, seed = run.config, provenance.labels, provenance.generation_seed or 0
-    policy = provenance.augmentation
+    sampling = sampling_of(provenance)
     sampler = load_generator(run.find_checkpoint(provenance.chosen), device)
-    assert (labeller is not None) == (labels == "classifier")
+    assert (classify is not None) == needs_classifier(provenance)
     environment = describe_environment(device)
     slug = f"{config.slug}-{labels}" if labels in LABEL_WITH else config.slug
     count, title = per_class * len(config.classes), f"generate from {run.folder.name}"
     with progress_bar(title, count, "images") as advance:
-        if labeller is None:
-            made = generate(sampler, len(config.classes), per_class, seed, advance, policy)
-        else:
+        if labels == "classifier" and classify is not None:
             made = generate_labelled(
-                sampler, labeller, config.classes, per_class, seed, advance, policy
+                sampler, classify, config.classes, per_class, seed, advance, sampling
+            )
+        else:
+            made = generate(
+                sampler, len(config.classes), per_class, seed, advance, sampling, classify
             )
         if labels == "random":
             made = replace(made, labels=np.repeat(np.arange(len(config.classes)), per_class))
@@ -186,27 +262,38 @@ def generate_set(
             classes=config.classes,
             dataset=config.dataset,
             dataset_key=config.dataset_key,
-            candidates=made.candidates,
             commit=environment["commit"],
             command=environment["command"],
         )
         return write_synthetic(root, slug, made, manifest)
 
 
+def sampling_of(provenance: Provenance) -> Sampling:
+    """How the images of a set were sampled."""
+    return Sampling(
+        provenance.augmentation, provenance.rejection or 0.0, provenance.latent_scale or 1.0
+    )
+
+
+def needs_classifier(provenance: Provenance) -> bool:
+    """True if a classifier labels or rejects the images."""
+    return provenance.labels == "classifier" or provenance.rejection is not None
+
+
 def describe_provenance(
     run: Run,
     seed: int,
     labels: str | None = None,
-    labeller: str | None = None,
+    classifier: str | None = None,
     checkpoint: str | None = None,
-    augmentation: str | None = None,
+    sampling: Sampling = AS_THEY_COME,
 ) -> Provenance:
     """What is known of a synthetic set before it is generated.
 
     labels: None keeps the generator's labels, if any. `random` gives random labels. `classifier`
-    gives those of a classifier, trained by the protocol `labeller`. checkpoint: see
-    `Run.find_checkpoint`. augmentation: a name in `POLICIES`, or None. Raises `UsageError` if the
-    run has labels of its own, or no such checkpoint.
+    gives those of a classifier. classifier: the protocol that trains the classifier that labels or
+    rejects images. checkpoint: see `Run.find_checkpoint`. Raises `UsageError` if the run has labels
+    of its own, no such checkpoint, or no labels that a teacher could check.
 
     A run that selects its checkpoint learned from fewer images. So its sets say how the checkpoint
     was chosen, and the length of the run.
@@ -214,18 +301,23 @@ def describe_provenance(
     config, conditional = run.config, run.config.recipe.conditional
     if conditional and labels in LABEL_WITH:
         raise UsageError(f"--label-with {labels}: {run.folder} is conditional")
-    if augmentation is not None and POLICIES.find(augmentation) == Policy():
-        augmentation = None
+    if sampling.reject and not conditional:
+        raise UsageError(f"--reject {sampling.reject}: {run.folder} is unconditional")
+    changes = sampling.augment is not None and POLICIES.find(sampling.augment) != Policy()
     weights = run.find_checkpoint(checkpoint)
     return Provenance(
         recipe=config.recipe.name,
         conditional=conditional,
         labels=labels or ("conditional" if conditional else "none"),
-        labeller=labeller if labels == "classifier" else None,
+        labeller=classifier if labels == "classifier" else None,
+        teacher=config.teacher,
         images_shown=run.images_shown(weights),
         training_seed=config.seed,
         generation_seed=seed,
-        augmentation=augmentation,
+        augmentation=sampling.augment if changes else None,
+        rejection=sampling.reject or None,
+        rejecter=classifier if sampling.reject else None,
+        latent_scale=sampling.latent_scale if sampling.latent_scale != 1 else None,
         trained_on=config.fingerprint,
         run=portable(run.folder),
         checkpoint=sha256(weights),

@@ -19,14 +19,17 @@ class Provenance:
 
     recipe: str | None = None
     conditional: bool | None = None
-    labels: str | None = (
-        None  # who gave them: conditional (the generator), classifier, random, none
-    )
+    # Who gave them: conditional (the generator), classifier, random, none
+    labels: str | None = None
     labeller: str | None = None  # protocol of the classifier that labelled it
+    teacher: str | None = None  # protocol of the classifier that guided the training
     images_shown: int | None = None  # real images, in training
     training_seed: int | None = None
     generation_seed: int | None = None
     augmentation: str | None = None  # policy by which images were changed after the generator
+    rejection: float | None = None  # share of each class's images that a classifier rejected
+    rejecter: str | None = None  # protocol of that classifier
+    latent_scale: float | None = None  # standard deviation of the latents; None: 1
     trained_on: str | None = None  # fingerprint of the real images
     run: str | None = None  # its folder
     checkpoint: str | None = None  # sha256 of the weights

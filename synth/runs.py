@@ -57,18 +57,20 @@ class RunConfig:
     seed: int
     precision: str
     select: str | None = None  # protocol that scores the checkpoints, if any
+    teacher: str | None = None  # protocol of the classifier that guides the training, if any
     schema: int = 1
 
     def to_json(self) -> dict[str, Any]:
         """The content of `config.json`.
 
         Weight files hold it too, and those of equal runs must be equal. So keys that newer versions
-        added are left out if they have their defaults: `select` None, `family` "gan", and those of
-        the recipe (see `stored`).
+        added are left out if they have their defaults: `select` and `teacher` None, `family` "gan",
+        and those of the recipe (see `stored`).
         """
         value = {**dump(self), "recipe": stored(self.recipe)}
-        if self.select is None:
-            del value["select"]
+        for key in ("select", "teacher"):
+            if value[key] is None:
+                del value[key]
         family = self.recipe.family
         return value if family == DEFAULT_FAMILY else {**value, "family": family}
 

@@ -80,7 +80,7 @@ class Generated:
     make_chunks: Callable[[], Iterator[np.ndarray]]  # uint8 (n, 32, 32, 3), the same every time
     count: int
     labels: np.ndarray | None  # int64 (count,), or None if unlabelled
-    candidates: int  # images made to get these
+    candidates: Callable[[], int]  # images made to get these, once all chunks were read
 
     @cached_property
     def images(self) -> np.ndarray:
@@ -114,7 +114,8 @@ def write_synthetic(root: Path, slug: str, made: Generated, manifest: Manifest) 
         if labels is not None:
             digest.update(labels.data)
         counts, sha256 = None if labels is None else [per_class] * len(classes), digest.hexdigest()
-        value = dump(replace(manifest, count=made.count, per_class=counts, sha256=sha256))
+        counted = replace(manifest, count=made.count, per_class=counts)
+        value = dump(replace(counted, candidates=made.candidates(), sha256=sha256))
         shown_as = {"title": slug, "per_class": per_class, "classes": len(classes)}
         card = CARD.format_map({**value, **shown_as, "labels": LABELS[manifest.labels]})
         write_text(folder / "README.md", card)

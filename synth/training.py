@@ -53,12 +53,14 @@ def plan_run(
     device: torch.device,
     images_per_tick: int | None = None,
     select: str | None = None,
+    teacher: str | None = None,
 ) -> RunConfig:
     """The complete configuration of a run. Writes nothing.
 
     total_images: None takes the length that the recipe gives. precision: `auto` times some steps.
     images_per_tick: None gives about 16 ticks. select: the protocol that scores checkpoints, or
-    None. Raises `SynthError` if these images cannot train this recipe.
+    None. teacher: the protocol of the teacher, for a recipe that needs one. Raises `SynthError` if
+    these images cannot train this recipe.
     """
     training_parts(recipe, images, select is not None)  # raises if they cannot train it
     total_images = recipe.total_images if total_images is None else total_images
@@ -76,6 +78,7 @@ def plan_run(
         seed=seed,
         precision="fp32",
         select=select,
+        teacher=teacher if recipe.needs_teacher else None,
     )
     precisions = config.family.precisions
     if len(precisions) == 1:

@@ -6,6 +6,7 @@ import json
 import weakref
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,12 @@ from synth import generation
 from synth.base.errors import SynthError, UsageError
 from synth.base.files import read_json
 from synth.gan import GANSampler
-from synth.generation import fresh_batch, generate, generate_labelled, stream_images
+from synth.generation import Sampling, fresh_batch, generate, generate_labelled, stream_images
 from synth.networks import build
 from synth.provenance import Manifest
 from synth.published import RECIPES
 from synth.synthetic_set import Generated, read_synthetic, write_synthetic
-from tests.conftest import tiny
+from tests.conftest import sure_of, tiny
 
 CLASSES = tuple("0123456789")
 MANIFEST = Manifest(
@@ -102,8 +103,12 @@ def test_unconditional_sets_are_unlabelled(unconditional: GANSampler) -> None:
     assert generate(unconditional, 10, 2, seed=0).labels is None
 
 
-def by_pixel_sum(images: Tensor) -> Tensor:
+def pixel_sum(images: Tensor) -> Tensor:
     return images.long().sum((1, 2, 3)) % 10
+
+
+def by_pixel_sum(images: Tensor) -> Tensor:
+    return sure_of(pixel_sum(images))
 
 
 def test_labeller_fills_each_class_with_the_first_that_fit(unconditional: GANSampler) -> None:
@@ -111,20 +116,74 @@ def test_labeller_fills_each_class_with_the_first_that_fit(unconditional: GANSam
     assert made.labels is not None
     assert np.bincount(made.labels).tolist() == [30] * 10
     pixels = torch.from_numpy(made.images).permute(0, 3, 1, 2)
-    assert by_pixel_sum(pixels).tolist() == made.labels.tolist()
+    assert pixel_sum(pixels).tolist() == made.labels.tolist()
     candidates = next(stream_images(unconditional, 0, seed=0))
-    first = candidates[by_pixel_sum(candidates) == 6][:5]
+    first = candidates[pixel_sum(candidates) == 6][:5]
     assert torch.equal(pixels[made.labels == 6][:5], first)
-    assert made.candidates >= 300
+    assert made.candidates() >= 300
 
 
 def test_a_class_that_stays_short_is_named(unconditional: GANSampler) -> None:
     def never_six(images: Tensor) -> Tensor:
         labels = torch.arange(len(images)) % 10
-        return labels.where(labels != 6, torch.tensor(5))
+        return sure_of(labels.where(labels != 6, torch.tensor(5)))
 
     with pytest.raises(SynthError, match="class 6 stays short: 0 of 10 images after 5,000 tries"):
         generate_labelled(unconditional, never_six, CLASSES, 10, seed=0)
+
+
+def by_brightness(images: Tensor) -> Tensor:
+    """Probabilities (N, 10): those of even digits grow with the brightness, odd ones' shrink."""
+    light = images.float().mean((1, 2, 3)) / 255
+    return torch.stack([light, 1 - light], 1).repeat(1, 5) / 5
+
+
+@settings(max_examples=10)
+@given(st.sampled_from([0.1, 0.5, 0.9]), st.integers(1, 300))
+def test_rejection_leaves_out_the_least_likely_and_keeps_the_order(
+    generator: GANSampler, reject: float, per_class: int
+) -> None:
+    sampling = Sampling(reject=reject)
+    made = generate(generator, 2, per_class, 0, sampling=sampling, teacher=by_brightness)
+    for label in range(2):
+        chunks = list(
+            islice(stream_images(generator, label, 0), 4 + int(9 * reject / (1 - reject)))
+        )
+        likely = [by_brightness(chunk)[:, label] for chunk in chunks]
+        threshold = torch.cat(likely[:4]).quantile(reject)
+        kept = torch.cat(chunks)[torch.cat(likely) >= threshold][:per_class]
+        own = made.images[label * per_class :][:per_class]
+        assert np.array_equal(own, kept.permute(0, 2, 3, 1).numpy())
+    accepted = 2 * per_class / made.candidates()
+    assert accepted <= 1 and (per_class < 300 or accepted > (1 - reject) / 3)
+
+
+def test_rejection_comes_before_augmentation(generator: GANSampler) -> None:
+    both = Sampling(augment="inversion-v1", reject=0.5)
+    made = generate(generator, 1, 60, 0, sampling=both, teacher=by_brightness).images
+    alone = Sampling(reject=0.5)
+    plain = generate(generator, 1, 60, 0, sampling=alone, teacher=by_brightness).images
+    inverted = [np.array_equal(a, 255 - b) for a, b in zip(made, plain, strict=True)]
+    same = [np.array_equal(a, b) for a, b in zip(made, plain, strict=True)]
+    assert all(a != b for a, b in zip(inverted, same, strict=True)) and 3 < sum(inverted) < 30
+
+
+def test_the_scale_of_latents(generator: GANSampler) -> None:
+    latents = 1.5 * np.random.default_rng([5, 4]).standard_normal((3, 8), dtype=np.float32)
+    images = generator.generator(torch.from_numpy(latents), torch.full((3,), 4))
+    expected = ((images + 1) * 127.5).round().to(torch.uint8)
+    wide = Sampling(latent_scale=1.5)
+    assert torch.equal(next(stream_images(generator, 4, 5, wide))[:3], expected)
+    assert generator.latent_scale == 1
+
+    class NoLatents:
+        classes = 2
+
+        def __call__(self, labels: Tensor, random: np.random.Generator) -> Tensor:
+            raise AssertionError
+
+    with pytest.raises(UsageError, match="--latent-scale"):
+        list(generate(NoLatents(), 2, 1, 0, sampling=wide).make_chunks())  # type: ignore[arg-type]
 
 
 def test_fresh_batches_have_uniform_labels(generator: GANSampler) -> None:
@@ -185,7 +244,7 @@ def test_writing_forgets_what_is_written(form: Any, tmp_path: Path) -> None:
             yield chunk
             del chunk
 
-    made = Generated(chunks, 300, np.repeat(np.arange(10), 30), 300)
+    made = Generated(chunks, 300, np.repeat(np.arange(10), 30), lambda: 300)
     manifest = replace(MANIFEST, format=form)
     folder = write_synthetic(tmp_path, "grey", made, manifest)
     images = read_synthetic(folder).images.images

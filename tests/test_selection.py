@@ -31,7 +31,7 @@ from synth.gan import GANTrainer
 from synth.generation import describe_provenance, generate_set
 from synth.runs import Run, load_generator, open_run
 from synth.training import Interrupted, train_run, training_parts
-from tests.conftest import ROOT, Ran, config_of, tiny, write_mat
+from tests.conftest import ROOT, Ran, config_of, in_turns, tiny, write_mat
 from tests.test_training import make_run
 
 Synth = Callable[..., Ran]
@@ -253,14 +253,14 @@ def test_only_evaluate_reads_the_test_split(
 ) -> None:
     root = mats if source == "svhn" else pictures
     monkeypatch.setattr(real_classifier, "LABELLER_PROTOCOL", "tiny-v1")
-    labeller_for = real_classifier.labeller_for
+    classify_for = real_classifier.classify_for
 
     def any_labels(*arguments: object) -> Callable[[torch.Tensor], torch.Tensor]:
         """Trained as ever; but a classifier of three steps sees one class alone."""
-        labeller_for(*arguments)  # type: ignore[arg-type]
-        return lambda images: torch.arange(len(images)) % 10
+        classify_for(*arguments)  # type: ignore[arg-type]
+        return in_turns
 
-    monkeypatch.setattr(real_classifier, "labeller_for", any_labels)
+    monkeypatch.setattr(real_classifier, "classify_for", any_labels)
     real = ("--dataset", source, "--data-root", root)
     unconditional = synth("train", "--recipe", "tiny-uncond", *real, "--images", "64")
     conditional = synth("train", "--recipe", "tiny", "--select", "cas", *real, *LENGTH)

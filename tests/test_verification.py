@@ -17,7 +17,7 @@ from eval import verify as verification
 from eval.records import read_record, read_records
 from synth.base.files import read_arrays, read_json, write_json
 from synth.environment import blas_threads
-from tests.conftest import Ran
+from tests.conftest import Ran, in_turns
 from tests.test_cli import SCORE, TRAIN, one_line
 
 Synth = Callable[..., Ran]
@@ -115,10 +115,10 @@ def test_labelled_sets_are_made_again(
 ) -> None:
     def any_labels(real: object, protocol: Any, device: object, precision: str) -> Any:
         assert (protocol.name, precision) == ("tiny-v1", "fp32")  # the run's precision
-        return lambda images: torch.arange(len(images)) % 10
+        return in_turns
 
     # three steps teach a classifier one class at most
-    monkeypatch.setattr(real_classifier, "train_labeller", any_labels)
+    monkeypatch.setattr(real_classifier, "train_classify", any_labels)
     monkeypatch.setattr(real_classifier, "LABELLER_PROTOCOL", "tiny-v1")
     shutil.rmtree(evaluated / "results")
     for command in (

@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 
 from eval.classifiers import CLASSIFIERS, Classifier
 from eval.protocols import Protocol
-from synth.augment import NUMBERS, augment
+from synth.augment import augment, draw_numbers
 from synth.data import SIZE, uint8_from_unit, unit_from_uint8
 from synth.ops.acceleration import (
     adam,
@@ -105,8 +105,8 @@ def augmented_batches(batches: Batches, policy: Policy, seed: int) -> Batches:
     key = np.random.SeedSequence([seed, *b"augment"]).generate_state(1, np.uint64)[0]
     random = torch.Generator().manual_seed(int(key >> np.uint64(1)))
     for images, labels in batches:
-        numbers = torch.rand(len(images), NUMBERS, generator=random) * 2 - 1
-        changed = augment(unit_from_uint8(images), policy, numbers.to(images.device))
+        numbers = draw_numbers(len(images), random).to(images.device)
+        changed = augment(unit_from_uint8(images), policy, numbers)
         yield uint8_from_unit(changed), labels
 
 

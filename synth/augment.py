@@ -13,6 +13,11 @@ from synth.policies import Policy
 NUMBERS = 8  # random numbers that one image takes
 
 
+def draw_numbers(count: int, random: torch.Generator) -> Tensor:
+    """The random numbers of `count` images for `augment`: float32 (count, 8) in [-1, 1)."""
+    return torch.rand(count, NUMBERS, generator=random) * 2 - 1
+
+
 def augment(images: Tensor, policy: Policy, numbers: Tensor) -> Tensor:
     """Changes each image by its own random numbers. Gradients flow through to `images`.
 

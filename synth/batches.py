@@ -6,6 +6,7 @@ So a resumed run equals an uninterrupted one, and a checkpoint needs no random s
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import count
 from typing import NamedTuple
 
 import numpy as np
@@ -34,29 +35,44 @@ class Batch(NamedTuple):
 def draw_batches(
     recipe: Recipe, images: ImageSet, seed: int, device: torch.device, first_step: int = 0
 ) -> Iterator[Batch]:
-    """Endless batches from `first_step` on. Labels are 0 if the images have none.
-
-    Each pass shows every image once, and leaves out those that do not fill a batch.
-    """
-    size = recipe.training.batch
-    pixels, labels = images.images.to(device), labels_or_zeros(images).to(device)
+    """Endless batches from `first_step` on; see `draw_images`."""
     training = recipe.training
+    size = training.batch
+    real = draw_images(images, size, training.balanced, seed, device, first_step)
     views = {training.augment_real, training.augment_both} != {"none"} or training.teacher_weight
     numbers_per_image = NUMBERS if views else 0
-    for block in range(first_step // BLOCK, 1 << 62):
-        order = (
-            _balanced_order(labels.cpu(), size, seed, block)
-            if training.balanced
-            else _image_order(len(images), size, seed, block)
-        ).to(device)
+    for block in count(first_step // BLOCK):
         random = torch_random(seed, "latents", block)
         latents = draw_latents(recipe.generator, (2, BLOCK, size), random).to(device)
         random = torch_random(seed, "augmentation", block)
         numbers = torch.rand(BLOCK, 2, size, numbers_per_image, generator=random) * 2 - 1
         numbers = numbers.to(device)
         for i in range(max(0, first_step - block * BLOCK), BLOCK):
-            real = pixels[order[i]], labels[order[i]]
-            yield Batch(*real, latents[0, i], latents[1, i], numbers[i])
+            yield Batch(*next(real), latents[0, i], latents[1, i], numbers[i])
+
+
+def draw_images(
+    images: ImageSet,
+    batch: int,
+    balanced: bool,
+    seed: int,
+    device: torch.device,
+    first_step: int = 0,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Endless batches of real images from `first_step` on: uint8 (B, 3, 32, 32), labels int64 (B,).
+
+    Labels are 0 if the images have none. Each pass shows every image once, and leaves out those
+    that do not fill a batch. balanced: see `_balanced_order`.
+    """
+    pixels, labels = images.images.to(device), labels_or_zeros(images).to(device)
+    for block in count(first_step // BLOCK):
+        order = (
+            _balanced_order(labels.cpu(), batch, seed, block)
+            if balanced
+            else _image_order(len(images), batch, seed, block)
+        ).to(device)
+        for picks in order[max(0, first_step - block * BLOCK) :]:
+            yield pixels[picks], labels[picks]
 
 
 def labels_or_zeros(images: ImageSet) -> Tensor:
@@ -64,12 +80,12 @@ def labels_or_zeros(images: ImageSet) -> Tensor:
     return torch.zeros(len(images), dtype=torch.int64) if images.labels is None else images.labels
 
 
-def _image_order(count: int, batch: int, seed: int, block: int) -> Tensor:
+def _image_order(total: int, batch: int, seed: int, block: int) -> Tensor:
     """Indices (BLOCK, batch) of the images that the block's steps show."""
-    per_pass = count // batch
+    per_pass = total // batch
     steps = range(block * BLOCK, (block + 1) * BLOCK)
     passes = {
-        number: torch.randperm(count, generator=torch_random(seed, "order", number))
+        number: torch.randperm(total, generator=torch_random(seed, "order", number))
         for number in {step // per_pass for step in steps}
     }
     return torch.stack([passes[s // per_pass][s % per_pass * batch :][:batch] for s in steps])

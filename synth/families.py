@@ -76,4 +76,8 @@ class Family:
     measure: Callable[[Any], dict[str, float]] = lambda recipe: {}
 
 
-FAMILIES: Registry[Family] = Registry("family", "synth.families", later={"gan": "synth.gan:FAMILY"})
+FAMILIES: Registry[Family] = Registry(
+    "family",
+    "synth.families",
+    later={"gan": "synth.gan:FAMILY", "flow": "synth.flow:FAMILY"},
+)

@@ -1,4 +1,4 @@
-"""The family `gan`: one training step of a (conditional) DCGAN, its losses, and its sampler."""
+"""The family `gan`: one training step of a (conditional) DCGAN, and its sampler."""
 
 from __future__ import annotations
 
@@ -6,23 +6,27 @@ import math
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from itertools import chain
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import BatchNorm2d, ModuleDict
-from torch.nn.functional import (
-    binary_cross_entropy_with_logits,
-    cross_entropy,
-    one_hot,
-    softplus,
-)
+from torch.nn.functional import softplus
 
 from synth.augment import augment
 from synth.batches import Batch, draw_batches, draw_latents, labels_or_zeros, torch_random
 from synth.data import ImageSet, signed_from_uint8, uint8_from_signed
 from synth.families import Family, Teacher
+from synth.losses import (
+    discriminator_loss,
+    fake_class_loss,
+    fake_loss,
+    generator_loss,
+    real_class_loss,
+    real_loss,
+    teacher_loss,
+)
 from synth.networks import Generator, Judged, build, measure_networks
 from synth.ops.acceleration import (
     Step,
@@ -32,6 +36,7 @@ from synth.ops.acceleration import (
     maybe_cuda_graph,
     optimizer_step,
     optimizer_tensors,
+    update_ema,
 )
 from synth.policies import POLICIES, Policy
 from synth.recipes import Recipe
@@ -40,7 +45,6 @@ if TYPE_CHECKING:
     from synth.runs import RunConfig
 
 WARM_UP = 25_000  # real images shown while the weight of the teacher's loss grows
-SURE = 0.9  # a teacher that gives a fake's label this probability says nothing more about it
 TEACHER_VIEW = "geometry-colour-v1"  # the policy by which a teacher sees fakes
 NORM_IMAGES = 2048  # to measure the BatchNorm statistics of the EMA generator
 
@@ -126,7 +130,8 @@ class GANTrainer:
                 shown = self._view(fake, self.teacher_view, views[1])
                 g_loss = g_loss + self.guidance * teacher_loss(self.teacher(shown), labels)
         optimizer_step(self.g_optimizer, g_loss)
-        self._update_ema()
+        half_life = training.ema_half_life
+        update_ema(self.generator_ema, self.generator, half_life, self.recipe.batch)
         real_logits, fake_logits = on_real.logits.float(), on_fake.logits.float()
         d_loss = self._d_loss(real_logits, fake_logits)
         d_real, d_fake = real_logits.sigmoid().mean(), fake_logits.sigmoid().mean()
@@ -161,13 +166,6 @@ class GANTrainer:
             return images
         with torch.autocast(self.device.type, enabled=False):
             return augment((images.float() + 1) / 2, policy, numbers) * 2 - 1
-
-    @torch.no_grad()
-    def _update_ema(self) -> None:
-        """Exponential moving average, after Karras et al. 2018 (arXiv:1710.10196, §A)."""
-        keep = ema_decay(self.recipe.training.ema_half_life, self.recipe.batch)
-        averages: list[Tensor] = list(self.generator_ema.parameters())
-        torch._foreach_lerp_(averages, list(self.generator.parameters()), 1 - keep)
 
     @torch.no_grad()
     def loss_on(self, images: ImageSet, step: int) -> float:
@@ -246,11 +244,6 @@ class GANTrainer:
         self.steps = self.logged_steps = step
 
 
-def ema_decay(half_life: int, batch: int) -> float:
-    """The weight of the old average in one step: 1/2 over `half_life` images, 0 for 0 images."""
-    return 0.5 ** (batch / half_life) if half_life else 0.0
-
-
 class GANSampler:
     """Samples a generator in evaluation mode, in the precision of its training."""
 
@@ -281,75 +274,6 @@ class GANSampler:
 
     def tensors(self) -> dict[str, Tensor]:
         return self.generator.state_dict()
-
-
-def real_loss(logits: Tensor) -> Tensor:
-    """Cross-entropy of logits (B,) with the target "real". On fakes it is the non-saturating loss
-    of the generator (Goodfellow et al. 2014, arXiv:1406.2661)."""
-    return binary_cross_entropy_with_logits(logits, torch.ones_like(logits))
-
-
-def fake_loss(logits: Tensor) -> Tensor:
-    """Cross-entropy of logits (B,) with the target "fake"."""
-    return binary_cross_entropy_with_logits(logits, torch.zeros_like(logits))
-
-
-def discriminator_loss(real: Tensor, fake: Tensor, reduction: Literal["mean", "sum"]) -> Tensor:
-    """The mean or the sum of the losses on real and on fake logits."""
-    total = real_loss(real) + fake_loss(fake)
-    return total / 2 if reduction == "mean" else total
-
-
-def real_class_loss(scores: Tensor | None, labels: Tensor, dual: bool) -> Tensor | float:
-    """The loss of a head with 2·K classes, (B, 2·K), on real images; 0 without such a head.
-
-    dual: P, the first K, classifies real images, and Q, the last K, fakes (P2GAN). Otherwise it is
-    one classifier: class y of real images is y, and that of fakes is K + y (ADC-GAN).
-    """
-    if scores is None:
-        return 0.0
-    if dual:
-        return cross_entropy(scores.float().chunk(2, 1)[0], labels)
-    return cross_entropy(scores.float(), labels) / 2
-
-
-def fake_class_loss(scores: Tensor | None, labels: Tensor, dual: bool) -> Tensor | float:
-    """The same on fakes."""
-    if scores is None:
-        return 0.0
-    if dual:
-        return cross_entropy(scores.float().chunk(2, 1)[1], labels)
-    return cross_entropy(scores.float(), labels + scores.shape[1] // 2) / 2
-
-
-def generator_loss(
-    judged: Judged, on_real: Judged, labels: Tensor, classes: int, recipe: Recipe
-) -> Tensor:
-    """The loss of the generator, from what the discriminator says of its fakes.
-
-    The generator of ADC-GAN raises log C(y, real) - log C(y, fake), with a weight of 1.
-    """
-    loss = real_loss(judged.logits.float())
-    if judged.classes is not None and recipe.discriminator.label == "adc":
-        scores = judged.classes.float()
-        right, fake = (cross_entropy(scores, labels + shift) for shift in (0, classes))
-        loss = loss + right - fake
-    if recipe.training.feature_matching:
-        own, real = (_class_means(each.features, labels, classes) for each in (judged, on_real))
-        loss = loss + recipe.training.feature_matching * (own - real).square().mean()
-    return loss
-
-
-def _class_means(features: Tensor, labels: Tensor, classes: int) -> Tensor:
-    """(K, D): the mean features of each class in the batch, 0 for a class without an image."""
-    members = one_hot(labels, classes).float()
-    return (members.T @ features.float()) / members.sum(0).clamp(min=1)[:, None]
-
-
-def teacher_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """The teacher's cross-entropy on fakes, 0 for those that it is sure of already."""
-    losses = cross_entropy(logits.float(), labels, reduction="none")
-    return (losses * (losses > -math.log(SURE))).mean()
 
 
 def _load_sampler(

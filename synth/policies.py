@@ -41,3 +41,9 @@ POLICIES: Registry[Policy] = Registry(
         "digits-v1": Policy(2.5, 8.0, 0.12, 0.1, 0.2, 0.2, 0.25),
     },
 )
+
+
+def check_policy(name: str) -> None:
+    """Raises ValueError if there is no policy of this name."""
+    if name not in POLICIES:
+        raise ValueError(f"there is no augmentation policy {name}; choose {', '.join(POLICIES)}")

@@ -176,7 +176,10 @@ _TABLE = (
     _keras_trial(3, rate_d=1e-3, rate_g=2e-4),
 )
 RECIPES: Registry[RecipeBase] = Registry(
-    "--recipe", "synth.recipes", {recipe.name: recipe for recipe in _TABLE}
+    "--recipe",
+    "synth.recipes",
+    {recipe.name: recipe for recipe in _TABLE},
+    later={"flow": "synth.flow:RECIPE"},
 )
 CONDITIONAL = "-conditional"  # suffix for the conditional form of an unconditional recipe
 UNCONDITIONAL = "-unconditional"  # suffix for the unconditional form of a recipe from a file

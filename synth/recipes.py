@@ -13,7 +13,7 @@ from pydantic.dataclasses import dataclass
 
 from synth.base.errors import SynthError, UsageError
 from synth.base.schema import CLOSED, Count, Number, Text, dump, on_disk, parse
-from synth.policies import POLICIES
+from synth.policies import check_policy
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -133,12 +133,14 @@ class TrainingRecipe:
     ema_half_life: Annotated[int, Field(ge=0)] = 10_000  # in images; 0: no EMA generator
     balanced: bool = False  # every class is equally frequent in the batches
     augment_real: Text = "none"  # policy in synth.augment for the real images: the fakes learn it
-    augment_both: Text = (
-        "none"  # the same for real images and fakes (DiffAugment: Zhao et al. 2020,
-    )
-    # arXiv:2006.10738): the fakes do not learn it
+    # The same for real images and fakes (DiffAugment: Zhao et al. 2020, arXiv:2006.10738): the
+    # fakes do not learn it
+    augment_both: Text = "none"
     mismatch: bool = False  # real images with wrong labels are fakes too (Reed et al. 2016,
     # arXiv:1605.05396)
+    # Weight of the cross-entropy of the discriminator's own classifier P on fakes, in the loss of
+    # the generator (AC-GAN: Odena et al. 2017, arXiv:1610.09585); for `dual-projection`
+    class_weight: Number = 0.0
     feature_matching: Number = 0.0  # weight of the distance between the mean last maps of a class
     teacher_weight: Number = 0.0  # of the teacher's cross-entropy on fakes, in the generator's loss
     teacher_start: Annotated[int, Field(ge=0)] = 50_000  # images shown before the teacher guides
@@ -152,7 +154,7 @@ class Recipe(RecipeBase):
     family: ClassVar[str] = "gan"
     later: ClassVar[tuple[str, ...]] = (
         *("training.balanced", "training.augment_real", "training.augment_both"),
-        *("training.mismatch", "training.feature_matching"),
+        *("training.mismatch", "training.class_weight", "training.feature_matching"),
         *("training.teacher_weight", "training.teacher_start"),
     )
 
@@ -179,16 +181,14 @@ class Recipe(RecipeBase):
     @model_validator(mode="after")
     def check_labels(self) -> Recipe:
         training = self.training
-        asked = training.balanced or training.mismatch or training.feature_matching
-        if not self.conditional and (asked or training.teacher_weight):
-            raise ValueError(
-                "training.balanced, mismatch, feature_matching and teacher_weight need labels; "
-                "choose a conditional recipe"
-            )
-        for policy in (training.augment_real, training.augment_both):
-            if policy not in POLICIES.names():
-                known = ", ".join(POLICIES.names())
-                raise ValueError(f"there is no augmentation policy {policy}; choose {known}")
+        names = ("balanced", "mismatch", "class_weight", "feature_matching", "teacher_weight")
+        used = [name for name in names if getattr(training, name)]
+        if used and not self.conditional:
+            raise ValueError(f"training.{used[0]} needs labels; choose a conditional recipe")
+        if training.class_weight and self.discriminator.label != "dual-projection":
+            raise ValueError("training.class_weight needs discriminator.label=dual-projection")
+        check_policy(training.augment_real)
+        check_policy(training.augment_both)
         return self
 
 

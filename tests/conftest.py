@@ -52,6 +52,9 @@ def drawn() -> ImageSet:
     return ImageSet(images, labels, DIGITS, "drawn", "train")
 
 
+GANS = [name for name, recipe in RECIPES.items() if isinstance(recipe, Recipe)]
+
+
 def tiny(name: str, conditional: bool) -> Recipe:
     """A recipe that trains in milliseconds."""
     base = RECIPES["cdcgan"]

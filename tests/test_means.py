@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 
 from synth.batches import draw_batches
 from synth.data import ImageSet
-from synth.gan import fake_class_loss, generator_loss, real_class_loss, teacher_loss
+from synth.losses import fake_class_loss, generator_loss, real_class_loss, teacher_loss
 from synth.networks import Discriminator, Judged
 from synth.recipes import DiscriminatorRecipe, Recipe, TrainingRecipe, stored
 from tests.conftest import make_trainer, tiny
@@ -101,6 +101,10 @@ def test_class_losses_are_those_of_the_papers() -> None:
     plain = generator_loss(on_fake, on_real, labels, 10, recipe("dual-projection"))
     guided = generator_loss(on_fake, on_real, labels, 10, recipe("adc"))
     torch.testing.assert_close(guided - plain, -odds.mean())
+    # AC-GAN: the generator also lowers the cross-entropy of P
+    weighted = recipe("dual-projection", class_weight=0.7)
+    guided = generator_loss(on_fake, on_real, labels, 10, weighted)
+    torch.testing.assert_close(guided - plain, 0.7 * cross_entropy(fake[:, :10], labels))
 
 
 def test_feature_matching_compares_the_means_of_each_class() -> None:
@@ -126,6 +130,7 @@ def test_a_teacher_that_is_sure_says_nothing() -> None:
 @pytest.mark.parametrize(
     ("label", "training"),
     [
+        ("dual-projection", {"augment_both": "geometry-colour-v1", "class_weight": 1.0}),
         ("dual-projection", {"balanced": True, "augment_real": "digits-v1"}),
         ("adc", {"augment_both": "geometry-v1", "mismatch": True}),
         ("adc", {"discriminator_steps": "separate", "fakes": "new"}),
@@ -163,12 +168,23 @@ def test_new_hyperparameters_at_their_defaults_are_not_in_files() -> None:
     assert set(changed) - set(kept) == {"balanced", "teacher_start"}
 
 
+def test_a_weight_of_classes_needs_a_classifier_in_the_discriminator() -> None:
+    with pytest.raises(ValueError, match="class_weight needs discriminator"):
+        recipe("projection", class_weight=1.0)
+
+
 @pytest.mark.parametrize(
     "training",
-    [{"balanced": True}, {"mismatch": True}, {"teacher_weight": 0.3}, {"augment_real": "nonesuch"}],
+    [
+        {"balanced": True},
+        {"mismatch": True},
+        {"teacher_weight": 0.3},
+        {"class_weight": 1.0},
+        {"augment_real": "nonesuch"},
+    ],
 )
 def test_values_that_cannot_train_are_refused(training: dict[str, object]) -> None:
     base = tiny("tiny-uncond", False)
     changed = replace(TrainingRecipe(), **training)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"need labels|no augmentation policy"):
+    with pytest.raises(ValueError, match=r"needs labels|no augmentation policy"):
         replace(base, training=changed)

@@ -24,8 +24,9 @@ from synth.base.errors import SynthError
 from synth.batches import draw_batches, draw_latents, torch_random
 from synth.checkpoints import load_tensors
 from synth.data import ImageSet
-from synth.gan import GANSampler, GANTrainer, ema_decay
+from synth.gan import GANSampler, GANTrainer
 from synth.networks import build
+from synth.ops.acceleration import ema_decay
 from synth.published import RECIPES
 from synth.recipes import Recipe, override
 from synth.runs import Run, load_generator, open_run

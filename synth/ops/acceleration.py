@@ -59,6 +59,22 @@ def optimizer_step(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
     optimizer.step()
 
 
+@torch.no_grad()
+def update_ema(average: nn.Module, network: nn.Module, half_life: int, batch: int) -> None:
+    """Exponential moving average of weights, after Karras et al. 2018 (arXiv:1710.10196, §A).
+
+    half_life, batch: in images.
+    """
+    averages: list[Tensor] = list(average.parameters())
+    news: list[Tensor] = list(network.parameters())
+    torch._foreach_lerp_(averages, news, 1 - ema_decay(half_life, batch))
+
+
+def ema_decay(half_life: int, batch: int) -> float:
+    """The weight of the old average in one step: 1/2 over `half_life` images, 0 for 0 images."""
+    return 0.5 ** (batch / half_life) if half_life else 0.0
+
+
 def laid_out_like(weight: Tensor, tensor: Tensor) -> Tensor:
     """`tensor` in the memory layout of `weight`, since fused Adam reads both as flat memory."""
     if tensor.stride() == weight.stride():

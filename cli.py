@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer import Argument, Option
 
-from eval.protocols import PROTOCOLS
+from eval.protocols import PROTOCOLS, TEACHER
 from synth.base.errors import SynthError, UsageError
 from synth.base.registry import names_of
 from synth.policies import POLICIES
@@ -230,7 +230,7 @@ def generate(
     as_json: AsJson = False,
 ) -> None:
     """Make a synthetic set: a new folder in datasets/, with equally many images of each class."""
-    from eval.real_classifier import LABELLER_PROTOCOL, TEACHER_PROTOCOL, classify_for
+    from eval.real_classifier import LABELLER_PROTOCOL, classify_for
     from synth.base.files import read_json
     from synth.base.schema import parse
     from synth.formats import FORMATS
@@ -250,7 +250,7 @@ def generate(
     source = open_run(run) if run else newest_run(runs, finished=True)
     given = {"augment": augment, "reject": reject, "latent_scale": latent_scale}
     sampling = parse(Sampling, given, "generate", UsageError)
-    protocol = LABELLER_PROTOCOL if label_with == "classifier" else TEACHER_PROTOCOL
+    protocol = LABELLER_PROTOCOL if label_with == "classifier" else TEACHER
     provenance = describe_provenance(source, seed, label_with, protocol, checkpoint, sampling)
     classify = None
     if needs_classifier(provenance):

@@ -14,8 +14,8 @@ from eval.baselines import BASELINES
 from eval.evaluator import Evaluator, Scoring, Workspace, make_evaluator
 from eval.leaderboard import write_leaderboard
 from eval.metrics.memorisation import closest_pairs as find_closest_pairs
-from eval.protocols import PROTOCOLS, Protocol
-from eval.real_classifier import TEACHER_PROTOCOL, real_protocol
+from eval.protocols import PROTOCOLS, TEACHER, Protocol
+from eval.real_classifier import real_protocol
 from eval.records import Entry, Record, plot_path
 from eval.report import keep_plots, write_report
 from eval.score import MakeBatches
@@ -174,12 +174,13 @@ def _stream_of_run(evaluator: Evaluator, synthetic: SyntheticSet) -> MakeBatches
 def ensure_baselines(evaluator: Evaluator, per_class: int) -> None:
     """Evaluates the baselines that have no record yet for sets of this size with the metrics that
     are asked for."""
-    on_disk = evaluator.protocol.data == "disk"
     for kind, baseline in BASELINES.items():
-        needed = baseline.needs is None or baseline.needs in evaluator.metrics
-        if needed and (on_disk or baseline.streams):
-            ensure_baseline(evaluator, kind, per_class)
-    if on_disk:
+        if baseline.stands_beside(evaluator.protocol, evaluator.metrics):
+            try:
+                ensure_baseline(evaluator, kind, per_class)
+            except ShortClass as error:  # a poor teacher does not stop the rest
+                say(f"{baseline.name}: left out: {error}")
+    if evaluator.protocol.data == "disk":
         _ensure_unconditional(evaluator, per_class)
 
 
@@ -187,12 +188,11 @@ def ensure_baseline(evaluator: Evaluator, kind: str, per_class: int) -> Record:
     """The record of this baseline, which is evaluated if there is none."""
     baseline, real = BASELINES[kind], evaluator.train
     balanced = per_class * len(real.classes)
-    count = balanced if baseline.balanced else len(baseline.build(real, per_class))
+    count = balanced if baseline.balanced else len(evaluator.build(kind, per_class)[1])
     known = evaluator.find(Entry(kind, baseline.name, count, None))
     if known is not None:
         return known
-    images = baseline.build(real, per_class)
-    entry = Entry(kind, baseline.name, count, images.fingerprint)
+    entry, images = evaluator.build(kind, per_class)
     record = evaluator.evaluate(entry, images)
     if baseline.shown:
         labels = images.require_labels()
@@ -234,7 +234,7 @@ def ensure_evaluated(
     """
     workspace = evaluator.workspace
     labels = label_with == "classifier"
-    protocol = real_protocol(evaluator.protocol).name if labels else TEACHER_PROTOCOL
+    protocol = real_protocol(evaluator.protocol).name if labels else TEACHER
     provenance = describe_provenance(run, 0, label_with, protocol, None, sampling)
     root = workspace.baselines if label_with else workspace.datasets
     count = per_class * len(run.config.classes)

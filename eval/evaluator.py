@@ -26,7 +26,7 @@ from eval.metrics import (
     measure,
 )
 from eval.protocols import PROTOCOLS, Protocol
-from eval.real_classifier import real_classifier, real_protocol
+from eval.real_classifier import real_classifier, real_protocol, train_classify
 from eval.records import Entry, RealSplits, Record, read_records, record_id, write_record
 from eval.score import MakeBatches, Score, disk_batches, score
 from synth.base.errors import UsageError
@@ -34,6 +34,7 @@ from synth.base.files import check_writable
 from synth.base.progress import progress_bar, say
 from synth.data import ImageSet, load_test_images, load_training_images
 from synth.environment import describe_environment, git_commit
+from synth.generation import Classify
 
 Source = ImageSet | MakeBatches  # what classifiers learn from: a finished set, or fresh samples
 
@@ -99,6 +100,21 @@ class Evaluator:
         extractors = {CLASSIFIER: own, **self.extractors}
         return RealReference(self.train, self.test, extractors, partial(label, classifier))
 
+    @cached_property
+    def teacher(self) -> Classify:
+        """The teacher of the baselines, trained on the real training split."""
+        protocol = PROTOCOLS.find(str(self.protocol.teacher))
+        return train_classify(self.train, protocol, self.device, self.precision)
+
+    def build(self, kind: str, per_class: int) -> tuple[Entry, ImageSet]:
+        """A baseline: its entry, and the set to train on."""
+        baseline = BASELINES.find(kind)
+        taught = (self.teacher,) if baseline.needs_teacher else ()
+        images = baseline.build(self.train, per_class, *taught)
+        labeller = self.protocol.teacher if baseline.needs_teacher else None
+        entry = Entry(kind, baseline.name, len(images), images.fingerprint, labeller=labeller)
+        return entry, images
+
     def records(self) -> list[Record]:
         """Those that are there under this protocol on these splits."""
         records = read_records(self.workspace.results)
@@ -114,7 +130,7 @@ class Evaluator:
         """Scores one entry and writes its record; a failure is a record too."""
         start = time.perf_counter()
         try:
-            result = self._score(f"evaluate {entry.name}", source)
+            result = self._score(f"evaluate {entry.name}", source, self._protocol_of(entry))
             metrics = self._measure(entry, source) if isinstance(source, ImageSet) else None
         except Exception as error:
             self.write(entry, error=f"{type(error).__name__}: {error}")
@@ -124,8 +140,13 @@ class Evaluator:
         say(f"{entry.name}: accuracy {accuracies} % ({record.seconds:.0f} s)")
         return record
 
-    def _score(self, title: str, source: Source) -> Score:
-        protocol, seeds = self.protocol, self.seeds
+    def _protocol_of(self, entry: Entry) -> Protocol:
+        baseline = BASELINES.get(entry.kind)
+        by_teacher = baseline is not None and baseline.by_teacher
+        return PROTOCOLS.find(str(self.protocol.teacher)) if by_teacher else self.protocol
+
+    def _score(self, title: str, source: Source, protocol: Protocol) -> Score:
+        seeds = self.seeds
         batches = (
             disk_batches(protocol, source, self.device) if isinstance(source, ImageSet) else source
         )
@@ -141,7 +162,7 @@ class Evaluator:
             return calibrate(self.real_reference, names)
 
         def accuracies(union: ImageSet) -> list[float]:
-            result = self._score(f"augment with {entry.name}", union)
+            result = self._score(f"augment with {entry.name}", union, self.protocol)
             return [seed.accuracy for seed in result.seeds]
 
         return measure(Subject(images, self.real_reference, accuracies), names)

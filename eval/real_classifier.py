@@ -33,7 +33,6 @@ from synth.training import check_same_images
 
 SEED = 0
 LABELLER_PROTOCOL = "fixed-v1"
-TEACHER_PROTOCOL = "augmented-v1"  # of the teacher that guides a training or rejects images
 
 
 def real_protocol(protocol: Protocol) -> Protocol:

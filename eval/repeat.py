@@ -11,7 +11,6 @@ from typing import Any, Literal
 import torch
 from threadpoolctl import threadpool_limits
 
-from eval.baselines import BASELINES
 from eval.evaluate import entry_of, generate_described, synthetic_entry
 from eval.evaluator import Evaluator, Scoring, Source, Workspace, make_evaluator
 from eval.metrics import measured
@@ -94,10 +93,8 @@ def make_again(record: Record, stage: Stage, evaluator: Evaluator, original: Wor
     entry, protocol, scratch = record.entry, evaluator.protocol, evaluator.workspace
     classes = len(evaluator.train.classes)
     if entry.kind != "synthetic":
-        baseline = BASELINES.find(entry.kind)
         with as_recorded(record.environment):
-            images = baseline.build(evaluator.train, entry.count // classes)
-        return Again(Entry(entry.kind, baseline.name, len(images), images.fingerprint), images)
+            return Again(*evaluator.build(entry.kind, entry.count // classes))
     weights = None
     if stage == "evaluate" and protocol.data == "disk":
         folder = _find_set(entry, original)

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from eval import selection
-from eval.protocols import PROTOCOLS
-from eval.real_classifier import TEACHER_PROTOCOL, real_classifier
+from eval.protocols import PROTOCOLS, TEACHER
+from eval.real_classifier import real_classifier
 from synth.data import ImageSet
 from synth.families import Teacher
 from synth.recipes import RecipeBase
@@ -32,7 +32,7 @@ def plan_training(
     """`plan_run`, with the protocols of the scorer and of the teacher."""
     scorer = selection.SELECTION.name if select else None
     return plan_run(
-        recipe, dataset_key, images, length, seed, precision, device, tick, scorer, TEACHER_PROTOCOL
+        recipe, dataset_key, images, length, seed, precision, device, tick, scorer, TEACHER
     )
 
 
@@ -47,7 +47,7 @@ def teacher_maker(run: Run, device: torch.device) -> MakeTeacher:
     no others."""
 
     def make(images: ImageSet) -> Teacher:
-        protocol = PROTOCOLS.find(run.config.teacher or TEACHER_PROTOCOL)  # older runs say none
+        protocol = PROTOCOLS.find(run.config.teacher or TEACHER)  # older runs say none
         classifier = real_classifier(images, protocol, device, run.config.precision)
 
         def logits(shown: Tensor) -> Tensor:

@@ -13,9 +13,17 @@ from typing import Any
 
 import pandas as pd
 
-from eval.metrics import NOTHING, Column, all_columns, column_values, flags, merge
+from eval.metrics import (
+    NOTHING,
+    Column,
+    all_columns,
+    column_values,
+    flags,
+    gain_values,
+    merge,
+)
 from eval.records import RealSplits, Record
-from eval.statistics import Interval, interval
+from eval.statistics import Interval, difference_interval, interval, ratio_interval
 
 ONE_RUN = "*"  # marks an interval that covers classifier seeds alone
 # Not part of a configuration: prose, and the length, which is the run's.
@@ -32,6 +40,7 @@ class Row:
     balanced_accuracy: float
     calibration_error: float
     ratio_to_real: float | None
+    ratio_interval: tuple[float, float] | None
     recipe_images: int | None  # see `recipe_length`
     seeds: str  # generator runs × classifier seeds
     arithmetic: str  # precision of the classifiers' training
@@ -47,6 +56,14 @@ class Row:
         return self.interval.mean
 
     @property
+    def ratio_low(self) -> float | None:
+        return self.ratio_interval[0] if self.ratio_interval else None
+
+    @property
+    def ratio_high(self) -> float | None:
+        return self.ratio_interval[1] if self.ratio_interval else None
+
+    @property
     def shown_interval(self) -> str:
         """In percent; marked if it covers classifier seeds alone."""
         if self.interval.low is None or self.interval.high is None:
@@ -55,17 +72,36 @@ class Row:
         return f"{100 * self.interval.low:.2f} to {100 * self.interval.high:.2f}{mark}"
 
     @property
-    def is_baseline(self) -> bool:
+    def help(self) -> str:
+        """What knew the labels of real images, besides the generator. Empty for a baseline."""
         entry = self.records[0].entry
-        return entry.kind != "synthetic" or entry.labels != "conditional"
+        if entry.kind != "synthetic":
+            return ""
+        if entry.labels != "conditional":
+            return LABELS.get(str(entry.labels), str(entry.labels))
+        if entry.rejection is not None:
+            return AT_GENERATION
+        return LABELS_ONLY if entry.teacher is None else IN_TRAINING
+
+    @property
+    def is_baseline(self) -> bool:
+        return self.help not in (LABELS_ONLY, IN_TRAINING)
 
 
-RANK = """only label-conditional entries, and sets that were made elsewhere, are ranked; the others
-are baselines. Pseudo-labels come from a classifier that was trained on all real labels, and the
-train-copy baseline (`copier`) returns training images"""
+LABELS_ONLY, IN_TRAINING = "labels only", "teacher in training"
+AT_GENERATION = "teacher at generation"
+LABELS = {"classifier": "labeller", "random": "random labels"}
+HELP = f"""what a generator had besides labelled images. A teacher is a classifier of the real
+images, trained with augmentation. *{IN_TRAINING}*: it guided the training. *{AT_GENERATION}*: it
+rejected images. *labeller*: a classifier gave the labels"""
+RANK = """only label-conditional entries without help at generation, and sets that were made
+elsewhere, are ranked; the others are baselines. Pseudo-labels come from a classifier that was
+trained on all real labels, and the train-copy baseline (`copier`) returns training images"""
 ACCURACY = "on the real test split, of the classifier after its last step on the entry alone"
 INTERVAL = f"""of the accuracy, over generator runs and classifier seeds. An interval with
 `{ONE_RUN}` covers classifier seeds alone, because there is one generator run, or none"""
+RATIO = """accuracy over that of *real*, with its 95 % interval over generator runs and classifier
+seeds of both"""
 FLAG = "the set has more near copies of training images than held-out images explain"
 SHOWN = "real images shown in the training of the generator"
 LENGTH = "the number of real images in its recipe; for a published recipe the published one"
@@ -74,6 +110,7 @@ LENGTH = "the number of real images in its recipe; for a published recipe the pu
 SCORES = (
     Column("rank", "rank", "{:d}", RANK),
     Column("entry", "entry"),
+    Column("help", "help", doc=HELP),
     Column("accuracy", "accuracy %", "%", ACCURACY),
     Column("", "95 % interval", "{}", INTERVAL, "shown_interval"),
     Column("interval_low", "", value="interval.low"),
@@ -81,7 +118,9 @@ SCORES = (
     Column("interval_covers", "", value="interval.covers"),
     Column("balanced_accuracy", "balanced %", "%", "mean of the classes' recalls"),
     Column("calibration_error", "ECE %", "%", "expected calibration error"),
-    Column("ratio_to_real", "ratio to real", "{:.3f}", "accuracy over that of *real*"),
+    Column("ratio_to_real", "ratio to real", "{:.3f}", RATIO),
+    Column("ratio_to_real_low", "", value="ratio_low"),
+    Column("ratio_to_real_high", "", value="ratio_high"),
     Column("flag", "flag", "{}", FLAG),
     Column("training_images", "training images", "{:,}", value="newest.entry.count"),
     Column("images_shown", "GAN images shown", "{:,}", SHOWN, "newest.entry.length"),
@@ -125,14 +164,15 @@ class Table:
 
     def to_frame(self) -> pd.DataFrame:
         """Numbers without rounding; accuracies, shares and gains as fractions."""
-        scores, metrics = [column for column in SCORES if column.key], all_columns()
+        scores = [column for column in SCORES if column.key]
+        metrics = [key for column in all_columns() for key in column.keys]
         rows = [
             {column.key: cell(column, row) for column in scores}
-            | {column.key: row.metrics.get(column.key) for column in metrics}
+            | {key: row.metrics.get(key) for key in metrics}
             for row in self.rows
         ]
         counts = {column.key: "Int64" for column in scores if column.format in COUNTS}
-        return pd.DataFrame(rows).astype(counts | {column.key: float for column in metrics})
+        return pd.DataFrame(rows).astype(counts | dict.fromkeys(metrics, float))
 
 
 def build_tables(records: list[Record]) -> list[Table]:
@@ -159,7 +199,7 @@ def _rows(records: list[Record]) -> Iterator[Row]:
         run = entry.checkpoint or entry.sha256  # the newest of several sets of one run counts
         same = name, entry.count, entry.length, configuration_key(entry.config)
         entries[same][run] = record
-    baselines = {r.entry.kind: mean(r.accuracies) for r in newest if r.entry.kind != "synthetic"}
+    baselines = {r.entry.kind: r.accuracies for r in newest if r.entry.kind != "synthetic"}
     rows = [_row(name, list(runs.values()), baselines) for (name, *_), runs in entries.items()]
     rank = 0
     for row in sorted(rows, key=lambda row: -row.accuracy):
@@ -178,14 +218,15 @@ def _newest_of_each_content(records: list[Record]) -> Iterable[Record]:
     return newest.values()
 
 
-def _row(name: str, records: list[Record], baselines: Mapping[str, float]) -> Row:
-    """records: one per generator run. baselines: accuracies by kind."""
+def _row(name: str, records: list[Record], baselines: Mapping[str, list[float]]) -> Row:
+    """records: one per generator run. baselines: accuracies by classifier seed, by kind."""
     newest = max(records, key=lambda record: record.date)
     scores = [record.scores for record in records]
     counts = [len(seeds) for seeds in scores]
     per_set = " to ".join(str(count) for count in sorted({min(counts), max(counts)}))
-    found = interval([record.accuracies for record in records])
-    values = [column_values(record.metrics, baselines) for record in records]
+    runs = [record.accuracies for record in records]
+    found, real = interval(runs), baselines.get("real")
+    values = [column_values(record.metrics) for record in records]
     keys = dict.fromkeys(key for held in values for key in held)
     return Row(
         entry=name,
@@ -193,17 +234,34 @@ def _row(name: str, records: list[Record], baselines: Mapping[str, float]) -> Ro
         interval=found,
         balanced_accuracy=mean(mean(s.balanced_accuracy for s in seeds) for seeds in scores),
         calibration_error=mean(mean(s.calibration_error for s in seeds) for seeds in scores),
-        ratio_to_real=found.mean / baselines["real"] if baselines.get("real") else None,
+        ratio_to_real=found.mean / mean(real) if real and mean(real) else None,
+        ratio_interval=ratio_interval(runs, real) if real and newest.entry.kind != "real" else None,
         recipe_images=recipe_length(newest.entry.config),
         seeds=f"{len(records)} × {per_set}",
         arithmetic="/".join(sorted({record.precision for record in records})),
         date=newest.date[:10],
         commit=newest.environment.get("commit"),
-        metrics={key: mean(held[key] for held in values if key in held) for key in keys},
+        metrics={key: mean(held[key] for held in values if key in held) for key in keys}
+        | _gains([record.metrics for record in records], baselines),
         flag="; ".join(flags(record.metrics for record in records)) or None,
         newest=newest,
         records=tuple(records),
     )
+
+
+def _gains(
+    metrics: list[dict[str, Any] | None], baselines: Mapping[str, list[float]]
+) -> dict[str, float]:
+    """The gains of a row over baselines with their intervals, by key of their column."""
+    values: dict[str, float] = {}
+    for column, runs in gain_values(metrics):
+        baseline = baselines.get(str(column.against))
+        if baseline:
+            values[column.key] = mean(map(mean, runs)) - mean(baseline)
+            ends = difference_interval(runs, baseline)
+            if ends is not None:
+                values |= {f"{column.key}_low": ends[0], f"{column.key}_high": ends[1]}
+    return values
 
 
 def configuration_key(config: Any) -> str | None:

@@ -36,7 +36,8 @@ PARTS = {"halves": "two halves of the training split", "test": "training split a
 def format_scores(table: Table) -> pd.DataFrame:
     """The scores as text."""
     shown = [column for column in SCORES if column.title]
-    return pd.DataFrame([{c.title: c.show(cell(c, row)) for c in shown} for row in table.rows])
+    rows = [{c.key: cell(c, row) for c in SCORES} for row in table.rows]
+    return pd.DataFrame([{c.title: c.show_with_interval(row) for c in shown} for row in rows])
 
 
 def format_metrics(table: Table) -> pd.DataFrame | None:
@@ -44,7 +45,7 @@ def format_metrics(table: Table) -> pd.DataFrame | None:
     held = {key for row in table.rows for key, value in row.metrics.items() if value == value}
     shown = [column for column in all_columns() if column.key in held]
     rows = [
-        [row.entry, row.flag or NOTHING, *(c.show(row.metrics.get(c.key)) for c in shown)]
+        [row.entry, row.flag or NOTHING, *(c.show_with_interval(row.metrics) for c in shown)]
         for row in table.rows
     ]
     titles = ["entry", "flag", *(column.title for column in shown)]

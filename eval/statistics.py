@@ -71,6 +71,41 @@ def interval(scores: Sequence[Sequence[float]]) -> Interval:
     return Interval(mean, mean - half, mean + half, seeds)
 
 
+Scores = Sequence[Sequence[float]]  # accuracies: for each generator run, those of its seeds
+
+
+def difference_interval(a: Scores, b: Sequence[float]) -> tuple[float, float] | None:
+    """The 95 % interval of the mean of `a` minus that of `b`, in accuracy.
+
+    b: accuracies by classifier seed of an entry without generator runs, such as *real*. Both levels
+    count: the spread of a's runs (see `interval`) and that of b's seeds. Their variances are added
+    as in `compare`. None if either has a single score.
+    """
+    parts = _levels(a, b)
+    if parts is None:
+        return None
+    (one, other), difference = parts, float(parts[0].mean() - parts[1].mean())
+    half = float(_half_width(*_spread([one, other])))
+    return difference - half, difference + half
+
+
+def ratio_interval(a: Scores, b: Sequence[float]) -> tuple[float, float] | None:
+    """The same for the mean of `a` over that of `b`: the interval of the difference of logarithms
+    by the delta method, var(log x) = var(x) / x². None if a mean is 0."""
+    parts = _levels(a, b)
+    if parts is None or min(part.mean() for part in parts) <= 0:
+        return None
+    ratio = float(parts[0].mean() / parts[1].mean())
+    half = float(_half_width(*_spread([part / part.mean() for part in parts])))
+    return ratio * math.exp(-half), ratio * math.exp(half)
+
+
+def _levels(a: Scores, b: Sequence[float]) -> tuple[np.ndarray, np.ndarray] | None:
+    """What varies in each: a's run means, or the seeds of its only run; b's seeds."""
+    one = np.array([np.mean(run) for run in a]) if len(a) > 1 else np.array(a[0])
+    return None if min(len(one), len(b)) < 2 else (one, np.array(b))
+
+
 @dataclass(frozen=True)
 class Comparison:
     """Accuracy of A minus that of B, with a 95 % interval for what `scope` names."""

@@ -93,6 +93,27 @@ def synthetic(name: str = "cdcgan", digest: str = "1", labels: str = "conditiona
 CEILING = Entry("real", "real", 4434, "r")
 
 
+def test_what_an_entry_had_as_help_decides_whether_it_is_ranked() -> None:
+    plain = synthetic("labels")
+    guided = replace(synthetic("guided", "2"), teacher="augmented-v1")
+    rejected = replace(synthetic("rejected", "3"), rejection=0.2, rejecter="augmented-v1")
+    both = replace(synthetic("both", "4"), teacher="augmented-v1", rejection=0.2)
+    pseudo, random = (synthetic(labels, labels, labels) for labels in ("classifier", "random"))
+    foreign = Entry("synthetic", "foreign", 50_000, "5", labels="conditional")
+    entries = (CEILING, plain, guided, rejected, both, pseudo, random, foreign)
+    (table,) = build_tables([record(e, 0.9 - i / 100) for i, e in enumerate(entries)])
+    assert {row.entry: (row.help, row.rank) for row in table.rows} == {
+        "real": ("", None),
+        "labels": ("labels only", 1),
+        "guided": ("teacher in training", 2),
+        "rejected": ("teacher at generation", None),
+        "both": ("teacher at generation", None),
+        "classifier": ("labeller", None),
+        "random": ("random labels", None),
+        "foreign": ("labels only", 3),
+    }
+
+
 def test_seeds_of_a_selecting_recipe_are_one_row_wherever_their_best_is() -> None:
     best, last = (
         replace(synthetic(f"cdcgan, {chosen} checkpoint"), chosen=chosen, run_length=1_000_000)
@@ -293,8 +314,8 @@ def test_published_files_follow_from_the_records(tmp_path: Path) -> None:
     text = (tmp_path / "LEADERBOARD.md").read_text()
     assert "## svhn-part, fixed-v1 (4,434 real training images, 8,000 test images)" in text
     assert (
-        "| 1 | cdcgan | 71.00 | 58.29 to 83.71 * | 70.00 | 10.00 | 0.877 | – | 50,000 | "
-        "1,000,000 | – | 1 × 2 | fp32 |" in text
+        "| 1 | cdcgan | labels only | 71.00 | 58.29 to 83.71 * | 70.00 | 10.00 | "
+        "0.877 (0.691 to 1.112) | – | 50,000 | 1,000,000 | – | 1 × 2 | fp32 |" in text
     )
     assert pd.read_csv(tmp_path / "leaderboard.csv")["accuracy"].tolist() == [0.81, 0.71]
     page = write_report(tmp_path, tables).read_text()

@@ -37,6 +37,7 @@ from eval.metrics import (
     column_values,
     describe,
     flags,
+    gain_values,
     in_order,
     measure,
     measured,
@@ -48,6 +49,7 @@ from eval.protocols import PROTOCOLS, Protocol
 from eval.real_classifier import real_classifier, real_protocol
 from eval.records import Record, read_records
 from eval.score import disk_batches, score
+from eval.statistics import difference_interval
 from synth.base.errors import SynthError, UsageError
 from synth.base.files import read_json, write_json
 from synth.data import ImageSet, first_of_each_class, load_test_images, load_training_images
@@ -83,7 +85,7 @@ def test_newer_metrics_replace_older_ones_and_leave_the_rest() -> None:
 
 
 def test_columns_follow_from_the_declarations() -> None:
-    assert column_values(FULL, {"real": 0.7}) == pytest.approx(
+    assert column_values(FULL) == pytest.approx(
         {
             "fid": 1.0,
             "kid": 2.0,
@@ -93,17 +95,24 @@ def test_columns_follow_from_the_declarations() -> None:
             "diversity": 8.0,
             "real_diversity": 16.0,
             "augmented": 0.75,
-            "augmented_gain": 0.05,
             "augmented_tenth": 0.55,
         }
     )
-    keys = [column.key for column in all_columns()]
+    gains = {column.key: (column.against, runs) for column, runs in gain_values([FULL, None])}
+    assert gains == {
+        "augmented_gain": ("real", [[0.7, 0.8]]),
+        "augmented_tenth_gain": ("real-tenth", [[0.5, 0.6]]),
+    }
+    keys = [key for column in all_columns() for key in column.keys]
     assert len(set(keys)) == len(keys)
     for metric in in_order():
         for column in metric.columns:
             assert f"**{column.title}**" in " ".join(describe().split())
     shares = [Column("x", "x", form).show(0.1234) for form in ("%", "points", "{:.1f}")]
     assert shares == ["12.34", "+12.34", "0.1"]
+    shown = {"x": 0.1, "x_low": -0.05, "x_high": 0.25}
+    assert Column("x", "x", "points").show_with_interval(shown) == "+10.00 (-5.00 to +25.00)"
+    assert Column("x", "x", "points").show_with_interval({"x": 0.1, "x_low": None}) == "+10.00"
     assert all_columns()[0].show(None) == all_columns()[0].show(float("nan")) == "–"
 
 
@@ -394,9 +403,10 @@ def test_copies_are_flagged_in_the_leaderboard(
     (table,) = build_tables(list(found.values()))
     flags = {row.entry: row.flag for row in table.rows}
     assert flags.pop("copier") == flags.pop("half") == "near copies (pixels, features)"
+    assert "near copies" in str(flags.pop("real + augmentation"))
     assert set(flags.values()) == {None}
     text = (mats.parent / "results" / "LEADERBOARD.md").read_text()
-    assert text.count("near copies (pixels, features)") == 4  # in both tables
+    assert text.count("| near copies (pixels, features)") == 6  # of three rows, in both tables
     assert "near copies (pixels, features)" in (mats.parent / "results/report.html").read_text()
     assert "copier" not in [row.entry for row in table.rows if not row.is_baseline]
 
@@ -444,7 +454,12 @@ def test_metrics_are_switched(synth: Synth, mats: Path, sets: tuple[Path, Path])
     assert synth(*command, "--metrics", "gan-test").code == 0
     added = read_records(results)[before:]
     # the set again, and the baselines that lacked the metric
-    assert [record.entry.kind for record in added] == ["synthetic", "pca-gaussian", "copier"]
+    assert [record.entry.kind for record in added] == [
+        "synthetic",
+        "real-augmented",
+        "pca-gaussian",
+        "copier",
+    ]
     for record in added:
         assert record.metrics is not None
         assert record.metrics["gan_test"] is not None
@@ -485,7 +500,11 @@ def test_augmentation_is_the_score_on_the_union(
     frame = table.to_frame().set_index("entry")
     gain = np.mean(metrics["augmentation"]["tenth"]) - frame.loc["real, a tenth", "accuracy"]
     assert frame.loc["honest", "augmented_tenth_gain"] == pytest.approx(gain)
-    assert len(read_records(mats.parent / "results")) == 6
+    ends = frame.loc["honest", ["augmented_tenth_gain_low", "augmented_tenth_gain_high"]]
+    assert tuple(ends) == difference_interval(
+        [metrics["augmentation"]["tenth"]], found["real, a tenth"].accuracies
+    )
+    assert len(read_records(mats.parent / "results")) == 7
     assert synth(*command, "--metrics", "augmentation").code == 0
     assert len(read_records(mats.parent / "results")) == 7
 
@@ -611,7 +630,9 @@ def test_both_spaces_stand_in_the_table(
     count = len(read_records(mats.parent / "results"))
     assert synth(*command, "--feature-space", "inception").code == 0
     added = read_records(mats.parent / "results")[count:]  # whose fidelity is in one space alone
-    assert [r.entry.kind for r in added] == ["synthetic", "real", "pca-gaussian", "copier"]
+    assert [r.entry.kind for r in added] == [
+        *("synthetic", "real", "real-augmented", "pca-gaussian", "copier")
+    ]
     assert added[0].metrics is not None
     assert set(added[0].metrics["fidelity"]) == {"classifier", "inception"}
     (table,) = build_tables(read_records(mats.parent / "results"))

@@ -17,7 +17,9 @@ from eval.statistics import (
     Comparison,
     _half_width,
     compare,
+    difference_interval,
     interval,
+    ratio_interval,
 )
 
 REPEATS = 2_000
@@ -75,6 +77,39 @@ def test_interval_of_little() -> None:
     for wrong in ([], [[]], [[0.7], []], [[float("nan")]]):
         with pytest.raises(ValueError, match="an interval needs"):
             interval(wrong)
+
+
+# --- gains and ratios ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ratio", [0.0, 0.3, 1.0, 5.0])
+@pytest.mark.parametrize("seeds", [(3,) * 3, (3,) * 5, (3,)])
+def test_gains_and_ratios_cover_both_levels(seeds: tuple[int, ...], ratio: float) -> None:
+    """The truth is 0.7 against 0.8. Student's factors for each level make them conservative."""
+    between = ratio * 0.01 if len(seeds) > 1 else 0.0
+    scores, _ = drawn_scores(seeds, between, 0.01, 2_000)
+    real = 0.8 + 0.01 * np.random.default_rng(1).standard_normal((2_000, 3))
+    for make, truth in ((difference_interval, -0.1), (ratio_interval, 0.7 / 0.8)):
+        ends = np.array([make(runs, list(seeds)) for runs, seeds in zip(scores, real, strict=True)])
+        covered = np.mean((ends[:, 0] < truth) & (truth < ends[:, 1]))
+        assert covered >= 0.95 - NOISE
+        assert covered <= 0.995
+
+
+def test_gains_and_ratios_by_hand() -> None:
+    runs, real = [[0.1, 0.3], [0.5, 0.7]], [0.7, 0.8, 0.9]
+    low, high = difference_interval(runs, real) or (0.0, 0.0)
+    half = ((12.7062**2) * 0.08 / 2 + (4.30265**2) * 0.01 / 3) ** 0.5
+    assert (low, high) == pytest.approx((-0.4 - half, -0.4 + half), abs=1e-4)
+    low, high = ratio_interval(runs, real) or (0.0, 0.0)
+    half = ((12.7062**2) * 0.08 / 2 / 0.16 + (4.30265**2) * 0.01 / 3 / 0.64) ** 0.5
+    assert (np.log(low), np.log(high)) == pytest.approx(
+        (np.log(0.5) - half, np.log(0.5) + half), abs=1e-4
+    )
+    # A single run counts by its classifier seeds; a single score has no spread
+    assert difference_interval([[0.1, 0.3]], real) is not None
+    assert difference_interval([[0.1]], real) is difference_interval(runs, [0.7]) is None
+    assert ratio_interval([[0.0, 0.0]], real) is None
 
 
 # --- compare -------------------------------------------------------------------------------------

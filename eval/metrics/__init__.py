@@ -8,7 +8,7 @@ leaderboard and its paragraph in METHOD.md.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import groupby
@@ -36,24 +36,36 @@ class Column:
     """One column of the leaderboard.
 
     value: the path to the number in the metric's value in a record, e.g. "pixels.share" ("": the
-    value itself), or a function of that value and of the baselines' accuracies by kind.
+    value itself), or a function of that value.
+    against: a kind of baseline. The value is then a list of accuracies by classifier seed, and the
+    column is their gain over that baseline, over all runs, with an interval.
     """
 
     key: str  # in leaderboard.csv; "": not there
     title: str  # in tables for people; "": not there
     format: str = "{}"  # "%": in percent; "points": a difference in percentage points
     doc: str = ""  # for the legend; see `legend`
-    value: str | Callable[[Any, Mapping[str, float]], Any] = ""
+    value: str | Callable[[Any], Any] = ""
+    against: str | None = None
 
-    def read(self, found: Any, baselines: Mapping[str, float]) -> float | None:
+    @property
+    def keys(self) -> list[str]:
+        """The key, and those of the ends of the interval, if it has one."""
+        return [self.key, *([f"{self.key}_low", f"{self.key}_high"] if self.against else [])]
+
+    def read(self, found: Any) -> float | None:
         """The number in this column, or None. Raises TypeError for anything else."""
-        if callable(self.value):
-            found = self.value(found, baselines)
-        else:
-            for key in self.value.split(".") if self.value else ():
-                found = {**found}.get(key) if found is not None else None
+        found = self.look_up(found)
         if found is not None and (isinstance(found, bool) or not isinstance(found, int | float)):
             raise TypeError(f"{self.key} is {found!r}, which is no number")
+        return found
+
+    def look_up(self, found: Any) -> Any:
+        """What is at `value` in a metric's value, or None."""
+        if callable(self.value):
+            return self.value(found)
+        for key in self.value.split(".") if self.value else ():
+            found = {**found}.get(key) if found is not None else None
         return found
 
     def show(self, value: Any) -> str:
@@ -63,6 +75,12 @@ class Column:
         if self.format in ("%", "points"):
             return f"{100 * value:{'+' if self.format == 'points' else ''}.2f}"
         return self.format.format(value)
+
+    def show_with_interval(self, values: Mapping[str, Any]) -> str:
+        """Its value in `values`, and its interval if that has one."""
+        text = self.show(values.get(self.key))
+        ends = [values.get(f"{self.key}_{end}") for end in ("low", "high")]
+        return text if None in ends else f"{text} ({' to '.join(map(self.show, ends))})"
 
 
 @dataclass(frozen=True)
@@ -214,17 +232,30 @@ def measured(metrics: dict[str, Any] | None) -> tuple[str, ...]:
     return tuple(metric.name for metric in in_order() if metric.name in seconds)
 
 
-def column_values(
-    metrics: dict[str, Any] | None, baselines: Mapping[str, float] | None = None
-) -> dict[str, float]:
+def column_values(metrics: dict[str, Any] | None) -> dict[str, float]:
     """The values of a record's installed metrics by key of their column, without absent ones."""
     values = {
-        column.key: column.read(found, baselines or {})
+        column.key: column.read(found)
         for metric in in_order()
         for column in metric.columns
+        if column.against is None
         if (found := (metrics or {}).get(metric.key)) is not None
     }
     return {key: value for key, value in values.items() if value is not None}
+
+
+def gain_values(
+    rows: Iterable[dict[str, Any] | None],
+) -> Iterator[tuple[Column, list[list[float]]]]:
+    """The columns with `against`, and the accuracies of all runs that have them."""
+    held = [metrics for metrics in rows if metrics]
+    for metric in in_order():
+        for column in metric.columns:
+            if column.against is not None:
+                found = [column.look_up(metrics.get(metric.key)) for metrics in held]
+                runs = [list(map(float, run)) for run in found if run]
+                if runs:
+                    yield column, runs
 
 
 def flags(rows: Iterable[dict[str, Any] | None]) -> list[str]:
@@ -245,6 +276,7 @@ def check(metrics: Any) -> None:
             set(metrics["seconds"])
             column_values(metrics)
             flags([metrics])
+            list(gain_values([metrics]))
             for numbers in (metrics.get("calibration") or {}).values():
                 sum(numbers.values())
     except (TypeError, AttributeError, LookupError, ArithmeticError, ValueError) as error:

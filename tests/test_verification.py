@@ -293,7 +293,7 @@ def test_elsewhere_a_mean_out_of_the_interval_fails(synth: Synth, elsewhere: Pat
 def test_other_splits_and_unknown_records(synth: Synth, evaluated: Path, mats: Path) -> None:
     path = record_of(evaluated)
     one_line(synth("verify", "nonesuch"), 2, "nonesuch", "no such record")
-    one_line(synth("verify", path.stem[:4]), 2, "begins 5 ids")
+    one_line(synth("verify", path.stem[:4]), 2, "begins 6 ids")
     one_line(synth("verify", path, "--from", "dust"), 2, "--from dust", "evaluate or generate")
     shutil.copy(mats / "train_32x32.mat", mats / "test_32x32.mat")
     one_line(synth("verify", path), 1, "--data-root", "test split", "small-svhn")

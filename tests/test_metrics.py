@@ -504,7 +504,7 @@ def test_augmentation_is_the_score_on_the_union(
     assert tuple(ends) == difference_interval(
         [metrics["augmentation"]["tenth"]], found["real, a tenth"].accuracies
     )
-    assert len(read_records(mats.parent / "results")) == 8
+    assert len(read_records(mats.parent / "results")) == 7
     assert synth(*command, "--metrics", "augmentation").code == 0
     assert len(read_records(mats.parent / "results")) == 8
 

@@ -1,18 +1,24 @@
-"""Recipes × seeds, all stages: trained, generated, evaluated; what is there already is skipped."""
+"""Recipes × seeds, all stages: trained, generated, evaluated; what is there already is skipped.
+
+Several processes can do the same benchmark at once. Each run, set, record and baseline is a task
+that one of them does.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import product
 
 from eval import selection
 from eval.aggregate import Table
-from eval.evaluate import ensure_baselines, ensure_evaluated, publish
+from eval.evaluate import baseline_tasks, ensure_baselines, ensure_evaluated, publish
 from eval.evaluator import Evaluator, Scoring, Workspace, make_evaluator
 from eval.protocols import PROTOCOLS
 from eval.training import plan_training, train
 from synth.base.errors import UsageError
+from synth.base.locks import do_all, task
 from synth.base.progress import progress_bar, say
 from synth.environment import describe_environment
 from synth.generation import check_count
@@ -49,12 +55,17 @@ def benchmark(plan: Plan, scoring: Scoring, workspace: Workspace) -> list[Table]
     for recipe in plan.recipes:
         training_parts(recipe, evaluator.train, plan.select and recipe.conditional)
     with progress_bar("benchmark", len(plan.recipes) * plan.seeds + 1, "stages") as advance:
-        for recipe, seed in product(plan.recipes, range(plan.seeds)):
+
+        def evaluate_run(recipe: RecipeBase, seed: int) -> None:
             run = find_or_train(plan, recipe, seed, scoring.precision, evaluator)
             label_with = None if recipe.conditional else "classifier"
             ensure_evaluated(evaluator, run, plan.per_class, label_with)
             publish(workspace.results)
             advance(1)
+
+        runs = product(plan.recipes, range(plan.seeds))
+        tasks: list[Callable[[], object]] = [partial(evaluate_run, *run) for run in runs]
+        do_all([*tasks, *baseline_tasks(evaluator, plan.per_class)])
         ensure_baselines(evaluator, plan.per_class)
     return publish(workspace.results)
 
@@ -62,23 +73,27 @@ def benchmark(plan: Plan, scoring: Scoring, workspace: Workspace) -> list[Table]
 def find_or_train(
     plan: Plan, recipe: RecipeBase, seed: int, precision: str, evaluator: Evaluator
 ) -> Run:
-    """The run of this recipe, data, length, seed and selection: found, resumed or made."""
+    """The run of this recipe, data, length, seed and selection: found, resumed or made.
+
+    Raises `Busy` if another process trains it.
+    """
     images, device, runs = evaluator.train, evaluator.device, evaluator.workspace.runs
     select = selection.SELECTION.name if plan.select and recipe.conditional else None
     length = plan.length or recipe.total_images
     wanted = (recipe, images.fingerprint, length, seed, select)
-    for run in reversed(all_runs(runs)):
-        config = run.config
-        known = config.recipe, config.fingerprint, config.total_images, config.seed, config.select
-        if known == wanted:
-            break
-    else:
-        selects = select is not None
-        config = plan_training(
-            recipe, plan.dataset_key, images, length, seed, precision, device, select=selects
-        )
-        run = Run.create(runs, config, describe_environment(device))
-    if not run.finished():
-        train(run, images, device)
-        say(f"trained {run.folder}")
+    key = replace(recipe, citation="", assumed=""), *wanted[1:]
+    with task(runs, f"training of {recipe.name}, seed {seed}", *key):
+        for run in reversed(all_runs(runs)):
+            c = run.config
+            if (c.recipe, c.fingerprint, c.total_images, c.seed, c.select) == wanted:
+                break
+        else:
+            selects = select is not None
+            config = plan_training(
+                recipe, plan.dataset_key, images, length, seed, precision, device, select=selects
+            )
+            run = Run.create(runs, config, describe_environment(device))
+        if not run.finished():
+            train(run, images, device)
+            say(f"trained {run.folder}")
     return run

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -22,6 +24,7 @@ from eval.score import MakeBatches
 from eval.selection import sample_batches
 from synth.base.errors import SynthError
 from synth.base.files import numbered_folders, portable
+from synth.base.locks import do_all, task
 from synth.base.progress import say
 from synth.data import ImageSet
 from synth.generation import (
@@ -174,32 +177,55 @@ def _stream_of_run(evaluator: Evaluator, synthetic: SyntheticSet) -> MakeBatches
 def ensure_baselines(evaluator: Evaluator, per_class: int) -> None:
     """Evaluates the baselines that have no record yet for sets of this size with the metrics that
     are asked for."""
-    for kind, baseline in BASELINES.items():
-        if baseline.stands_beside(evaluator.protocol, evaluator.metrics):
-            try:
-                ensure_baseline(evaluator, kind, per_class)
-            except ShortClass as error:  # a poor teacher does not stop the rest
-                say(f"{baseline.name}: left out: {error}")
+    do_all(baseline_tasks(evaluator, per_class))
     if evaluator.protocol.data == "disk":
-        _ensure_unconditional(evaluator, per_class)
+        do_all([partial(_ensure_unconditional, evaluator, per_class)])
+
+
+def baseline_tasks(evaluator: Evaluator, per_class: int) -> list[Callable[[], Record | None]]:
+    """A call of `ensure_baseline` for each baseline that stands beside these scores. It gives None
+    if the teacher is too poor to make the baseline."""
+
+    def ensure(kind: str, name: str) -> Record | None:
+        try:
+            return ensure_baseline(evaluator, kind, per_class)
+        except ShortClass as error:  # does not stop the rest
+            say(f"{name}: left out: {error}")
+            return None
+
+    return [
+        partial(ensure, kind, baseline.name)
+        for kind, baseline in BASELINES.items()
+        if baseline.stands_beside(evaluator.protocol, evaluator.metrics)
+    ]
 
 
 def ensure_baseline(evaluator: Evaluator, kind: str, per_class: int) -> Record:
-    """The record of this baseline, which is evaluated if there is none."""
+    """The record of this baseline, which is evaluated if there is none.
+
+    Raises `Busy` if another process evaluates it.
+    """
     baseline, real = BASELINES[kind], evaluator.train
     balanced = per_class * len(real.classes)
     count = balanced if baseline.balanced else len(evaluator.build(kind, per_class)[1])
-    known = evaluator.find(Entry(kind, baseline.name, count, None))
-    if known is not None:
-        return known
-    entry, images = evaluator.build(kind, per_class)
-    record = evaluator.evaluate(entry, images)
+    with _evaluation(evaluator, baseline.name, kind, count):
+        known = evaluator.find(Entry(kind, baseline.name, count, None))
+        if known is not None:
+            return known
+        entry, images = evaluator.build(kind, per_class)
+        record = evaluator.evaluate(entry, images)
     if baseline.shown:
         labels = images.require_labels()
         first = torch.cat([torch.where(labels == i)[0][:10] for i in range(len(images.classes))])
         path = plot_path(evaluator.workspace.results, record, "samples")
         save_grid(images.images[first], path, columns=10)
     return record
+
+
+def _evaluation(evaluator: Evaluator, name: str, *entry: object) -> AbstractContextManager[None]:
+    """The task of evaluating an entry, for all processes that write into the same results."""
+    key = evaluator.protocol.hash, evaluator.real, *entry
+    return task(evaluator.workspace.results, f"evaluation of {name}", *key)
 
 
 def _ensure_unconditional(evaluator: Evaluator, per_class: int) -> None:
@@ -230,7 +256,7 @@ def ensure_evaluated(
     """Generates and evaluates what this run gives, unless set or record are there already.
 
     A run that collapsed, and so cannot fill a class, is a result. It is recorded, and does not stop
-    the rest. Returns the record, or None for such a run.
+    the rest. Returns the record, or None for such a run. Raises `Busy` if another process does it.
     """
     workspace = evaluator.workspace
     labels = label_with == "classifier"
@@ -239,19 +265,22 @@ def ensure_evaluated(
     root = workspace.baselines if label_with else workspace.datasets
     count = per_class * len(run.config.classes)
     failed = entry_of(provenance, count)
-    failures = [record.entry for record in evaluator.records() if record.error is not None]
-    folder = find_set(root, provenance, count)
-    if folder is None and failed in failures:
-        return None
-    try:
-        folder = folder or generate_described(evaluator, run, per_class, provenance, root)
-    except ShortClass as error:
-        say(f"{run.folder}: {error}")
-        evaluator.write(failed, error=str(error))
-        return None
-    synthetic = read_synthetic(folder)
-    known = evaluator.find(synthetic_entry(synthetic, evaluator.protocol))
-    return known or evaluate_set(evaluator, synthetic)
+    key = replace(provenance, run=None), count  # the way to a run depends on the current folder
+    with _evaluation(evaluator, failed.name, *key):
+        failures = [record.entry for record in evaluator.records() if record.error is not None]
+        try:
+            with task(root, f"generation from {run.folder}", *key):
+                folder = find_set(root, provenance, count)
+                if folder is None and failed in failures:
+                    return None
+                folder = folder or generate_described(evaluator, run, per_class, provenance, root)
+        except ShortClass as error:
+            say(f"{run.folder}: {error}")
+            evaluator.write(failed, error=str(error))
+            return None
+        synthetic = read_synthetic(folder)
+        known = evaluator.find(synthetic_entry(synthetic, evaluator.protocol))
+        return known or evaluate_set(evaluator, synthetic)
 
 
 def generate_described(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
+from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from eval.score import disk_batches
 from synth.augment import augment
 from synth.base.errors import SynthError
 from synth.base.files import atomic_file
+from synth.base.locks import task
 from synth.base.progress import progress_bar, say
 from synth.data import ImageSet, cache_folder, load_training_images, unit_from_uint8
 from synth.environment import describe_environment
@@ -48,10 +50,20 @@ def real_classifier(
 ) -> FixedClassifier:
     """The fixed classifier, trained on all of `real` by the protocol with seed 0.
 
-    It is read from the cache when it was trained before, by this code on this kind of machine. A
-    cache that is damaged or cannot be written costs the time to train again.
+    It is read from the cache when it was trained before, by this code on this kind of machine. If
+    another process trains it now, it waits. A cache that is damaged or cannot be written costs the
+    time to train again.
     """
     path = cache_folder() / "classifiers" / f"{_key(real, protocol, device, precision)}.safetensors"
+    with ExitStack() as stack:
+        with suppress(SynthError):  # a cache that cannot be written has no locks
+            stack.enter_context(task(cache_folder(), "the real classifier", path.stem, wait=True))
+        return _read_or_train(path, real, protocol, device, precision)
+
+
+def _read_or_train(
+    path: Path, real: ImageSet, protocol: Protocol, device: torch.device, precision: str
+) -> FixedClassifier:
     classes, batches = len(real.classes), disk_batches(protocol, real, device)(SEED)
     known = _read(path, classes)
     if known is not None:

@@ -18,14 +18,16 @@ A study is a TOML file:
 
 The real data is `svhn:validation`: generators and classifiers learn from the first four fifths of
 the training split, and are scored on the last fifth. Runs, sets and records are those of `synth
-benchmark`, so a study that was stopped goes on where it was.
+benchmark`, so a study that was stopped goes on where it was, and several processes can do it at
+once.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
+from functools import partial
 from itertools import product
 from pathlib import Path
 from statistics import mean
@@ -46,6 +48,7 @@ from eval.metrics import wrap
 from eval.records import Record
 from synth.base.errors import UsageError
 from synth.base.files import atomic_file, write_json, write_text
+from synth.base.locks import do_all
 from synth.base.progress import progress_bar
 from synth.base.schema import CLOSED, Count, Text, dump, parse
 from synth.data import VALIDATION
@@ -138,14 +141,21 @@ def run_study(path: Path, device: torch.device, workspace: Workspace) -> list[Re
     plan = Plan(recipes, evaluator.dataset_key, study.seeds, study.per_class, study.images)
     records: dict[str, list[Record]] = {variant: [] for variant in chosen}
     with progress_bar(f"study {name}", len(chosen) * study.seeds, "runs") as advance:
-        for seed, (variant, recipe) in product(range(study.seeds), chosen.items()):
-            run = find_or_train(plan, recipe, seed, study.precision, evaluator)
+
+        def evaluate_run(seed: int, variant: str) -> Record:
+            run = find_or_train(plan, chosen[variant], seed, study.precision, evaluator)
             sampling = study.sampling(variant)
             record = ensure_evaluated(evaluator, run, study.per_class, sampling=sampling)
             assert record is not None  # a conditional run fills every class
-            records[variant].append(record)
             advance(1)
-    real = ensure_baseline(evaluator, "real", study.per_class)
+            return record
+
+        runs = list(product(range(study.seeds), chosen))
+        tasks: list[Callable[[], Record]] = [partial(evaluate_run, *run) for run in runs]
+        tasks.append(partial(ensure_baseline, evaluator, "real", study.per_class))
+        *made, real = do_all(tasks)
+    for (_, variant), record in zip(runs, made, strict=True):
+        records[variant].append(record)
     publish(workspace.results)
     results = [
         _result(workspace.results, variant, of_variant, records[BASE])

@@ -15,9 +15,9 @@ from types import FrameType
 
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
 
 from synth.base.errors import SynthError, UsageError
+from synth.base.locks import exclusive
 from synth.base.progress import progress_bar, say
 from synth.checkpoints import load_tensors, save_tensors
 from synth.data import ImageSet, split_validation
@@ -151,19 +151,17 @@ def train_run(
     `score_checkpoint`, which scores the weights of each tick on that part. The score must depend
     on these two alone, so that a resumed run selects the same checkpoint.
 
-    Raises `SynthError` if the run was trained on other images, if another process trains it, or if
-    a loss or weight is not finite. Raises `Interrupted` after Ctrl-C, when all is saved.
+    Raises `SynthError` if the run was trained on other images, or if a loss or weight is not
+    finite, and `Busy` if another process trains it. Raises `Interrupted` after Ctrl-C, when all is
+    saved.
     """
     check_same_images(run, images)
     if run.config.select and score_checkpoint is None:
         raise ValueError(f"{run.folder}: selects its checkpoint, and nothing is given to score it")
     if run.config.recipe.needs_teacher and make_teacher is None:
         raise ValueError(f"{run.folder}: needs a teacher, and nothing is given to make it")
-    try:
-        with FileLock(run.folder / ".lock", timeout=0):
-            _train(run, images, device, score_checkpoint, make_teacher)
-    except Timeout as error:
-        raise SynthError(f"{run.folder}: is being trained by another process") from error
+    with exclusive(run.folder / ".lock", f"training of {run.folder}"):
+        _train(run, images, device, score_checkpoint, make_teacher)
     if run.config.select:
         best = run.best_checkpoint()
         accuracy = 100 * run.validation_scores()[best]

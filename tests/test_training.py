@@ -315,7 +315,7 @@ def test_two_processes_do_not_train_one_run(tmp_path: Path, drawn: ImageSet) -> 
     run = make_run(tmp_path, drawn, tiny("tiny", True), 160)
     with (
         FileLock(run.folder / ".lock"),
-        pytest.raises(SynthError, match="is being trained by another process"),
+        pytest.raises(SynthError, match="another process is at it"),
     ):
         train_run(run, drawn, CPU)
 

@@ -1,0 +1,87 @@
+"""Locks between processes. The system frees a lock when its process ends, however it ends."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TypeVar
+
+from filelock import FileLock, Timeout
+
+from synth.base.errors import SynthError
+from synth.base.progress import say
+
+Result = TypeVar("Result")
+LOCKS = ".locks"  # the folder of locks, in the folder that they protect
+PAUSE = 1.0  # seconds between two looks at tasks that other processes are at
+PATIENCE = 2.0  # seconds of waiting before a message
+
+
+class Busy(SynthError):
+    """Another process is at the same work."""
+
+
+@contextmanager
+def exclusive(path: Path, what: str, wait: bool = False) -> Iterator[None]:
+    """Only one process at a time is in a block with this lock file.
+
+    If another process is in one, it raises `Busy`, with `wait` it waits. Raises `SynthError` if
+    the file cannot be locked.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path)
+        try:
+            lock.acquire(timeout=PATIENCE if wait else 0)
+        except Timeout as error:
+            if not wait:
+                raise Busy(f"{what}: another process is at it") from error
+            say(f"waits for another process that is at it: {what}")
+            lock.acquire()
+    except OSError as error:
+        raise SynthError(f"{path}: cannot be locked ({error.strerror})") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def task(folder: Path, what: str, *key: object, wait: bool = False) -> Iterator[None]:
+    """A block that does what `key` describes: `exclusive` for all processes that share `folder`.
+
+    It must begin with a look whether another process did it. So the lock file is removed when the
+    task is done: who was waiting for it finds the task done, and so does who makes a new one.
+    """
+    path = folder / LOCKS / hashlib.sha256(repr(key).encode()).hexdigest()[:16]
+    with exclusive(path, what, wait):
+        yield
+        with suppress(OSError):
+            path.unlink()
+
+
+def do_all(tasks: Sequence[Callable[[], Result]]) -> list[Result]:
+    """The results of all tasks, in their order.
+
+    A task that raises `Busy` comes later. It waits only if other processes are at all that is left.
+    So several processes with the same tasks share them.
+    """
+    done: dict[int, Result] = {}
+    told: set[str] = set()
+    while len(done) < len(tasks):
+        before, busy = len(done), ""
+        for number, run in enumerate(tasks):
+            if number not in done:
+                try:
+                    done[number] = run()
+                except Busy as error:
+                    busy = str(error)
+        if len(done) == before:
+            if busy not in told:
+                say(f"waits: {busy}")
+                told.add(busy)
+            time.sleep(PAUSE)
+    return [done[number] for number in range(len(tasks))]

@@ -1,0 +1,94 @@
+"""The command line with tiny recipes and protocols: `python -m tests.world WORDS`.
+
+For tests with several processes. SYNTH_TEST_PAUSE: seconds that each training step takes longer.
+SYNTH_TEST_JOURNAL: a file that gets a line of each training, `<process> <run folder>`.
+SYNTH_TEST_COMMANDS: instead of WORDS, a JSON list of commands to run at once, each a list of words.
+It then prints their processes and exit codes. They write to `0.out`, `0.err`, `1.out` and so on.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+import cli
+from eval import benchmark, selection, study
+from eval.protocols import PROTOCOLS, Protocol
+from eval.training import train
+from synth.data import ImageSet
+from synth.gan import GANTrainer
+from synth.published import RECIPES
+from synth.runs import Run
+from tests.conftest import tiny
+
+
+def build() -> None:
+    """Puts tiny recipes and protocols into the tables of this process."""
+    for name, conditional in (("tiny", True), ("tiny-uncond", False)):
+        RECIPES.entries[name] = tiny(name, conditional)
+    for name, data in (("tiny-v1", "disk"), ("tiny-stream-v1", "stream")):
+        PROTOCOLS.entries[name] = Protocol(name, data, steps=3, batch=32, seeds=2)  # type: ignore[arg-type]
+    selection.SELECTION = Protocol("tiny-select", "stream", steps=3, batch=32, seeds=1)
+
+
+def slow_down(pause: float) -> None:
+    step = GANTrainer.step
+
+    def slow(self: GANTrainer) -> None:
+        time.sleep(pause)
+        step(self)
+
+    GANTrainer.step = slow  # type: ignore[method-assign]
+
+
+def keep_journal(path: Path) -> None:
+    def told(run: Run, images: ImageSet, device: torch.device) -> None:
+        with path.open("a") as file:
+            file.write(f"{os.getpid()} {run.folder}\n")
+        train(run, images, device)
+
+    benchmark.train = told
+    assert study.find_or_train is benchmark.find_or_train  # so that it keeps the journal too
+
+
+def fork(words: list[str], out: Path) -> int:
+    """Runs a command in a child that has all of torch in its memory already. Returns its process.
+
+    Writes what it prints to `<out>.out` and `<out>.err`. torch must not have used threads before.
+    """
+    process = os.fork()
+    if process:
+        return process
+    code = 1
+    try:
+        for stream, number in (("out", 1), ("err", 2)):
+            file = os.open(out.with_suffix(f".{stream}"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+            os.dup2(file, number)
+        sys.argv = ["synth", *words]
+        cli.main()
+    except SystemExit as stop:
+        code = int(stop.code or 0)
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+if __name__ == "__main__":
+    build()
+    slow_down(float(os.environ.pop("SYNTH_TEST_PAUSE", "0")))
+    journal = os.environ.pop("SYNTH_TEST_JOURNAL", None)
+    if journal:
+        keep_journal(Path(journal))
+    commands = os.environ.pop("SYNTH_TEST_COMMANDS", None)
+    if commands is None:
+        cli.main()
+    else:
+        children = [fork(words, Path(str(n))) for n, words in enumerate(json.loads(commands))]
+        codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+        print(json.dumps([children, codes]))

@@ -101,7 +101,7 @@ def test_two_benchmarks_share_the_work(together: Together, mats: Path) -> None:
     kinds = Counter(r.entry.kind for r in read_records(folder / "results"))
     assert kinds == {
         **{"synthetic": 7, "real": 1, "real-same-size": 1},
-        **{"pca-gaussian": 1, "copier": 1},
+        **{"real-augmented": 1, "pca-gaussian": 1, "copier": 1},
     }
     assert not list((folder / "runs" / ".locks").iterdir())
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -14,15 +15,26 @@ from sklearn.neighbors import NearestNeighbors
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
+from eval.baselines import real_augmented
 from eval.classifier_training import shuffled_batches, train_classifier
 from eval.features import features
-from eval.metrics import diversity
+from eval.metrics import augmented_copies, diversity
 from eval.metrics import memorisation as module
+from eval.metrics.augmented_copies import nearest_view
 from eval.metrics.diversity import within_class_bandwidths, within_class_diversity
 from eval.metrics.memorisation import closest_pairs, memorisation, nearest_training
 from eval.protocols import Protocol
-from synth.data import DIGITS, ImageSet
+from synth.augment import augment, draw_numbers
+from synth.data import (
+    DIGITS,
+    ImageSet,
+    load_test_images,
+    load_training_images,
+    uint8_from_unit,
+    unit_from_uint8,
+)
 from synth.data.house_numbers import render
+from synth.policies import POLICIES
 
 
 class World(NamedTuple):
@@ -116,6 +128,49 @@ def test_chance_flags_as_rarely_as_said() -> None:
         values.append(memorisation(training, held_out, synthetic).p_value)
     assert np.mean(np.array(values) <= 0.05) == pytest.approx(0.05, abs=0.03)
     assert np.mean(np.array(values) <= 0.5) == pytest.approx(0.5, abs=0.07)
+
+
+def augmented(images: Tensor, policy: str, seed: int = 1) -> Tensor:
+    numbers = draw_numbers(len(images), torch.Generator().manual_seed(seed))
+    return uint8_from_unit(augment(unit_from_uint8(images), POLICIES[policy], numbers))
+
+
+@pytest.mark.parametrize("policy", ["geometry-v1", "geometry-colour-v1", "digits-v1"])
+def test_an_augmented_copier_is_flagged(world: World, policy: str) -> None:
+    """In pixels too, but more of its images are found by views of the training images."""
+    copies = augmented(world.training.images[:400], policy)
+    plain = memorisation(world.training.images, world.held_out, copies)
+    views = memorisation(world.training.images, world.held_out, copies, nearest_view)
+    assert views.flagged and views.share > 1.5 * plain.share
+    assert views.share > 0.2
+    tenth = torch.cat([copies[:40], augmented(world.honest[:360], policy, 2)])
+    assert memorisation(world.training.images, world.held_out, tenth, nearest_view).flagged
+    honest = augmented(world.honest[:400], policy, 3)
+    assert not memorisation(world.training.images, world.held_out, honest, nearest_view).flagged
+
+
+def test_real_digits_that_were_augmented_are_flagged(svhn_part: Path) -> None:
+    real = load_training_images("svhn:validation", svhn_part)
+    held_out = load_test_images("svhn:validation", svhn_part)
+    copies = real_augmented(real, 30).images
+    found = memorisation(real.images, held_out.images, copies)
+    views = memorisation(real.images, held_out.images, copies, nearest_view)
+    assert found.flagged and views.flagged
+    assert views.share > 2 * found.share
+
+
+def test_the_distance_to_the_nearest_view(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With no random views: the image itself and its inverse, whatever the blocks."""
+    training, queries = world.training.images[:130], 255 - world.honest[:40]
+    monkeypatch.setattr(augmented_copies, "VIEWS", 0)
+    both = torch.cat([training, 255 - training])
+    distances, _, index = nearest_training(both, queries)
+    for block in (4096, 60):
+        monkeypatch.setattr(augmented_copies, "BLOCK", block)
+        found, ratios, nearest = nearest_view(training, queries)
+        np.testing.assert_allclose(found, distances, rtol=1e-3)
+        np.testing.assert_array_equal(nearest, index % 130)
+        assert ((ratios > 0) & (ratios <= 1)).all()
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])

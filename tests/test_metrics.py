@@ -59,7 +59,9 @@ from tests.conftest import ROOT, Ran
 Synth = Callable[..., Ran]
 CPU = torch.device("cpu")
 SCORE = ("--protocol", "tiny-v1", "--precision", "fp32")
-BUILT_IN = ("fidelity", "gan-test", "memorisation", "diversity", "augmentation")
+BUILT_IN = (
+    *("fidelity", "gan-test", "memorisation", "augmented-copies", "diversity", "augmentation"),
+)
 ALL = ("cas", *(m.name for m in in_order() if m.feature_space != "inception"))
 KEYS = {"calibration", *(metric.key for metric in in_order())}
 FULL = {
@@ -143,7 +145,7 @@ def test_names_are_parsed_and_the_score_is_always_there() -> None:
     assert parse_metrics("all") == ALL
     assert [name for name in ALL if name in BUILT_IN] == list(BUILT_IN)
     assert parse_metrics("diversity, gan-test") == ("cas", "gan-test", "diversity")
-    without = tuple(name for name in ALL if name != "augmentation")
+    without = tuple(name for name in ALL if name not in ("augmentation", "augmented-copies"))
     assert parse_metrics() == parse_metrics("default") == without
     assert parse_metrics("cas,gan-test,fidelity,memorisation,diversity") == parse_metrics()
     with pytest.raises(UsageError, match=r"--metrics fidelty: unknown; did you mean fidelity\?"):
@@ -187,7 +189,7 @@ def test_metrics_of_the_training_images_themselves(real: RealReference) -> None:
     own = made["fidelity"]["classifier"]
     assert own["fid"] == pytest.approx(0, abs=1e-6)
     assert (own["precision"], own["recall"], own["coverage"]) == (1, 1, 1)
-    assert flags([made]) == ["near copies (pixels, features)"]
+    assert flags([made]) == ["near copies (pixels, features)", "augmented copies"]
     found = made["diversity"]
     assert found["per_class"] == found["real_per_class"]
     assert found["mean"] == pytest.approx(np.mean(found["per_class"]))

@@ -6,6 +6,7 @@ with the training images: for SVHN, they must show other houses.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,6 +24,10 @@ EXCESS = 10  # and at least this many times the expected share
 QUERIES, REFERENCES = 1000, 8192  # rows compared at once: 100 MB of pixels
 
 
+# Training images and N queries → distances, ratios and indices (N,) of the nearest
+Nearest = Callable[[Tensor, Tensor], tuple[np.ndarray, np.ndarray, np.ndarray]]
+
+
 class Memorisation(NamedTuple):
     """How near synthetic images are to training images; see `memorisation`."""
 
@@ -33,7 +38,9 @@ class Memorisation(NamedTuple):
     flagged: bool
 
 
-def memorisation(training: Tensor, held_out: Tensor, synthetic: Tensor) -> Memorisation:
+def memorisation(
+    training: Tensor, held_out: Tensor, synthetic: Tensor, nearest: Nearest | None = None
+) -> Memorisation:
     """Compares synthetic with held-out real images by their distances to the training images.
 
     Each is either uint8 images (N, 3, 32, 32), compared as pixels in [0, 1], or float features
@@ -53,11 +60,14 @@ def memorisation(training: Tensor, held_out: Tensor, synthetic: Tensor) -> Memor
     share. cdcgan and dcgan had 1.1 and 0.7 times that share after 1 M images (svhn-part, pixels,
     50,000 images, held out: its 8,000 test images).
 
+    nearest: by default `nearest_training`.
+
     `closer` is the U statistic of Meehan et al. as a probability. Smooth images raise it, so it is
     not part of the flag.
     """
-    held_out_distances, held_out_ratios, _ = nearest_training(training, held_out)
-    distances, ratios, _ = nearest_training(training, synthetic)
+    nearest = nearest or nearest_training
+    held_out_distances, held_out_ratios, _ = nearest(training, held_out)
+    distances, ratios, _ = nearest(training, synthetic)
     rank = max(1, round(QUANTILE * (len(held_out_ratios) + 1)))
     threshold = np.sort(held_out_ratios)[rank - 1]
     copies = int(((ratios <= threshold) & (ratios < 1)).sum())  # 1: as near as all the others
@@ -123,9 +133,10 @@ def closest_pairs(training: Tensor, synthetic: Tensor, count: int) -> np.ndarray
 def near_copies(subject: Subject) -> dict[str, dict[str, Any]]:
     """`memorisation` in pixels and in features; the test split is the held-out part."""
     train, test = subject.real.features()
-    pixels = (each.images for each in (subject.real.train, subject.real.test, subject.images))
+    real = subject.real
+    pixels = memorisation(real.train.images, real.test.images, subject.images.images)
     return {
-        "pixels": memorisation(*pixels)._asdict(),
+        "pixels": pixels._asdict(),
         "features": memorisation(train, test, subject.features())._asdict(),
     }
 

@@ -81,9 +81,9 @@ METRIC = Metric(
     name="augmented-copies",
     key="augmented_copies",
     doc=f"""As near copies in pixels, with {VIEWS} views of each training image, changed at random
-    by `{POLICY}`, and all inverses. The distance to a training image is that to its nearest view. The
-    first {PER_CLASS} images of each class are looked at, of the set and of the test split. Few views
-    find a part of the copies alone. **flag**: as for near copies.""",
+    by `{POLICY}`, and all inverses. The distance to a training image is that to its nearest view.
+    The first {PER_CLASS} images of each class are looked at, of the set and of the test split. A
+    few views find a part of the copies alone. **flag**: as for near copies.""",
     columns=(Column("augmented_copies", "augmented copies %", "%", DOC, "share"),),
     compute=augmented_copies,
     position=45,

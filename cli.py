@@ -214,6 +214,9 @@ def generate(
     latent_scale: Annotated[
         float, Option(help="Standard deviation of the latents. 1 is that of the training.")
     ] = 1.0,
+    mix: Annotated[
+        int, Option(help="Number of the last checkpoints that make the images in turns.")
+    ] = 1,
     augment: Annotated[
         str | None,
         Option(
@@ -248,7 +251,7 @@ def generate(
     check_choice("--label-with", label_with, "classifier", "random")
     torch_device = prepare(device, deterministic)
     source = open_run(run) if run else newest_run(runs, finished=True)
-    given = {"augment": augment, "reject": reject, "latent_scale": latent_scale}
+    given = {"augment": augment, "reject": reject, "latent_scale": latent_scale, "mix": mix}
     sampling = parse(Sampling, given, "generate", UsageError)
     protocol = LABELLER_PROTOCOL if label_with == "classifier" else TEACHER
     provenance = describe_provenance(source, seed, label_with, protocol, checkpoint, sampling)

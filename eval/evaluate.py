@@ -81,6 +81,7 @@ def entry_of(
     """The record's entry for a set that synth made."""
     name = f"{provenance.recipe}{SUFFIXES.get(provenance.labels or '', '')}"
     name += f", {provenance.chosen} checkpoint" if provenance.chosen else ""
+    name += f", last {len(provenance.mixture)} checkpoints" if provenance.mixture else ""
     name += f", latents × {provenance.latent_scale:g}" if provenance.latent_scale else ""
     name += f", {provenance.rejection:.0%} rejected" if provenance.rejection else ""
     name += f" + {provenance.augmentation}" if provenance.augmentation else ""
@@ -97,7 +98,12 @@ def synthetic_entry(synthetic: SyntheticSet, protocol: Protocol) -> Entry:
         return Entry("synthetic", name, count, digest, folder, labels="conditional")
     if protocol.data == "stream":  # its samples are the generator's own
         manifest = replace(
-            manifest, augmentation=None, rejection=None, rejecter=None, latent_scale=None
+            manifest,
+            augmentation=None,
+            rejection=None,
+            rejecter=None,
+            latent_scale=None,
+            mixture=None,
         )
         return entry_of(manifest, protocol.steps * protocol.batch, folder=folder)
     return entry_of(manifest, count, manifest.sha256, folder)

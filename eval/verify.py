@@ -219,7 +219,7 @@ def _same_tensors(one: Path, other: Path) -> bool:
 def _compare_entries(found: Verification, again: Entry) -> None:
     """What decides an entry's name, rank and row must be what its set or run says of itself."""
     old = found.record.entry
-    exact = ["checkpoint"] if found.stage != "train" else []
+    exact = ["checkpoint", "mixture"] if found.stage != "train" else []
     if found.stage != "train" or old.chosen != "best":  # trained anew, another may be the best
         exact.append("images_shown")
     names = (*DESCRIPTION, *(SEEDS if old.kind == "synthetic" else ()), *exact)

@@ -9,10 +9,10 @@ A conditional generator's images go this way:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from copy import copy
 from dataclasses import replace
-from itertools import chain, islice
+from itertools import chain, cycle, islice
 from pathlib import Path
 from typing import Annotated
 
@@ -32,7 +32,7 @@ from synth.environment import describe_environment
 from synth.families import Sampler
 from synth.policies import POLICIES, Policy
 from synth.provenance import Manifest, Provenance
-from synth.runs import Run, load_generator
+from synth.runs import KEPT, Run, load_generator
 from synth.synthetic_set import Generated, write_synthetic
 
 CHUNK = 250
@@ -59,6 +59,8 @@ class Sampling:
     # Standard deviation of the latents: below 1 truncates (Brock et al. 2019, arXiv:1809.11096),
     # above 1 widens
     latent_scale: Annotated[float, Field(gt=0, le=10)] = 1.0
+    # Number of the last checkpoints that make the images in turns, a chunk each
+    mix: Annotated[int, Field(ge=1, le=KEPT)] = 1
 
     def __post_init__(self) -> None:
         if self.augment is not None:
@@ -69,7 +71,7 @@ AS_THEY_COME = Sampling()
 
 
 def generate(
-    sampler: Sampler,
+    sampler: Sampler | Sequence[Sampler],
     classes: int,
     per_class: int,
     seed: int,
@@ -79,12 +81,14 @@ def generate(
 ) -> Generated:
     """`per_class` images of each class. Those of an unconditional generator have no labels.
 
-    teacher: for a `sampling` that rejects. Raises `UsageError` if a conditional generator was
-    trained on fewer classes.
+    sampler: several ones, such as the last checkpoints of a run, make the images in turns. teacher:
+    for a `sampling` that rejects. Raises `UsageError` if a conditional generator was trained on
+    fewer classes.
     """
     check_count(per_class)
-    if sampler.classes and classes > sampler.classes:
-        raise UsageError(f"classes {classes}: this generator knows {sampler.classes}")
+    known = _in_turns(sampler)[0].classes
+    if known and classes > known:
+        raise UsageError(f"classes {classes}: this generator knows {known}")
     candidates = [0]
 
     def make_chunks() -> Iterator[np.ndarray]:
@@ -97,12 +101,12 @@ def generate(
                 progress(count)
 
     made = np.repeat(np.arange(classes, dtype=np.int64), per_class)
-    labels = made if sampler.classes else None
+    labels = made if known else None
     return Generated(make_chunks, classes * per_class, labels, lambda: candidates[0])
 
 
 def generate_labelled(
-    sampler: Sampler,
+    sampler: Sampler | Sequence[Sampler],
     labeller: Classify,
     classes: tuple[str, ...],
     per_class: int,
@@ -140,7 +144,7 @@ def generate_labelled(
 
 
 def stream_images(
-    sampler: Sampler,
+    sampler: Sampler | Sequence[Sampler],
     label: int,
     seed: int,
     sampling: Sampling = AS_THEY_COME,
@@ -161,18 +165,32 @@ def stream_images(
     return chunks
 
 
+def _in_turns(sampler: Sampler | Sequence[Sampler]) -> Sequence[Sampler]:
+    return sampler if isinstance(sampler, Sequence) else [sampler]
+
+
 def _sample(
-    sampler: Sampler, label: int, seed: int, latent_scale: float, candidates: list[int]
+    sampler: Sampler | Sequence[Sampler],
+    label: int,
+    seed: int,
+    latent_scale: float,
+    candidates: list[int],
 ) -> Iterator[Tensor]:
-    if latent_scale != 1:
-        if not hasattr(sampler, "latent_scale"):
-            raise UsageError(f"--latent-scale {latent_scale}: this generator has no latents")
-        sampler = copy(sampler)
-        sampler.latent_scale = latent_scale
+    samplers = [_scaled(each, latent_scale) for each in _in_turns(sampler)]
     labels, random = torch.full((CHUNK,), label), np.random.default_rng([seed, label])
-    while True:
+    for take in cycle(samplers):
         candidates[0] += CHUNK
-        yield sampler(labels, random)
+        yield take(labels, random)
+
+
+def _scaled(sampler: Sampler, latent_scale: float) -> Sampler:
+    if latent_scale == 1:
+        return sampler
+    if not hasattr(sampler, "latent_scale"):
+        raise UsageError(f"--latent-scale {latent_scale}: this generator has no latents")
+    scaled = copy(sampler)
+    scaled.latent_scale = latent_scale
+    return scaled
 
 
 def _accepted(
@@ -235,7 +253,8 @@ def generate_set(
     check_count(per_class)
     config, labels, seed = run.config, provenance.labels, provenance.generation_seed or 0
     sampling = sampling_of(provenance)
-    sampler = load_generator(run.find_checkpoint(provenance.chosen), device)
+    weights = run.mixture(provenance.chosen, sampling.mix)
+    samplers = [load_generator(path, device) for path in weights]
     assert (classify is not None) == needs_classifier(provenance)
     environment = describe_environment(device)
     slug = f"{config.slug}-{labels}" if labels in LABEL_WITH else config.slug
@@ -243,11 +262,11 @@ def generate_set(
     with progress_bar(title, count, "images") as advance:
         if labels == "classifier" and classify is not None:
             made = generate_labelled(
-                sampler, classify, config.classes, per_class, seed, advance, sampling
+                samplers, classify, config.classes, per_class, seed, advance, sampling
             )
         else:
             made = generate(
-                sampler, len(config.classes), per_class, seed, advance, sampling, classify
+                samplers, len(config.classes), per_class, seed, advance, sampling, classify
             )
         if labels == "random":
             made = replace(made, labels=np.repeat(np.arange(len(config.classes)), per_class))
@@ -271,7 +290,10 @@ def generate_set(
 def sampling_of(provenance: Provenance) -> Sampling:
     """How the images of a set were sampled."""
     return Sampling(
-        provenance.augmentation, provenance.rejection or 0.0, provenance.latent_scale or 1.0
+        provenance.augmentation,
+        provenance.rejection or 0.0,
+        provenance.latent_scale or 1.0,
+        len(provenance.mixture or [""]),
     )
 
 
@@ -304,7 +326,7 @@ def describe_provenance(
     if sampling.reject and not conditional:
         raise UsageError(f"--reject {sampling.reject}: {run.folder} is unconditional")
     changes = sampling.augment is not None and POLICIES.find(sampling.augment) != Policy()
-    weights = run.find_checkpoint(checkpoint)
+    *others, weights = run.mixture(checkpoint, sampling.mix)
     return Provenance(
         recipe=config.recipe.name,
         conditional=conditional,
@@ -318,6 +340,7 @@ def describe_provenance(
         rejection=sampling.reject or None,
         rejecter=classifier if sampling.reject else None,
         latent_scale=sampling.latent_scale if sampling.latent_scale != 1 else None,
+        mixture=[sha256(path) for path in (*others, weights)] if others else None,
         trained_on=config.fingerprint,
         run=portable(run.folder),
         checkpoint=sha256(weights),

@@ -30,6 +30,7 @@ class Provenance:
     rejection: float | None = None  # share of each class's images that a classifier rejected
     rejecter: str | None = None  # protocol of that classifier
     latent_scale: float | None = None  # standard deviation of the latents; None: 1
+    mixture: list[str] | None = None  # sha256 of the checkpoints that made the images in turns
     trained_on: str | None = None  # fingerprint of the real images
     run: str | None = None  # its folder
     checkpoint: str | None = None  # sha256 of the weights

@@ -4,7 +4,7 @@ config.json            everything needed to repeat the run
 environment.json       versions, device, commit, command line
 log.jsonl              one line per tick
 generator.safetensors  the weights to sample from, with the configuration as metadata
-checkpoints/0000512k.safetensors  the weights at each tick, if the run selects its checkpoint
+checkpoints/0000512k.safetensors  the weights at the last ticks, or at all if the run selects one
 state/latest.safetensors  everything needed to resume the run
 samples/0000512k.png   images of the same latents at every tick, one row per class
 losses.png             the losses over the run
@@ -40,6 +40,7 @@ from synth.families import FAMILIES, Family, Sampler
 from synth.recipes import RecipeBase, stored
 
 DEFAULT_FAMILY = "gan"
+KEPT = 4  # checkpoints of a run that does not select one
 
 
 @dataclass(frozen=True, kw_only=True, config=CLOSED)
@@ -120,14 +121,20 @@ class Run:
         return self.folder / "log.jsonl"
 
     def keep_checkpoint(self, images: int) -> Path:
-        """Copies the last weights into `checkpoints`. Returns the path of the copy."""
+        """Copies the last weights into `checkpoints`. Returns the path of the copy.
+
+        A run that does not select its checkpoint keeps the last `KEPT`.
+        """
         kept = self.folder / "checkpoints" / f"{checkpoint_name(images)}.safetensors"
         with atomic_file(kept) as temporary:
             shutil.copyfile(self.weights, temporary)
+        if self.config.select is None:
+            for path in list(self.checkpoints().values())[:-KEPT]:
+                path.unlink()
         return kept
 
     def checkpoints(self) -> dict[str, Path]:
-        """Name → weights, oldest first. Empty if the run does not select its checkpoint."""
+        """Name → weights, oldest first."""
         paths = sorted((self.folder / "checkpoints").glob("[0-9]*k.safetensors"))
         return {path.stem: path for path in paths}
 
@@ -164,6 +171,20 @@ class Run:
             there = ["last", *(["best"] if self.validation_scores() else []), *found]
             raise UsageError(f"--checkpoint {wanted}: {self.folder} has {', '.join(there)}")
         return found[wanted]
+
+    def mixture(self, name: str | None, mix: int) -> list[Path]:
+        """The weights of the last `mix` checkpoints. mix 1 gives those of `find_checkpoint(name)`.
+
+        Raises `UsageError` if the run has fewer, or if `name` is another one than the last.
+        """
+        if mix == 1:
+            return [self.find_checkpoint(name)]
+        if (name or self.default_checkpoint) != "last":
+            raise UsageError(f"--mix {mix}: takes the last checkpoints; leave out --checkpoint")
+        paths = list(self.checkpoints().values())
+        if len(paths) < mix:
+            raise UsageError(f"--mix {mix}: {self.folder} has {len(paths)} checkpoints")
+        return paths[-mix:]
 
     @property
     def default_checkpoint(self) -> str:

@@ -211,8 +211,10 @@ def _train(
             line = {"images": step * batch, **values}
             # Ctrl-C adds no candidate to choose from, so that a resumed run selects the same one.
             planned = step % tick_steps == 0 or step >= last_step
-            if config.select and score is not None and heldout is not None and planned:
-                line["validation_accuracy"] = score(run.keep_checkpoint(step * batch), heldout)
+            if planned:
+                kept = run.keep_checkpoint(step * batch)
+                if config.select and score is not None and heldout is not None:
+                    line["validation_accuracy"] = score(kept, heldout)
             line["images_per_second"] = round((step - tick_start) * batch / seconds, 1)
             line["memory_mib"] = memory_mib(device)
             run.append_log(line)

@@ -491,7 +491,7 @@ def test_a_checkpoint_that_is_not_there(synth: Synth, selected: Run) -> None:
     assert ran.code == 2
     assert "no checkpoint of" in ran.err
     plain = synth("train", "--recipe", "tiny", "--images", "200", "--precision", "fp32").out.strip()
-    for name, said in (("best", "use last"), ("0000000k", f"{plain} has last")):
+    for name, said in (("best", "use last"), ("0000001k", f"{plain} has last, 0000000k")):
         ran = synth("generate", "--run", plain, "--checkpoint", name)
         assert ran.code == 2
         assert said in ran.err

@@ -125,6 +125,27 @@ def test_an_augmented_set_is_made_again_from_its_record(
     one_line(synth("verify", path, "--data-root", mats), 1, "same description")
 
 
+def test_the_last_checkpoints_make_a_set_together(
+    synth: Synth, mats: Path, tiny_names: None
+) -> None:
+    train = ("--images", "6000", "--tick", "1k", "--precision", "fp32", "--data-root", mats)
+    assert synth("train", "--recipe", "tiny", *train).code == 0
+    kept = sorted(path.stem for path in Path("runs").glob("0*/checkpoints/*"))
+    assert kept == ["0003k", "0004k", "0005k", "0006k"] or len(kept) == 4
+    one_line(synth("generate", "--mix", "5"), 2, "mix is 5")
+    one_line(synth("generate", "--mix", "2", "--checkpoint", kept[0]), 2, "--mix 2")
+    ran = synth("generate", "--per-class", "300", "--mix", "3", "--json")
+    assert ran.code == 0, ran.err
+    assert len(set(json.loads(ran.out)["mixture"])) == 3
+    score = ("--protocol", "tiny-v1", "--precision", "fp32", "--metrics", "cas")
+    assert synth("evaluate", *score, "--no-baselines", "--data-root", mats).code == 0
+    (path,) = Path("results/records").glob("*.json")
+    assert json.loads(path.read_text())["entry"]["name"] == "tiny, last 3 checkpoints"
+    for stage in ("generate", "train"):
+        ran = synth("verify", path, "--from", stage, "--data-root", mats)
+        assert ran.code == 0 and "holds, bit for bit" in ran.out, ran.err
+
+
 def test_the_validation_dataset_is_cut_from_the_training_split(mats: Path) -> None:
     whole = load_training_images("svhn", mats)
     (mats / "test_32x32.mat").unlink()

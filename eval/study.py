@@ -9,12 +9,16 @@ A study is a TOML file:
     per_class = 3000
     protocol = "fixed-v1"
     classifier_seeds = 3
+    generate = { augment = "digits-v1" }   # options of generation, for all variants
 
     [variants.balanced]
     set = ["training.balanced=true"]
 
+    [variants.flow]
+    recipe = "flow"           # instead of the base
+
     [variants.shifted]
-    generate = { augment = "geometry-v1" }
+    generate = { augment = "geometry-v1" }  # instead of those above
 
 The real data is `svhn:validation`: generators and classifiers learn from the first four fifths of
 the training split, and are scored on the last fifth. Runs, sets and records are those of `synth
@@ -57,14 +61,16 @@ from synth.published import find_recipe
 from synth.recipes import RecipeBase, override, read_toml
 
 BASE = "base"
+BASELINES = ("real", "real-augmented")
 
 
 @dataclass(frozen=True, config=CLOSED)
 class Variant:
     """What a variant changes."""
 
+    recipe: Text | None = None  # instead of the base
     set: tuple[str, ...] = ()  # hyperparameters, as for --set
-    generate: Sampling = AS_THEY_COME
+    generate: Sampling | None = None  # by default that of the study
 
 
 @dataclass(frozen=True, kw_only=True, config=CLOSED)
@@ -79,10 +85,11 @@ class Study:
     protocol: Text = "fixed-v1"
     classifier_seeds: Count = 3
     precision: Literal["auto", "fp32", "bf16"] = "auto"
+    generate: Sampling = AS_THEY_COME
     variants: Annotated[dict[str, Variant], Field(min_length=1)]
 
     def sampling(self, variant: str) -> Sampling:
-        return self.variants.get(variant, Variant()).generate
+        return self.variants.get(variant, Variant()).generate or self.generate
 
 
 @dataclass(frozen=True)
@@ -120,13 +127,11 @@ def read_study(path: Path) -> Study:
 
 def recipes_of(study: Study) -> Iterator[tuple[str, RecipeBase]]:
     """The base and all variants with their recipes."""
-    start = find_recipe(study.recipe, None)
     for name, variant in {BASE: Variant(), **study.variants}.items():
-        recipe = start
+        recipe = start = find_recipe(variant.recipe or study.recipe, None)
         for assignment in variant.set:
             recipe = override(recipe, assignment)
-        changed = f"{start.name}, {', '.join(variant.set)}" if variant.set else start.name
-        yield name, replace(recipe, name=changed)
+        yield name, replace(recipe, name=", ".join([start.name, *variant.set]))
 
 
 def run_study(path: Path, device: torch.device, workspace: Workspace) -> list[Result]:
@@ -152,8 +157,9 @@ def run_study(path: Path, device: torch.device, workspace: Workspace) -> list[Re
 
         runs = list(product(range(study.seeds), chosen))
         tasks: list[Callable[[], Record]] = [partial(evaluate_run, *run) for run in runs]
-        tasks.append(partial(ensure_baseline, evaluator, "real", study.per_class))
-        *made, real = do_all(tasks)
+        tasks += [partial(ensure_baseline, evaluator, kind, study.per_class) for kind in BASELINES]
+        done = do_all(tasks)
+    made, baselines = done[: len(runs)], done[len(runs) :]
     for (_, variant), record in zip(runs, made, strict=True):
         records[variant].append(record)
     publish(workspace.results)
@@ -161,7 +167,7 @@ def run_study(path: Path, device: torch.device, workspace: Workspace) -> list[Re
         _result(workspace.results, variant, of_variant, records[BASE])
         for variant, of_variant in records.items()
     ]
-    _write(below / name, study, results, real)
+    _write(below / name, study, results, baselines)
     return results
 
 
@@ -194,64 +200,78 @@ def _training_seconds(log: list[dict[str, Any]]) -> float:
 # What a study leaves
 
 
-def _write(path: Path, study: Study, results: list[Result], real: Record) -> None:
+def _write(path: Path, study: Study, results: list[Result], baselines: list[Record]) -> None:
     """Writes `<path>.json`, `.md` and `.png`."""
     value = {
         "study": dump(study),
-        "real": dump(real.real),
+        "real": dump(baselines[0].real),
         "results": list(map(asdict, results)),
+        "baselines": {record.entry.name: mean(record.accuracies) for record in baselines},
     }
     write_json(path.with_suffix(".json"), value)
-    write_text(path.with_suffix(".md"), to_page(path.name, study, results, real))
+    write_text(path.with_suffix(".md"), to_page(path.name, study, results, baselines))
     with atomic_file(path.with_suffix(".png")) as temporary:
         draw(results).savefig(temporary, dpi=90, metadata={"Software": None})
 
 
-def to_page(name: str, study: Study, results: list[Result], real: Record) -> str:
+def to_page(name: str, study: Study, results: list[Result], baselines: list[Record]) -> str:
     """The study as Markdown. Accuracies are in percent, differences in points."""
-    split = real.real
-    rows = []
-    for result in sorted(results, key=lambda result: -result.accuracy):
-        interval = "–"
-        if result.low is not None and result.high is not None:
-            interval = f"{100 * result.low:+.1f} to {100 * result.high:+.1f}"
-        variant = study.variants.get(result.variant, Variant())
-        options = {
-            name.replace("_", "-"): value
-            for name, value in asdict(variant.generate).items()
-            if value != getattr(AS_THEY_COME, name)
+    split = baselines[0].real
+    rows = [
+        {
+            "variant": result.variant,
+            "changes": ", ".join(map("`{}`".format, _changes(study, result.variant))) or "–",
+            "accuracy %": f"{100 * result.accuracy:.1f}",
+            "difference": _points(result.difference),
+            "95 % interval": f"{_points(result.low)} to {_points(result.high)}"
+            if result.low is not None
+            else "–",
+            "classifiers differ by": f"{100 * result.spread:.1f}",
+            "images/s": f"{result.images_per_second:,.0f}",
         }
-        changes = [*variant.set, *(f"generate --{name} {value}" for name, value in options.items())]
-        rows.append(
-            {
-                "variant": result.variant,
-                "changes": ", ".join(f"`{change}`" for change in changes) or "–",
-                "accuracy %": f"{100 * result.accuracy:.1f}",
-                "difference": "–"
-                if result.difference is None
-                else f"{100 * result.difference:+.1f}",
-                "95 % interval": interval,
-                "classifiers differ by": f"{100 * result.spread:.1f}",
-                "images/s": f"{result.images_per_second:,.0f}",
-            }
-        )
+        for result in sorted(results, key=lambda result: -result.accuracy)
+    ]
     scopes = sorted({result.covers for result in results if result.covers})
+    options = ", ".join(map("`{}`".format, _options(study.generate))) or "no options"
     text = f"""`synth study` made this page. The base is `{study.recipe}`. Each variant has
     {study.seeds} training run(s) of {study.images:,} real images shown. Each run made
-    {study.per_class:,} images of each class, scored by {study.protocol} with
-    {study.classifier_seeds} classifier seeds. Generators and classifiers learned from the first
-    {split.train_size:,} images of the training split ({split.name}). The score is the accuracy on
-    its last {split.test_size:,}. The test split took no part. Differences are from the base, in
-    points, paired over images. Their intervals compare {" or ".join(scopes) or "nothing"}."""
+    {study.per_class:,} images of each class with {options} of `synth generate`, if nothing else is
+    said. {study.protocol} scored them with {study.classifier_seeds} classifier seeds. Generators
+    and classifiers learned from the first {split.train_size:,} images of the training split
+    ({split.name}). The score is the accuracy on its last {split.test_size:,}. The test split took
+    no part. Differences are from the base, in points, paired over images. Their intervals compare
+    {" or ".join(scopes) or "nothing"}."""
+    beside = [f"*{each.entry.name}* {100 * mean(each.accuracies):.1f} %" for each in baselines]
     return "\n\n".join(
         [
             f"# Study: {name}",
             wrap(text),
             to_markdown(pd.DataFrame(rows)),
-            f"The real images themselves, as a training set: {100 * mean(real.accuracies):.1f} %.",
+            f"Training sets without a generator: {', '.join(beside)}.",
             f"![differences from the base]({name}.png)\n",
         ]
     )
+
+
+def _points(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:+.1f}"
+
+
+def _changes(study: Study, name: str) -> list[str]:
+    """What a variant changes, as options of the command line."""
+    variant = study.variants.get(name, Variant())
+    recipe = [f"--recipe {variant.recipe}"] if variant.recipe else []
+    generation = variant.generate and (_options(variant.generate) or ["no options of generate"])
+    return [*recipe, *variant.set, *(generation or [])]
+
+
+def _options(sampling: Sampling) -> list[str]:
+    """The options of `synth generate` that are not at their defaults."""
+    return [
+        f"--{name.replace('_', '-')} {value}"
+        for name, value in asdict(sampling).items()
+        if value != getattr(AS_THEY_COME, name)
+    ]
 
 
 def draw(results: list[Result]) -> Figure:

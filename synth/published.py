@@ -27,6 +27,21 @@ _CDCGAN = Recipe(
     conditional=True,
     assumed="fakes are made for the labels of the real batch",
 )
+_CDCGAN_V2 = replace(
+    _CDCGAN,
+    name="cdcgan-v2",
+    citation="cdcgan with a dual projection (P2GAN), its classifier as a guide (AC-GAN), "
+    "augmentation of both sides (DiffAugment) and balanced batches",
+    generator=GeneratorRecipe(label_size=10),
+    discriminator=DiscriminatorRecipe(label="dual-projection"),
+    training=TrainingRecipe(
+        batch=64,
+        balanced=True,
+        augment_both="geometry-colour-v1",
+        class_weight=0.5,
+        ema_half_life=30_000,
+    ),
+)
 _CDCGAN_QUICK = replace(
     _CDCGAN,
     name="cdcgan-quick",
@@ -115,6 +130,7 @@ def _keras_trial(number: int, rate_d: float, rate_g: float) -> Recipe:
 
 
 _TABLE = (
+    _CDCGAN_V2,
     _CDCGAN,
     replace(
         _CDCGAN,

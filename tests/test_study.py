@@ -15,6 +15,7 @@ from eval.protocols import PROTOCOLS, Protocol
 from eval.records import read_records
 from synth.checkpoints import load_tensors
 from synth.data import ImageSet, load_test_images, load_training_images
+from synth.published import RECIPES
 from synth.runs import all_runs
 from tests.conftest import Ran
 from tests.test_cli import one_line
@@ -155,6 +156,27 @@ def test_the_validation_dataset_is_cut_from_the_training_split(mats: Path) -> No
     assert torch.equal(torch.cat([first.images, last.images]), whole.images)
     assert {first.name, last.name} == {"small-svhn-validation"}
     assert isinstance(last, ImageSet) and last.split == "test"
+
+
+def test_options_of_generation_for_all_and_other_recipes(
+    synth: Synth, study: Path, mats: Path
+) -> None:
+    RECIPES.entries["tiny-other"] = replace(RECIPES["tiny"], name="tiny-other")
+    more = '[variants.other]\nrecipe = "tiny-other"\n[variants.plain]\ngenerate = {}\n'
+    start = STUDY.replace("seeds = 2\nper", 'generate = { augment = "colour-v1" }\nper', 1)
+    study.write_text(start + more)
+    try:
+        ran = synth("study", study, "--data-root", mats)
+    finally:
+        del RECIPES.entries["tiny-other"]
+    assert ran.code == 0, ran.err
+    made = {r.entry.name for r in read_records(Path("results/studies/means"))}
+    assert {"tiny-other + colour-v1", "tiny + colour-v1", "tiny + geometry-v1", "tiny"} <= made
+    assert "training.balanced=true + colour-v1" in " ".join(made)
+    page = Path("results/studies/means.md").read_text()
+    assert "| `--recipe tiny-other` |" in page and "| `no options of generate` |" in page
+    assert "with `--augment colour-v1` of `synth generate`" in " ".join(page.split())
+    assert "*real + augmentation*" in page
 
 
 @pytest.mark.parametrize(

@@ -525,10 +525,9 @@ def resolve_recipe(
             recipe = replace(recipe, name=recipe.name + form, conditional=bool(conditional))
     else:
         recipe = find_recipe(name, conditional)
-    for assignment in overrides or []:
-        recipe = override(recipe, assignment)
-    if overrides:  # so that nobody takes it for the published recipe
-        recipe = replace(recipe, name=f"{recipe.name}, {', '.join(overrides)}")
+    if overrides:  # named, so that nobody takes it for the published recipe
+        changed = override(recipe, *overrides)
+        recipe = replace(changed, name=f"{recipe.name}, {', '.join(overrides)}")
     return recipe
 
 

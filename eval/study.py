@@ -128,10 +128,9 @@ def read_study(path: Path) -> Study:
 def recipes_of(study: Study) -> Iterator[tuple[str, RecipeBase]]:
     """The base and all variants with their recipes."""
     for name, variant in {BASE: Variant(), **study.variants}.items():
-        recipe = start = find_recipe(variant.recipe or study.recipe, None)
-        for assignment in variant.set:
-            recipe = override(recipe, assignment)
-        yield name, replace(recipe, name=", ".join([start.name, *variant.set]))
+        start = find_recipe(variant.recipe or study.recipe, None)
+        changed = override(start, *variant.set)
+        yield name, replace(changed, name=", ".join([start.name, *variant.set]))
 
 
 def run_study(path: Path, device: torch.device, workspace: Workspace) -> list[Result]:

@@ -207,19 +207,23 @@ def stored(recipe: RecipeBase) -> dict[str, Any]:
 AnyRecipe = TypeVar("AnyRecipe", bound=RecipeBase)
 
 
-def override(recipe: AnyRecipe, assignment: str) -> AnyRecipe:
-    """`recipe` with one hyperparameter changed, such as `training.batch=64`.
+def override(recipe: AnyRecipe, *assignments: str) -> AnyRecipe:
+    """`recipe` with hyperparameters changed, such as `training.batch=64`, all of them at once.
 
     The value is TOML, but a text needs no quotes and a list no brackets. Raises `UsageError` that
     names the nearest key or the valid values.
     """
-    key, equals, text = assignment.partition("=")
-    if not equals:
-        raise UsageError(f"--set {assignment}: give KEY=VALUE, such as training.batch=64")
-    value: Any = _toml_value(text.strip())
-    for part in reversed(key.strip().split(".")):
-        value = {part: value}
-    return apply_overrides(recipe, value, f"--set {assignment}")
+    values: dict[str, Any] = {}
+    for assignment in assignments:
+        key, equals, text = assignment.partition("=")
+        if not equals:
+            raise UsageError(f"--set {assignment}: give KEY=VALUE, such as training.batch=64")
+        value: Any = _toml_value(text.strip())
+        for part in reversed(key.strip().split(".")):
+            value = {part: value}
+        values = _merged(values, value)
+    what = " ".join(f"--set {assignment}" for assignment in assignments)
+    return apply_overrides(recipe, values, what) if assignments else recipe
 
 
 def _toml_value(text: str) -> Any:

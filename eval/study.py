@@ -111,8 +111,8 @@ class Result:
 def read_study(path: Path) -> Study:
     """Raises `UsageError` that names the file and the wrong value."""
     study = parse(Study, read_toml(path), f"{path}", UsageError)
-    if study.dataset.endswith(VALIDATION):
-        raise UsageError(f"{path}: dataset is {study.dataset}; leave out {VALIDATION}")
+    if ":" in study.dataset:
+        raise UsageError(f"{path}: dataset is {study.dataset}; leave out what follows the colon")
     for name in study.variants:
         if name == BASE or not re.fullmatch(r"[\w ,.+-]+", name):
             raise UsageError(

@@ -179,6 +179,35 @@ def test_options_of_generation_for_all_and_other_recipes(
     assert "*real + augmentation*" in page
 
 
+def test_a_tenth_of_the_training_split_and_the_whole_test_split(
+    synth: Synth, mats: Path, tiny_names: None
+) -> None:
+    whole, tenth = (load_training_images(key, mats) for key in ("svhn", "svhn:tenth"))
+    assert tenth.require_labels().bincount().tolist() == [2] * 10  # of 16 each
+    assert torch.equal(tenth.images, whole.images[:20])
+    test = load_test_images("svhn:tenth", mats)
+    assert torch.equal(test.images, load_test_images("svhn", mats).images)
+    assert tenth.name == test.name == "small-svhn-tenth"
+    one_line(synth("train", "--dataset", "svhn:half", "--data-root", mats), 2, "svhn:half", "tenth")
+    given = ("--dataset", "svhn:tenth", "--data-root", mats, "--precision", "fp32")
+    ran = synth(
+        "benchmark",
+        "--recipes",
+        "tiny",
+        "--images",
+        "64",
+        "--per-class",
+        "4",
+        *given,
+        "--protocol",
+        "tiny-v1",
+        "--metrics",
+        "cas",
+    )
+    assert ran.code == 0, ran.err
+    assert "small-svhn-tenth, tiny-v1 (20 real training images, 80 test images)" in ran.out
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [

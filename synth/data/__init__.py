@@ -18,7 +18,7 @@ import platformdirs
 import torch
 from torch import Tensor
 
-from synth.base.errors import SynthError
+from synth.base.errors import SynthError, UsageError
 from synth.base.files import sha256_arrays
 from synth.base.registry import Registry
 
@@ -137,27 +137,40 @@ DATASETS: Registry[Dataset] = Registry(
 )
 
 
-VALIDATION = ":validation"  # suffix of a dataset's name
+# Suffixes of a dataset's name. They stand for parts of its splits.
+VALIDATION = ":validation"  # the training split alone: its last fifth stands for the test split
+A_TENTH = ":tenth"  # the first tenth of each class of the training split, and the whole test split
 
 
 def load_training_images(dataset_key: str, root: Path | None = None) -> ImageSet:
-    """The training split of a dataset in `DATASETS`. Does not open the files of the test split.
-
-    A name such as `svhn:validation` stands for the training split alone, cut in two: all but its
-    last fifth to train on, and that fifth in place of the test split; see `split_validation`.
-    """
-    name = dataset_key.removesuffix(VALIDATION)
+    """The training split of a dataset in `DATASETS`, such as `svhn`. Does not open the files of the
+    test split. `svhn:validation` is all but its last fifth, see `split_validation`; `svhn:tenth` is
+    the first tenth of each class."""
+    name, _, part = dataset_key.partition(":")
     images = DATASETS.find(name).load("train", root)
-    return images if name == dataset_key else _validation_parts(images)[0]
+    if f":{part}" == VALIDATION:
+        return _validation_parts(images)[0]
+    if f":{part}" == A_TENTH:
+        return replace(first_of_each_class(images, TENTH), name=f"{images.name}-tenth")
+    return _whole(images, dataset_key)
 
 
 def load_test_images(dataset_key: str, root: Path | None = None) -> ImageSet:
-    """The test split of a dataset in `DATASETS`, which only the final score may use; or the last
-    fifth of the training split, see `load_training_images`."""
-    name = dataset_key.removesuffix(VALIDATION)
-    if name != dataset_key:
+    """The test split of a dataset in `DATASETS`, which only the final score may use. Of
+    `svhn:validation` it is the last fifth of the training split."""
+    name, _, part = dataset_key.partition(":")
+    if f":{part}" == VALIDATION:
         return _validation_parts(DATASETS.find(name).load("train", root))[1]
-    return DATASETS.find(name).load("test", root)
+    images = DATASETS.find(name).load("test", root)
+    if f":{part}" == A_TENTH:
+        return replace(images, name=f"{images.name}-tenth")
+    return _whole(images, dataset_key)
+
+
+def _whole(images: ImageSet, dataset_key: str) -> ImageSet:
+    if ":" in dataset_key:
+        raise UsageError(f"--dataset {dataset_key}: after the colon, choose validation or tenth")
+    return images
 
 
 def _validation_parts(images: ImageSet) -> tuple[ImageSet, ImageSet]:

@@ -221,7 +221,7 @@ def generate(
         str | None,
         Option(
             help="Change each image at random after the generator: "
-            f"{', '.join(POLICIES.names())}. The default is none."
+            f"{', '.join(POLICIES.names())}. By default as the recipe says."
         ),
     ] = None,
     format: Annotated[str, Option(help=f"File format: {_names('synth.formats')}.")] = "npz",

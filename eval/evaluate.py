@@ -28,7 +28,7 @@ from synth.base.locks import do_all, task
 from synth.base.progress import say
 from synth.data import ImageSet
 from synth.generation import (
-    AS_THEY_COME,
+    DEFAULTS,
     Sampling,
     ShortClass,
     describe_provenance,
@@ -257,7 +257,7 @@ def ensure_evaluated(
     run: Run,
     per_class: int,
     label_with: str | None = None,
-    sampling: Sampling = AS_THEY_COME,
+    sampling: Sampling = DEFAULTS,
 ) -> Record | None:
     """Generates and evaluates what this run gives, unless set or record are there already.
 

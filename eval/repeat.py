@@ -25,7 +25,7 @@ from synth.environment import (
     make_deterministic,
     pick_device,
 )
-from synth.generation import describe_provenance, needs_classifier, sampling_of
+from synth.generation import Sampling, describe_provenance, needs_classifier, sampling_of
 from synth.runs import Run, RunConfig
 from synth.synthetic_set import read_manifest, read_synthetic
 from synth.training import check_same_images
@@ -105,7 +105,8 @@ def make_again(record: Record, stage: Stage, evaluator: Evaluator, original: Wor
             run, checkpoint = _find_run(entry, original)
         weights, seed = run.find_checkpoint(checkpoint), entry.generation_seed
         if protocol.data == "stream":
-            described = describe_provenance(run, seed or 0, checkpoint=checkpoint)
+            plain = Sampling(augment="none")  # a stream has the generator's own samples
+            described = describe_provenance(run, seed or 0, checkpoint=checkpoint, sampling=plain)
             batches = sample_batches(protocol, weights, classes, evaluator.device)
             return Again(entry_of(described, entry.count), batches, weights)
         if seed is None:

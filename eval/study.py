@@ -56,7 +56,7 @@ from synth.base.locks import do_all
 from synth.base.progress import progress_bar
 from synth.base.schema import CLOSED, Count, Text, dump, parse
 from synth.data import VALIDATION
-from synth.generation import AS_THEY_COME, Sampling
+from synth.generation import DEFAULTS, Sampling
 from synth.published import find_recipe
 from synth.recipes import RecipeBase, override, read_toml
 
@@ -85,7 +85,7 @@ class Study:
     protocol: Text = "fixed-v1"
     classifier_seeds: Count = 3
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    generate: Sampling = AS_THEY_COME
+    generate: Sampling = DEFAULTS
     variants: Annotated[dict[str, Variant], Field(min_length=1)]
 
     def sampling(self, variant: str) -> Sampling:
@@ -269,7 +269,7 @@ def _options(sampling: Sampling) -> list[str]:
     return [
         f"--{name.replace('_', '-')} {value}"
         for name, value in asdict(sampling).items()
-        if value != getattr(AS_THEY_COME, name)
+        if value != getattr(DEFAULTS, name)
     ]
 
 

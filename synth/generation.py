@@ -50,9 +50,10 @@ class ShortClass(SynthError):
 
 @dataclass(frozen=True, config=CLOSED)
 class Sampling:
-    """How images are sampled from a generator. The defaults take them as they come."""
+    """How images are sampled from a generator. The defaults do what its recipe says."""
 
-    augment: Text | None = None  # policy in `POLICIES`: each image is changed at random afterwards
+    # Policy in `POLICIES`: each image is changed at random afterwards. None: that of the recipe
+    augment: Text | None = None
     # The share of each class's images that a teacher rejects: those whose label it finds least
     # likely (after Ravuri & Vinyals 2019 and DRS of Azadi et al. 2019, arXiv:1810.06758)
     reject: Annotated[float, Field(ge=0, lt=1)] = 0.0
@@ -67,7 +68,7 @@ class Sampling:
             POLICIES.find(self.augment)
 
 
-AS_THEY_COME = Sampling()
+DEFAULTS = Sampling()
 
 
 def generate(
@@ -76,7 +77,7 @@ def generate(
     per_class: int,
     seed: int,
     progress: Progress = lambda more: None,
-    sampling: Sampling = AS_THEY_COME,
+    sampling: Sampling = DEFAULTS,
     teacher: Classify | None = None,
 ) -> Generated:
     """`per_class` images of each class. Those of an unconditional generator have no labels.
@@ -112,7 +113,7 @@ def generate_labelled(
     per_class: int,
     seed: int,
     progress: Progress = lambda more: None,
-    sampling: Sampling = AS_THEY_COME,
+    sampling: Sampling = DEFAULTS,
 ) -> Generated:
     """`per_class` images of each class from an unconditional generator. They are the first ones
     that `labeller` assigns to the class. All are held in memory, 3 KB each.
@@ -147,7 +148,7 @@ def stream_images(
     sampler: Sampler | Sequence[Sampler],
     label: int,
     seed: int,
-    sampling: Sampling = AS_THEY_COME,
+    sampling: Sampling = DEFAULTS,
     teacher: Classify | None = None,
     candidates: list[int] | None = None,
 ) -> Iterator[Tensor]:
@@ -159,7 +160,7 @@ def stream_images(
     if sampling.reject:
         assert teacher is not None
         chunks = _accepted(chunks, label, sampling.reject, teacher)
-    if sampling.augment is not None:
+    if sampling.augment is not None and POLICIES.find(sampling.augment) != Policy():
         random = np.random.default_rng([seed, label, *b"augmentation"])
         chunks = _augmented(chunks, POLICIES.find(sampling.augment), random)
     return chunks
@@ -290,7 +291,7 @@ def generate_set(
 def sampling_of(provenance: Provenance) -> Sampling:
     """How the images of a set were sampled."""
     return Sampling(
-        provenance.augmentation,
+        provenance.augmentation or "none",
         provenance.rejection or 0.0,
         provenance.latent_scale or 1.0,
         len(provenance.mixture or [""]),
@@ -308,7 +309,7 @@ def describe_provenance(
     labels: str | None = None,
     classifier: str | None = None,
     checkpoint: str | None = None,
-    sampling: Sampling = AS_THEY_COME,
+    sampling: Sampling = DEFAULTS,
 ) -> Provenance:
     """What is known of a synthetic set before it is generated.
 
@@ -325,7 +326,7 @@ def describe_provenance(
         raise UsageError(f"--label-with {labels}: {run.folder} is conditional")
     if sampling.reject and not conditional:
         raise UsageError(f"--reject {sampling.reject}: {run.folder} is unconditional")
-    changes = sampling.augment is not None and POLICIES.find(sampling.augment) != Policy()
+    policy = sampling.augment or config.recipe.augment
     *others, weights = run.mixture(checkpoint, sampling.mix)
     return Provenance(
         recipe=config.recipe.name,
@@ -336,7 +337,7 @@ def describe_provenance(
         images_shown=run.images_shown(weights),
         training_seed=config.seed,
         generation_seed=seed,
-        augmentation=sampling.augment if changes else None,
+        augmentation=policy if POLICIES.find(policy) != Policy() else None,
         rejection=sampling.reject or None,
         rejecter=classifier if sampling.reject else None,
         latent_scale=sampling.latent_scale if sampling.latent_scale != 1 else None,

@@ -32,6 +32,7 @@ _CDCGAN_V2 = replace(
     name="cdcgan-v2",
     citation="cdcgan with a dual projection (P2GAN), its classifier as a guide (AC-GAN), "
     "augmentation of both sides (DiffAugment) and balanced batches",
+    augment="digits-v1",
     generator=GeneratorRecipe(label_size=10),
     discriminator=DiscriminatorRecipe(label="dual-projection"),
     training=TrainingRecipe(

@@ -31,13 +31,20 @@ class RecipeBase:
     """The recipe of any family."""
 
     family: ClassVar[str]  # a name in synth.families.FAMILIES
-    later: ClassVar[tuple[str, ...]] = ()  # hyperparameters that older versions lack; see `stored`
+    later: ClassVar[tuple[str, ...]] = ("augment",)  # what older versions lack; see `stored`
 
     name: Text
     # Comparisons ignore texts: two recipes are equal if they do the same.
     citation: Annotated[str, on_disk("source")] = field(compare=False)
     conditional: bool
     assumed: str = field(default="", compare=False)  # what the source does not say
+    # Policy in synth.policies: generated images are changed at random, if nothing else is asked for
+    augment: Text = "none"
+
+    @model_validator(mode="after")
+    def check_augment(self) -> RecipeBase:
+        check_policy(self.augment)
+        return self
 
     @property
     def batch(self) -> int:
@@ -153,7 +160,8 @@ class Recipe(RecipeBase):
 
     family: ClassVar[str] = "gan"
     later: ClassVar[tuple[str, ...]] = (
-        *("training.balanced", "training.augment_real", "training.augment_both"),
+        *("augment", "training.balanced"),
+        *("training.augment_real", "training.augment_both"),
         *("training.mismatch", "training.class_weight", "training.feature_matching"),
         *("training.teacher_weight", "training.teacher_start"),
     )
@@ -197,10 +205,12 @@ def stored(recipe: RecipeBase) -> dict[str, Any]:
     that equal runs of all versions have equal files."""
     value = dump(recipe)
     for key in recipe.later:
-        group, name = key.split(".")
-        inner = getattr(recipe, group)
+        *groups, name = key.split(".")
+        inner, stored_in = recipe, value
+        for group in groups:
+            inner, stored_in = getattr(inner, group), stored_in[group]
         if getattr(inner, name) == getattr(type(inner), name):
-            del value[group][name]
+            del stored_in[name]
     return value
 
 

@@ -195,7 +195,8 @@ def test_flops_agree_with_a_count_by_hand(name: str) -> None:
         expected += 2 * wide * narrow * g.kernel**2 * (g.base << i) ** 2
     assert figures["generator_gflop"] * 1e9 == expected
     channels = (3 + (labelled and d.label == "plane"), *d.widths)
-    expected = 2.0 * d.widths[-1] * (32 >> len(d.widths)) ** 2
+    scores = 1 + 20 * (d.label in ("dual-projection", "adc"))  # a logit, and two for each class
+    expected = 2.0 * scores * d.widths[-1] * (32 >> len(d.widths)) ** 2
     for i, (narrow, wide) in enumerate(pairwise(channels), start=1):
         expected += 2 * narrow * wide * d.kernel**2 * (32 >> i) ** 2
     assert figures["discriminator_gflop"] * 1e9 == expected

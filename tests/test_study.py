@@ -147,6 +147,33 @@ def test_the_last_checkpoints_make_a_set_together(
         assert ran.code == 0 and "holds, bit for bit" in ran.out, ran.err
 
 
+def test_a_recipe_says_how_its_images_are_changed(
+    synth: Synth, mats: Path, tiny_names: None
+) -> None:
+    train = ("--images", "64", "--precision", "fp32", "--data-root", mats)
+    assert synth("train", "--recipe", "tiny", "--set", "augment=colour-v1", *train).code == 0
+    asked = [(), ("--augment", "none"), ("--augment", "geometry-v1")]
+    made = [json.loads(synth("generate", "--per-class", "4", *a, "--json").out) for a in asked]
+    assert [each["augmentation"] for each in made] == ["colour-v1", None, "geometry-v1"]
+    assert made[0]["config"]["recipe"]["augment"] == "colour-v1"
+    one_line(synth("train", "--recipe", "tiny", "--set", "augment=blur", *train), 2, "blur")
+    stream = ("--protocol", "tiny-stream-v1", "--precision", "fp32", "--no-baselines")
+    assert (
+        synth(
+            "evaluate",
+            "datasets/00000-small-svhn-tiny-augment-colour-v1-cond-seed0",
+            *stream,
+            "--data-root",
+            mats,
+        ).code
+        == 0
+    )
+    (path,) = Path("results/records").glob("*.json")
+    assert json.loads(path.read_text())["entry"]["augmentation"] is None
+    ran = synth("verify", path, "--from", "generate", "--data-root", mats)
+    assert ran.code == 0, ran.err
+
+
 def test_the_validation_dataset_is_cut_from_the_training_split(mats: Path) -> None:
     whole = load_training_images("svhn", mats)
     (mats / "test_32x32.mat").unlink()

@@ -386,7 +386,7 @@ def verify(
 
 @app.command()
 def benchmark(
-    recipes: Annotated[str, Option(help="Names of recipes, with commas between.")] = "cdcgan,dcgan",
+    recipes: Annotated[str, Option(help="Names of recipes, with commas between.")] = "cdcgan-v2,dcgan",
     overrides: Overrides = None,
     seeds: Annotated[int, Option(help="Number of training runs of each recipe.")] = 1,
     dataset: Dataset = "svhn",

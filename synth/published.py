@@ -210,7 +210,7 @@ def find_recipe(name: str | None, conditional: bool | None) -> RecipeBase:
     name, or if `conditional` is False for a conditional recipe.
     """
     if name is None:
-        return RECIPES["dcgan" if conditional is False else "cdcgan"]
+        return RECIPES["dcgan" if conditional is False else "cdcgan-v2"]
     plain = name.removesuffix(CONDITIONAL)
     recipe = RECIPES.find(plain)
     if conditional is False and (recipe.conditional or name != plain):

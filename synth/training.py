@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 import signal
 import sys
 import threading
@@ -219,7 +220,7 @@ def _train(
             if interrupted() and step < last_step:
                 raise Interrupted(
                     f"stopped at {step * batch:,} of {config.total_images:,} images; go on with: "
-                    f"synth train --resume --run {run.folder}"
+                    f"synth train --resume --run {shlex.quote(str(run.folder))}"
                 )
             tick_start, tick_time = step, time.perf_counter()
 

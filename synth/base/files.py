@@ -6,40 +6,34 @@ import hashlib
 import json
 import os
 import re
-import shutil
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
-from secrets import token_hex
 from typing import Any
 
 import numpy as np
 
 from synth.base.errors import SynthError
+from synth.base.locks import LOCKS, clear_leftovers, exclusive, scratch_folder
 
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """Yields a path to write to. It is renamed to `path` when the block ends without an error.
-
-    The temporary name has the suffix of `path`, because some writers choose a format by it.
-    """
-    temporary = path.with_name(f".{path.stem}-{token_hex(4)}{path.suffix}")
+    """Yields a path to write to, of the same name. It is renamed to `path` when the block ends
+    without an error."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.touch()
-        mode = temporary.stat().st_mode
-        yield temporary
-        _sync(temporary)
-        temporary.chmod(mode)  # some writers make files that only their owner can read
-        temporary.replace(path)
+        with scratch_folder(path.parent) as folder:
+            temporary = folder / path.name
+            temporary.touch()
+            mode = temporary.stat().st_mode
+            yield temporary
+            _sync(temporary)
+            temporary.chmod(mode)  # some writers make files that only their owner can read
+            temporary.replace(path)
     except OSError as error:
-        raise SynthError(f"{path}: cannot be written ({error.strerror})") from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink()
+        raise SynthError(f"{path}: cannot be written ({error.strerror or error})") from error
 
 
 def _sync(path: Path) -> None:
@@ -103,30 +97,36 @@ def numbered_folders(root: Path) -> list[Path]:
 def write_numbered_folder(root: Path, slug: str, fill: Callable[[Path], None]) -> Path:
     """Makes `root/00003-slug` with what `fill(folder)` writes. It appears whole, or not at all.
 
-    The number is one above the highest in `root`.
+    The number is one above the highest in `root`. Clears what ended processes left in the folders
+    there.
     """
-    hidden = root / f".partial-{token_hex(4)}"
     try:
-        hidden.mkdir(parents=True)
-        fill(hidden)
-        for path in hidden.rglob("*"):
-            if path.is_file():
-                _sync(path)
-        number = max((int(path.name[:5]) + 1 for path in numbered_folders(root)), default=0)
-        return hidden.rename(root / f"{number:05d}-{slug}")
+        for folder in numbered_folders(root):
+            clear_leftovers(folder, depth=1)
+        with scratch_folder(root) as hidden:
+            made = hidden / "made"
+            made.mkdir()
+            fill(made)
+            for path in made.rglob("*"):
+                if path.is_file():
+                    _sync(path)
+            with exclusive(root / LOCKS / "number", f"the next number in {root}", wait=True):
+                number = max((int(path.name[:5]) + 1 for path in numbered_folders(root)), default=0)
+                return made.rename(root / f"{number:05d}-{slug}")
     except OSError as error:
         raise SynthError(
-            f"{root}: no folder can be written there ({error.strerror}); choose another with --out"
+            f"{root}: no folder can be written there ({error.strerror or error}); choose another "
+            "with --out"
         ) from error
-    finally:
-        shutil.rmtree(hidden, ignore_errors=True)
 
 
 def check_writable(folder: Path) -> None:
     """Raises `SynthError` if no file can be written in `folder`. Call it before hours of work."""
-    with atomic_file(folder / "probe"):
-        pass
-    (folder / "probe").unlink()
+    try:
+        with scratch_folder(folder) as scratch:
+            (scratch / "probe").write_bytes(bytes(4096))
+    except OSError as error:
+        raise SynthError(f"{folder}: cannot be written ({error.strerror or error})") from error
 
 
 def slug(text: str) -> str:

@@ -24,7 +24,7 @@ from eval.score import MakeBatches
 from eval.selection import sample_batches
 from synth.base.errors import SynthError
 from synth.base.files import numbered_folders, portable
-from synth.base.locks import do_all, task
+from synth.base.locks import LOCKS, clear_leftovers, do_all, exclusive, task
 from synth.base.progress import say
 from synth.data import ImageSet
 from synth.generation import ShortClass, describe_provenance, generate_set
@@ -290,9 +290,15 @@ def find_set(root: Path, provenance: Provenance, count: int) -> Path | None:
 
 
 def publish(results: Path) -> list[Table]:
-    """Rewrites the leaderboard and the report from the records."""
+    """Rewrites the leaderboard and the report from the records.
+
+    One process at a time, so that the last one sees the records of all. Clears what ended processes
+    left in the folders there.
+    """
     if not (results / "records").is_dir():
         raise SynthError(f"{results}: holds no records; make one with: synth evaluate")
-    tables = write_leaderboard(results)
-    write_report(results, tables)
+    clear_leftovers(results, depth=1)
+    with exclusive(results / LOCKS / "publish", "the leaderboard", wait=True):
+        tables = write_leaderboard(results)
+        write_report(results, tables)
     return tables

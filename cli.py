@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -570,6 +571,7 @@ def print_tables(tables: list[Table], as_json: bool = False) -> None:
 
 def main() -> None:
     """The console script. An error becomes one line and an exit code."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C, so that it cleans up
     try:
         code = app(standalone_mode=False)
     except KeyboardInterrupt:

@@ -29,7 +29,7 @@ from synth.base.progress import say
 from synth.data import ImageSet
 from synth.generation import ShortClass, describe_provenance, generate_set
 from synth.provenance import Provenance
-from synth.runs import Run, all_runs, open_run, weights_of_hash
+from synth.runs import Run, open_run, runs_in_state, weights_of_hash
 from synth.synthetic_set import SyntheticSet, newest_synthetic, read_manifest, read_synthetic
 from synth.visuals import save_grid
 
@@ -214,10 +214,9 @@ def _evaluation(evaluator: Evaluator, name: str, *entry: object) -> AbstractCont
 def _ensure_unconditional(evaluator: Evaluator, per_class: int) -> None:
     """Evaluates the newest unconditional run with pseudo-labels, and any one with random labels:
     chance does not depend on the run."""
-    for run in reversed(all_runs(evaluator.workspace.runs)):
+    for run in runs_in_state(evaluator.workspace.runs, finished=True):
         config = run.config
-        own_data = config.fingerprint == evaluator.train.fingerprint
-        if own_data and not config.recipe.conditional and run.finished():
+        if config.fingerprint == evaluator.train.fingerprint and not config.recipe.conditional:
             ensure_evaluated(evaluator, run, per_class, "classifier")
             wanted = "random", per_class * len(config.classes)
             if not any(

@@ -5,12 +5,29 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import Annotated, Any
 
+from pydantic import AfterValidator
 from pydantic.dataclasses import dataclass
 
 from synth.base.schema import OPEN, on_disk
 
 COPIES = ("config", "training_environment", "generation_environment", "training_log")
+LARGEST = 1e300  # of a number in a log
 Environment = dict[str, Any]  # synth.environment.describe_environment()
+
+
+def _check_line(line: dict[str, Any]) -> dict[str, Any]:
+    if not isinstance(line.get("images"), int):
+        raise ValueError(f"a line of the log has {line.get('images')!r} images")
+    for key, found in line.items():
+        for value in found if isinstance(found, list) else [found]:
+            number = isinstance(value, int | float) and not abs(value) > LARGEST
+            if value is not None and not number:
+                raise ValueError(f"{key} in the log is {value!r}, which is no number")
+    return line
+
+
+# Of a run's log.jsonl: the images shown, and other numbers or lists of them
+LogLine = Annotated[dict[str, Any], AfterValidator(_check_line)]
 
 
 @dataclass(frozen=True, kw_only=True, config=OPEN)
@@ -36,7 +53,7 @@ class Provenance:
     config: dict[str, Any] | None = None  # the run's config.json
     training_environment: Environment | None = None
     generation_environment: Environment | None = None
-    training_log: list[dict[str, Any]] | None = None  # log.jsonl
+    training_log: list[LogLine] | None = None  # log.jsonl
 
     def description(self) -> dict[str, Any]:
         """The fields that are known before anything is generated: all except `COPIES`."""

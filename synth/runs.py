@@ -16,6 +16,7 @@ import dataclasses
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -27,6 +28,7 @@ from synth.base.files import (
     atomic_file,
     numbered_folders,
     read_json,
+    regular,
     sha256,
     slug,
     write_json,
@@ -35,8 +37,9 @@ from synth.base.files import (
 )
 from synth.base.progress import say
 from synth.base.schema import CLOSED, Count, dump, on_disk, parse
-from synth.checkpoints import get_entry, load_tensors, read_metadata
+from synth.checkpoints import load_tensors, read_count
 from synth.families import FAMILIES, Family, Sampler
+from synth.provenance import LogLine
 from synth.recipes import RecipeBase, stored
 
 DEFAULT_FAMILY = "gan"
@@ -169,22 +172,31 @@ class Run:
 
     def images_shown(self, weights: Path | None = None) -> int:
         """Real images shown up to these weights, by default the last."""
-        weights = weights or self.weights
-        return int(get_entry(read_metadata(weights), "images", weights))
+        return read_count(weights or self.weights, "images")
 
     def finished(self) -> bool:
         """True if training is complete. The state file is written last, so it marks completion."""
         if not self.state.exists():
             return False
-        step = int(get_entry(read_metadata(self.state), "step", self.state))
-        return step * self.config.recipe.batch >= self.config.total_images
+        return read_count(self.state, "step") * self.config.recipe.batch >= self.config.total_images
 
     def read_log(self) -> list[dict[str, Any]]:
-        """The lines of the log, oldest first. Skips a line that was cut off by a kill."""
-        if not self.log.exists():
+        """The lines of the log, oldest first. Skips a line that was cut off by a kill, and damaged
+        lines with a message."""
+        try:
+            text = regular(self.log).read_text(encoding="utf-8", errors="replace")
+        except FileNotFoundError:
             return []
-        lines = self.log.read_text(encoding="utf-8").split("\n")[:-1]
-        return [json.loads(line) for line in lines if line.endswith("}")]
+        except OSError as error:
+            raise SynthError(f"{self.log}: cannot be read ({error.strerror})") from error
+        lines = []
+        for number, line in enumerate(text.split("\n")[:-1], 1):
+            try:
+                lines.append(parse(LogLine, json.loads(line), ""))
+            except (ValueError, RecursionError, SynthError):
+                if line.endswith("}"):
+                    say(f"skipped: {self.log}: line {number} is damaged")
+        return lines
 
     def rewind_log(self, images: int) -> None:
         """Drops the lines after `images`, because a resumed run writes them again."""
@@ -192,10 +204,13 @@ class Run:
         write_text(self.log, "".join(json.dumps(line) + "\n" for line in kept))
 
     def append_log(self, line: dict[str, Any]) -> None:
-        with self.log.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            with self.log.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise SynthError(f"{self.log}: cannot be written ({error.strerror})") from error
 
 
 def checkpoint_name(images: int) -> str:
@@ -233,11 +248,22 @@ def all_runs(root: Path) -> list[Run]:
     return runs
 
 
+def runs_in_state(root: Path, finished: bool) -> Iterator[Run]:
+    """The finished (or unfinished) runs in `root`, newest first. Skips damaged runs with a
+    message."""
+    for run in reversed(all_runs(root)):
+        try:
+            if run.finished() == finished:
+                yield run
+        except SynthError as error:
+            say(f"skipped: {error}")
+
+
 def newest_run(root: Path, finished: bool) -> Run:
     """The newest finished (or unfinished) run. Raises `SynthError` if there is none."""
-    for run in reversed(all_runs(root)):
-        if run.finished() == finished:
-            return run
+    found = next(runs_in_state(root, finished), None)
+    if found is not None:
+        return found
     kind = "finished" if finished else "unfinished"
     mend = "make one with: synth train --conditional" if finished else "leave out --resume"
     raise SynthError(f"{root}: holds no {kind} run; {mend}, or name one with --run")

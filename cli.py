@@ -507,7 +507,8 @@ def resolve_recipe(
     for assignment in overrides or []:
         recipe = override(recipe, assignment)
     if overrides:  # so that nobody takes it for the published recipe
-        recipe = replace(recipe, name=f"{recipe.name}, {', '.join(overrides)}")
+        name = f"{recipe.name}, {', '.join(overrides)}"
+        recipe = replace(recipe, name=" ".join(name.split()))
     return recipe
 
 

@@ -121,7 +121,11 @@ def evaluate_set(
         save_closest_pairs(images, evaluator.train, closest_pairs)
     plots = {"samples": folder / "preview.png"}
     if entry.run is not None:
-        plots["losses"] = find_run_folder(entry.run, evaluator) / "losses.png"
+        run = find_run_folder(entry.run, evaluator)
+        if (
+            weights_of_hash(run, entry.checkpoint) is not None
+        ):  # it is that run, and no other folder
+            plots["losses"] = run / "losses.png"
     keep_plots(evaluator.workspace.results, record, plots)
     return record
 
@@ -152,7 +156,7 @@ def _stream_of_run(evaluator: Evaluator, synthetic: SyntheticSet) -> MakeBatches
             "this set comes from none; use --protocol fixed-v1"
         )
     run = open_run(find_run_folder(manifest.run, evaluator))
-    weights = weights_of_hash(run, manifest.checkpoint)
+    weights = weights_of_hash(run.folder, manifest.checkpoint)
     if weights is None:
         raise SynthError(
             f"{run.folder}: its weights have changed since {folder} was made; generate it again"

@@ -135,7 +135,7 @@ def recipes_of(study: Study) -> Iterator[tuple[str, RecipeBase]]:
         for assignment in variant.set:
             recipe = override(recipe, assignment)
         changed = f"{start.name}, {', '.join(variant.set)}" if variant.set else start.name
-        yield name, replace(recipe, name=changed)
+        yield name, replace(recipe, name=" ".join(changed.split()))
 
 
 def run_study(path: Path, device: torch.device, workspace: Workspace) -> list[Result]:

@@ -20,7 +20,7 @@ from synth.base.files import atomic_file, regular
 METADATA = "synth"  # the key in a safetensors file
 # Keys that are added to the metadata: sha256 of the tensors, and of all the rest. Older files lack
 # them.
-TENSORS, REST = "sha256", "metadata_sha256"
+TENSORS, REST = "tensors_sha256", "metadata_sha256"
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, Any]) -> None:

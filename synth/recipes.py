@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from synth.base.errors import SynthError, UsageError
+from synth.base.names import Name
 from synth.base.schema import CLOSED, Count, Number, Text, dump, on_disk, parse
 from synth.policies import POLICIES
 
@@ -33,7 +34,7 @@ class RecipeBase:
     family: ClassVar[str]  # a name in synth.families.FAMILIES
     later: ClassVar[tuple[str, ...]] = ()  # hyperparameters that older versions lack; see `stored`
 
-    name: Text
+    name: Name
     # Comparisons ignore texts: two recipes are equal if they do the same.
     citation: Annotated[str, on_disk("source")] = field(compare=False)
     conditional: bool

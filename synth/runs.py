@@ -18,7 +18,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic.dataclasses import dataclass
@@ -35,6 +35,7 @@ from synth.base.files import (
     write_numbered_folder,
     write_text,
 )
+from synth.base.names import FileName, Name
 from synth.base.progress import say
 from synth.base.schema import CLOSED, Count, dump, on_disk, parse
 from synth.checkpoints import load_tensors, read_count
@@ -43,6 +44,7 @@ from synth.provenance import LogLine
 from synth.recipes import RecipeBase, stored
 
 DEFAULT_FAMILY = "gan"
+WEIGHTS, CHECKPOINTS = "generator.safetensors", "[0-9]*k.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True, config=CLOSED)
@@ -50,17 +52,17 @@ class RunConfig:
     """Everything needed to repeat a run."""
 
     recipe: RecipeBase
-    dataset: str  # name of the images, such as svhn-part
+    dataset: Name  # name of the images, such as svhn-part
     dataset_key: Annotated[str, on_disk("source")]  # name in the registry, such as svhn
     fingerprint: str  # of the training split
     training_size: int
-    classes: tuple[str, ...]
+    classes: tuple[FileName, ...]
     total_images: Annotated[Count, on_disk("images")]  # length, in real images shown
     images_per_tick: Annotated[Count, on_disk("tick")]  # real images between two checkpoints
     seed: int
     precision: str
     select: str | None = None  # protocol that scores the checkpoints, if any
-    schema: int = 1
+    schema: Literal[1] = 1
 
     def to_json(self) -> dict[str, Any]:
         """The content of `config.json`.
@@ -90,7 +92,7 @@ class RunConfig:
     @property
     def slug(self) -> str:
         kind = "cond" if self.recipe.conditional else "uncond"
-        return f"{self.dataset}-{slug(self.recipe.name)}-{kind}-seed{self.seed}"
+        return f"{slug(self.dataset)}-{slug(self.recipe.name)}-{kind}-seed{self.seed}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,7 +112,7 @@ class Run:
 
     @property
     def weights(self) -> Path:
-        return self.folder / "generator.safetensors"
+        return self.folder / WEIGHTS
 
     @property
     def state(self) -> Path:
@@ -129,7 +131,7 @@ class Run:
 
     def checkpoints(self) -> dict[str, Path]:
         """Name → weights, oldest first. Empty if the run does not select its checkpoint."""
-        paths = sorted((self.folder / "checkpoints").glob("[0-9]*k.safetensors"))
+        paths = sorted((self.folder / "checkpoints").glob(CHECKPOINTS))
         return {path.stem: path for path in paths}
 
     def validation_scores(self) -> dict[str, float]:
@@ -218,10 +220,10 @@ def checkpoint_name(images: int) -> str:
     return f"{round(images / 1000):07d}k"
 
 
-def weights_of_hash(run: Run, digest: str | None) -> Path | None:
-    """The weights of the run with this sha256. None if they are missing or have changed."""
-    for path in (run.weights, *run.checkpoints().values()):
-        if path.exists() and sha256(path) == digest:
+def weights_of_hash(folder: Path, digest: str | None) -> Path | None:
+    """The weights in a run folder with this sha256. None if they are missing or have changed."""
+    for path in (folder / WEIGHTS, *sorted((folder / "checkpoints").glob(CHECKPOINTS))):
+        if path.is_file() and sha256(path) == digest:
             return path
     return None
 

@@ -96,7 +96,7 @@ def test_images_that_are_not_finite_are_refused(tmp_path: Path, drawn: ImageSet)
         metadata = json.loads(file.metadata()["synth"])
     tensors, _ = load_tensors(run.weights)
     tensors["stem.weight"][0] = torch.nan
-    del metadata["sha256"], metadata["metadata_sha256"]
+    del metadata["tensors_sha256"], metadata["metadata_sha256"]
     save_file(tensors, run.weights, {"synth": json.dumps(metadata)})
     with pytest.raises(SynthError, match="not finite"):
         _ = generate(load_generator(run.folder), 10, 1, seed=0).images

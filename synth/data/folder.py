@@ -15,6 +15,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from synth.base.errors import SynthError, UsageError
 from synth.base.files import slug
+from synth.base.names import check_file_name
 from synth.data import DATASETS, SIZE, Dataset, ImageSet, Split
 
 # Errors of Pillow, besides OSError, for files that are damaged, too large or no images
@@ -47,6 +48,11 @@ def load(split: Split, root: Path | None) -> ImageSet:
                 "that are not training data"
             )
         classes = []
+    for name in classes:
+        try:
+            check_file_name(name)
+        except ValueError as error:
+            raise SynthError(f"{training}: rename the class {name!r}; {error}") from error
     unknown = set(_subfolders(folder)) - set(classes) if classes else set()
     if unknown:
         raise SynthError(f"{folder / min(unknown)}: the training split has no such class")

@@ -101,7 +101,7 @@ class Evaluator:
 
     def records(self) -> list[Record]:
         """Those that are there under this protocol on these splits."""
-        records = read_records(self.workspace.results)
+        records = read_records(self.workspace.results, quiet=True)
         return [record for record in records if record.is_under(self.protocol, self.real)]
 
     def find(self, entry: Entry) -> Record | None:

@@ -23,7 +23,7 @@ def _check_line(line: dict[str, Any]) -> dict[str, Any]:
         for value in found if isinstance(found, list) else [found]:
             number = isinstance(value, int | float) and not abs(value) > LARGEST
             if value is not None and not number:
-                raise ValueError(f"{key} in the log is {value!r}, which is no number")
+                raise ValueError(f"{key} in the log is {value!r:.50}, which is no number")
     return line
 
 

@@ -20,6 +20,8 @@ import numpy as np
 from synth.base.errors import SynthError
 from synth.base.locks import LOCKS, clear_leftovers, exclusive, scratch_folder
 
+MOST_TEXT = 1 << 28  # bytes of a JSON file
+
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
@@ -63,10 +65,13 @@ def regular(path: Path) -> Path:
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file. Raises `SynthError` if the file is missing or damaged."""
     try:
+        if regular(path).stat().st_size > MOST_TEXT:
+            raise ValueError(f"larger than {MOST_TEXT:,} bytes")
         value = json.loads(path.read_text(encoding="utf-8"))
+        json.dumps(value, ensure_ascii=False).encode()  # raises if a text in it is no Unicode
     except OSError as error:
         raise SynthError(f"{path}: cannot be read ({error.strerror})") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise SynthError(f"{path}: is damaged, not JSON ({error})") from error
     if not isinstance(value, dict):
         raise SynthError(f"{path}: is damaged, it holds no JSON object")

@@ -10,7 +10,7 @@ from typing import Annotated
 from pydantic import AfterValidator, Field
 from pydantic_core import PydanticCustomError
 
-LONGEST = 200  # bytes of a file name, which leaves room for what is added
+LONGEST = 240  # bytes of a file name, which leaves room for what is added
 
 
 def check_line(text: str) -> str:

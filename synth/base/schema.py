@@ -20,6 +20,7 @@ T = TypeVar("T")
 Count = Annotated[int, Field(ge=1)]
 Whole = Annotated[int, Field(ge=0, lt=1 << 63)]
 Number = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Proportion = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Text = Annotated[str, Field(min_length=1)]
 # CLOSED refuses unknown keys. OPEN ignores them, because other versions may have written them.
 CLOSED = ConfigDict(extra="forbid", validate_by_name=True, validate_by_alias=True)

@@ -24,6 +24,7 @@ from synth.checkpoints import load_tensors, save_tensors
 from synth.data import ImageSet, split_validation
 from synth.families import Teacher, Trainer
 from synth.ops.acceleration import choose_precision
+from synth.ops.native import describe_kernels
 from synth.recipes import RecipeBase
 from synth.runs import Run, RunConfig, checkpoint_name
 from synth.visuals import draw_losses, save_grid
@@ -181,6 +182,7 @@ def _train(
     run.rewind_log(step * batch)
     last_step = math.ceil(config.total_images / batch)
     tick_steps = max(1, round(config.images_per_tick / batch))
+    say(describe_kernels(device, config.precision))
     bar = progress_bar(f"train {run.folder.name}", config.total_images, "images")
 
     with _interruptible() as interrupted, bar as advance:

@@ -30,11 +30,8 @@ def atomic_file(path: Path) -> Iterator[Path]:
     try:
         with scratch_folder(path.parent) as folder:
             temporary = folder / path.name
-            temporary.touch()
-            mode = temporary.stat().st_mode
             yield temporary
             _sync(temporary)
-            temporary.chmod(mode)  # some writers make files that only their owner can read
             temporary.replace(path)
     except OSError as error:
         raise SynthError(f"{path}: cannot be written ({error.strerror or error})") from error

@@ -103,7 +103,7 @@ def scratch_folder(parent: Path) -> Iterator[Path]:
     clear_leftovers(parent)
     while True:
         folder = parent / f"{SCRATCH}{token_hex(4)}"
-        folder.mkdir()
+        folder.mkdir(mode=0o700)
         lock = FileLock(folder / "lock")
         try:
             if _locked(lock):

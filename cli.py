@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import signal
 import sys
@@ -574,6 +575,7 @@ def main() -> None:
     """The console script. An error becomes one line and an exit code."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C, so that it cleans up
     try:
+        check_texts()
         code = app(standalone_mode=False)
     except KeyboardInterrupt:
         code = fail("interrupted", 130)
@@ -582,6 +584,13 @@ def main() -> None:
             raise
         code = fail(*explain(error))
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def check_texts() -> None:
+    """Refuses words that are no UTF-8: they could not be written into any record."""
+    for word in (*sys.argv, *(v for k, v in os.environ.items() if k.startswith("SYNTH_"))):
+        if word.encode(errors="replace").decode() != word:
+            raise UsageError(f"{word!a}: is no UTF-8; rename the file or folder")
 
 
 def explain(error: Exception) -> tuple[str, int]:
@@ -595,6 +604,8 @@ def explain(error: Exception) -> tuple[str, int]:
         return str(error), code
     if isinstance(error, MemoryError) or "OutOfMemory" in name or "t allocate memory" in str(error):
         return "not enough memory; ask for fewer images, or a smaller network or batch", 1
+    if isinstance(error, UnicodeEncodeError):
+        return f"{error.object!a}: is no UTF-8; rename the file or folder", 1
     if isinstance(error, OSError):
         return f"{error.filename or 'file'}: {error.strerror or error}", 1
     return f"{name}: {error} (a fault in synth; --debug shows where)", 1

@@ -282,9 +282,14 @@ def generate_described(
 
 
 def find_set(root: Path, provenance: Provenance, count: int) -> Path | None:
-    """The newest data set in `root` of this size and description."""
+    """The newest data set in `root` of this size and description. Skips damaged sets with a
+    message."""
     for folder in reversed(numbered_folders(root)):
-        manifest = read_manifest(folder)
+        try:
+            manifest = read_manifest(folder)
+        except SynthError as error:
+            say(f"skipped: {error}")
+            continue
         if manifest is None or manifest.count != count:
             continue
         if manifest.description() == provenance.description():

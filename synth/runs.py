@@ -28,7 +28,7 @@ from synth.base.files import (
     atomic_file,
     numbered_folders,
     read_json,
-    regular,
+    read_text,
     sha256,
     slug,
     write_json,
@@ -80,8 +80,9 @@ class RunConfig:
     @staticmethod
     def from_json(value: dict[str, Any], path: Path | str) -> RunConfig:
         """The inverse of `to_json`. Raises `SynthError` that names `path` and the wrong value."""
-        what, rest = f"{path}: is damaged or from another version", dict(value)
-        family = FAMILIES.find(rest.pop("family", DEFAULT_FAMILY))
+        what = f"{path}: is damaged or from another version"
+        rest = parse(dict[str, Any], value, what)
+        family = FAMILIES.find(parse(str, rest.pop("family", DEFAULT_FAMILY), f"{what}, family"))
         recipe = parse(family.recipe, rest.get("recipe"), f"{what}, recipe")
         return parse(RunConfig, {**rest, "recipe": recipe}, what)
 
@@ -186,11 +187,11 @@ class Run:
         """The lines of the log, oldest first. Skips a line that was cut off by a kill, and damaged
         lines with a message."""
         try:
-            text = regular(self.log).read_text(encoding="utf-8", errors="replace")
+            text = read_text(self.log, errors="replace")
         except FileNotFoundError:
             return []
-        except OSError as error:
-            raise SynthError(f"{self.log}: cannot be read ({error.strerror})") from error
+        except (OSError, ValueError) as error:
+            raise SynthError(f"{self.log}: cannot be read ({error})") from error
         lines = []
         for number, line in enumerate(text.split("\n")[:-1], 1):
             try:

@@ -2,25 +2,39 @@
 
 from __future__ import annotations
 
+import io
 import json
-from collections.abc import Callable
+import os
+import resource
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from eval.evaluate import find_set
+from eval.protocols import Protocol
+from eval.real_classifier import real_classifier
 from synth.base.errors import SynthError
-from synth.base.files import sha256
+from synth.base.files import read_json, sha256
 from synth.checkpoints import load_tensors, old_sha256, read_metadata, save_tensors
-from synth.data import ImageSet
+from synth.data import DATASETS, ImageSet, load_training_images
 from synth.generation import generate
+from synth.recipes import read_toml
 from synth.runs import Run, load_generator, newest_run
+from synth.synthetic_set import Generated, read_synthetic, write_synthetic
 from synth.training import train_run
 from tests.conftest import Ran, tiny
+from tests.test_cli import one_line
+from tests.test_generation import MANIFEST
 from tests.test_training import CPU, make_run
 
 Synth = Callable[..., Ran]
@@ -30,6 +44,7 @@ TENSORS = {
     "mask": torch.tensor([True, False]),
     "nothing": torch.zeros(0),
 }
+BLACK = Generated(lambda: iter([np.zeros((10, 32, 32, 3), np.uint8)]), 10, None, 10)
 METADATA = {"images": 64, "config": {"seed": 1, "precision": "fp32"}}
 
 
@@ -158,3 +173,147 @@ def test_a_damaged_line_of_the_log_is_left_out(
         assert "log.jsonl: line 2 is damaged" in capsys.readouterr().err
     logged.rewind_log(480)
     assert logged.log.read_bytes() == first + b"".join(rest)
+
+
+# Files that are far larger than they seem, or never end
+
+
+@contextmanager
+def little_memory(more: int) -> Iterator[None]:
+    """The block cannot take `more` bytes of memory than there are in use."""
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (used + more, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+def write_npz(path: Path, **members: bytes) -> None:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in members.items():
+            with archive.open(f"{name}.npy", "w") as file:
+                file.write(data)
+                for _ in range(MANY if data == ZEROS else 0):
+                    file.write(bytes(1_000_000))
+
+
+def npy(array: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
+
+
+IMAGES = npy(np.zeros((20, 32, 32, 3), np.uint8))
+MANY = 300  # millions of zeros, in 300 KB
+ZEROS = npy(np.zeros(0, np.uint8)).replace(b"(0,), }" + b" " * 9, b"(300000000,), } ")
+
+
+@pytest.mark.parametrize(
+    ("members", "message"),
+    [
+        ({"images": ZEROS}, r"images\.npz: cannot be read \(images has 300,000,128 bytes"),
+        ({"images": IMAGES, "labels": npy(np.array([2**31] + [0] * 19))}, "labels are from 0 to 2"),
+        ({"images": IMAGES, "labels": npy(np.array([2**30] + [0] * 19))}, "has the label 1073741"),
+        ({"images": IMAGES, "labels": npy(np.full(20, 2**64 - 1, np.uint64))}, "labels are from"),
+        ({"images": IMAGES[:128].replace(b"(20", b"(2000000000") + bytes(60_000)}, "cannot be re"),
+        ({"images": npy(np.array(5, np.uint8))}, "not uint8"),
+    ],
+)
+def test_a_set_cannot_fill_the_memory(
+    tmp_path: Path, members: dict[str, bytes], message: str
+) -> None:
+    write_npz(tmp_path / "images.npz", **members)
+    with little_memory(250_000_000), pytest.raises(SynthError, match=message):
+        read_synthetic(tmp_path)
+
+
+def test_an_array_that_nobody_asked_for_is_not_read(tmp_path: Path) -> None:
+    labels = npy(np.arange(20) % 10)
+    write_npz(tmp_path / "images.npz", images=IMAGES, labels=labels, extra=ZEROS)
+    with little_memory(250_000_000):
+        assert len(read_synthetic(tmp_path).images) == 20
+
+
+def test_an_image_cannot_fill_the_memory(tmp_path: Path) -> None:
+    (tmp_path / "train" / "a").mkdir(parents=True)
+    Image.new("L", (9000, 9000)).save(tmp_path / "train" / "a" / "0.png")
+    with little_memory(100_000_000), pytest.raises(SynthError, match=r"0\.png.*9000×9000 pixels"):
+        DATASETS["folder"].load("train", tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name", ["train/a/0.png", "train_32x32.mat", "images.npz", "manifest.json", "x.json", "x.toml"]
+)
+def test_a_pipe_is_not_waited_for(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    os.mkfifo(path)
+    readers: dict[str, Callable[[], object]] = {
+        "train/a/0.png": lambda: DATASETS["folder"].load("train", tmp_path),
+        "train_32x32.mat": lambda: DATASETS["svhn"].load("train", tmp_path),
+        "images.npz": lambda: read_synthetic(tmp_path),
+        "manifest.json": lambda: read_synthetic(tmp_path),
+        "x.json": lambda: read_json(path),
+        "x.toml": lambda: read_toml(path),
+    }
+    with pytest.raises(SynthError, match=f"{path.name}: cannot be read .*no regular file"):
+        readers[name]()
+
+
+def test_a_full_cache_costs_time_alone(
+    mats: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, data: bytes) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    monkeypatch.setattr("eval.real_classifier.cache_folder", lambda: tmp_path / "cache")
+    protocol = Protocol("short", "disk", steps=2, batch=16, seeds=1)
+    real = load_training_images("svhn", mats)
+    assert real_classifier(real, protocol, CPU, "fp32") is not None
+    assert not list((tmp_path / "cache").rglob("*.safetensors"))
+
+
+@pytest.mark.parametrize("where", ["word", "variable"])
+def test_a_name_that_is_no_text_is_refused_at_once(
+    synth: Synth, mats: Path, where: str, monkeypatch: pytest.MonkeyPatch, tiny_names: None
+) -> None:
+    train = ("train", "--recipe", "tiny", "--data-root", mats, "--dry-run")
+    if where == "variable":
+        monkeypatch.setenv("SYNTH_TRAIN_OUT", "runs\udcff")
+        one_line(synth(*train), 2, r"'runs\udcff': is no UTF-8")
+    else:
+        one_line(synth(*train, "--out", "runs\udcff"), 2, r"'runs\udcff': is no UTF-8")
+
+
+# Manifests
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *(("images_shown", "x"), ("images_shown", -1), ("training_log", -1), ("config", 3)),
+        *(("training_log", [{"images": 1, "d_loss": "x"}]), ("schema", 2), ("labels", "mine")),
+        *(("recipe", "a\nb"), ("count", 2**70), ("environment", [])),
+    ],
+)
+def test_a_bad_field_of_a_manifest_reaches_no_record(
+    tmp_path: Path, key: str, value: object
+) -> None:
+    folder = write_synthetic(tmp_path, "set", BLACK, MANIFEST)
+    manifest = folder / "manifest.json"
+    manifest.write_text(json.dumps({**read_json(manifest), key: value}))
+    with pytest.raises(SynthError, match=rf"manifest\.json: is damaged; .*({key}|images|d_loss)"):
+        read_synthetic(folder)
+
+
+def test_a_damaged_set_stops_no_search_for_another(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = write_synthetic(tmp_path, "set", BLACK, MANIFEST)
+    damaged = write_synthetic(tmp_path, "set", BLACK, MANIFEST)
+    (damaged / "manifest.json").write_text("{")
+    assert find_set(tmp_path, MANIFEST, 10) == whole
+    assert f"skipped: {damaged}/manifest.json: is damaged" in capsys.readouterr().err

@@ -5,9 +5,12 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import lzma
 import os
 import re
 import stat
+import struct
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -20,7 +23,21 @@ import numpy as np
 from synth.base.errors import SynthError
 from synth.base.locks import LOCKS, clear_leftovers, exclusive, scratch_folder
 
-MOST_TEXT = 1 << 28  # bytes of a JSON file
+MOST_TEXT = 1 << 28  # bytes of a text file
+# An array of an npz file may be larger than the file by this factor and this many bytes. Images,
+# which are stored as they are, do not come near, and a small file cannot fill the memory.
+EXPANSION, ROOM = 100, 1 << 26
+# Errors for npz files that are damaged, besides OSError
+DAMAGE = (
+    *(ValueError, EOFError, AttributeError, KeyError, SyntaxError, RecursionError, MemoryError),
+    *(
+        OverflowError,
+        RuntimeError,
+        struct.error,
+        tokenize.TokenError,
+    ),  # no password, no such method
+    *(zlib.error, lzma.LZMAError, zipfile.BadZipFile),
+)
 
 
 @contextmanager
@@ -59,12 +76,17 @@ def regular(path: Path) -> Path:
     return path
 
 
+def read_text(path: Path, errors: str = "strict") -> str:
+    """Text of a regular file. Raises ValueError if it is no UTF-8, or too large; or `OSError`."""
+    if regular(path).stat().st_size > MOST_TEXT:
+        raise ValueError(f"larger than {MOST_TEXT:,} bytes")
+    return path.read_text(encoding="utf-8", errors=errors)
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file. Raises `SynthError` if the file is missing or damaged."""
     try:
-        if regular(path).stat().st_size > MOST_TEXT:
-            raise ValueError(f"larger than {MOST_TEXT:,} bytes")
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(read_text(path))
         json.dumps(value, ensure_ascii=False).encode()  # raises if a text in it is no Unicode
     except OSError as error:
         raise SynthError(f"{path}: cannot be read ({error.strerror})") from error
@@ -75,13 +97,26 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of an npz file. Raises `SynthError` if it is missing, damaged or pickled."""
-    damage = (OSError, ValueError, EOFError, AttributeError, zlib.error, zipfile.BadZipFile)
+def read_arrays(path: Path, *names: str) -> dict[str, np.ndarray]:
+    """These arrays of an npz file, those of them that it holds; by default all.
+
+    Raises `SynthError` if the file is missing, damaged or pickled, or if an array is far larger
+    than the file.
+    """
+    found = {}
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            return dict(arrays.items())
-    except damage as error:
+        most = EXPANSION * regular(path).stat().st_size + ROOM
+        with zipfile.ZipFile(path) as archive:
+            for member in archive.infolist():
+                name = member.filename.removesuffix(".npy")
+                if names and name not in names:
+                    continue
+                if member.file_size > most:
+                    raise ValueError(f"{name} has {member.file_size:,} bytes, which is too much")
+                with archive.open(member) as file:
+                    found[name] = np.lib.format.read_array(file, allow_pickle=False)
+        return found
+    except (OSError, *DAMAGE) as error:
         raise SynthError(f"{path}: cannot be read ({error}); make it again") from error
 
 

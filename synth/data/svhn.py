@@ -13,7 +13,7 @@ import torch
 from torchvision.datasets import SVHN
 
 from synth.base.errors import SynthError
-from synth.base.files import slug
+from synth.base.files import regular, slug
 from synth.base.locks import scratch_folder
 from synth.data import DIGITS, SIZE, Dataset, ImageSet, Split, cache_folder
 
@@ -31,6 +31,10 @@ def load(split: Split, root: Path | None) -> ImageSet:
     path = root / file_name
     if not path.exists():
         _download(split, path, url)
+    try:
+        regular(path)
+    except OSError as error:
+        raise SynthError(f"{path}: cannot be read ({error.strerror}); {WAYS_OUT}") from error
     images, labels = read_mat(path)
     name = "svhn"
     if hashlib.md5(path.read_bytes()).hexdigest() != md5:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -386,7 +388,9 @@ def verify(
 
 @app.command()
 def benchmark(
-    recipes: Annotated[str, Option(help="Names of recipes, with commas between.")] = "cdcgan-v2,dcgan",
+    recipes: Annotated[
+        str, Option(help="Names of recipes, with commas between.")
+    ] = "cdcgan-v2,dcgan",
     overrides: Overrides = None,
     seeds: Annotated[int, Option(help="Number of training runs of each recipe.")] = 1,
     dataset: Dataset = "svhn",
@@ -527,7 +531,8 @@ def resolve_recipe(
         recipe = find_recipe(name, conditional)
     if overrides:  # named, so that nobody takes it for the published recipe
         changed = override(recipe, *overrides)
-        recipe = replace(changed, name=f"{recipe.name}, {', '.join(overrides)}")
+        name = f"{recipe.name}, {', '.join(overrides)}"
+        recipe = replace(changed, name=" ".join(name.split()))
     return recipe
 
 
@@ -591,7 +596,9 @@ def print_tables(tables: list[Table], as_json: bool = False) -> None:
 
 def main() -> None:
     """The console script. An error becomes one line and an exit code."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C, so that it cleans up
     try:
+        check_texts()
         code = app(standalone_mode=False)
     except KeyboardInterrupt:
         code = fail("interrupted", 130)
@@ -600,6 +607,13 @@ def main() -> None:
             raise
         code = fail(*explain(error))
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def check_texts() -> None:
+    """Refuses words that are no UTF-8: they could not be written into any record."""
+    for word in (*sys.argv, *(v for k, v in os.environ.items() if k.startswith("SYNTH_"))):
+        if word.encode(errors="replace").decode() != word:
+            raise UsageError(f"{word!a}: is no UTF-8; rename the file or folder")
 
 
 def explain(error: Exception) -> tuple[str, int]:
@@ -613,6 +627,8 @@ def explain(error: Exception) -> tuple[str, int]:
         return str(error), code
     if isinstance(error, MemoryError) or "OutOfMemory" in name or "t allocate memory" in str(error):
         return "not enough memory; ask for fewer images, or a smaller network or batch", 1
+    if isinstance(error, UnicodeEncodeError):
+        return f"{error.object!a}: is no UTF-8; rename the file or folder", 1
     if isinstance(error, OSError):
         return f"{error.filename or 'file'}: {error.strerror or error}", 1
     return f"{name}: {error} (a fault in synth; --debug shows where)", 1

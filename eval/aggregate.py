@@ -286,7 +286,7 @@ def configuration_key(config: Any) -> str | None:
 def recipe_length(config: Any) -> int | None:
     """The length in a recipe, in real images shown."""
     found = _at(config, "recipe", "training", "images") or _at(config, "recipe", "images")
-    return found if isinstance(found, int) else None
+    return found if isinstance(found, int) and 0 <= found < 1 << 63 else None
 
 
 def _at(value: Any, *keys: str) -> Any:

@@ -120,7 +120,7 @@ def _find_entry(table: Table, option: str, name: str) -> tuple[str, tuple[Record
 def _correct(results: Path, record: Record) -> np.ndarray:
     """Which test images each classifier classified right: bool (seeds, N)."""
     path = predictions_path(results, record)
-    correct = read_arrays(path).get("correct") if path.exists() else None
+    correct = read_arrays(path, "correct").get("correct") if path.exists() else None
     if correct is None:
         wrong = "is missing, or too old to say which test images were classified right"
     elif correct.dtype != np.bool_ or correct.shape != (len(record.scores), record.real.test_size):

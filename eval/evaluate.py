@@ -24,7 +24,7 @@ from eval.score import MakeBatches
 from eval.selection import sample_batches
 from synth.base.errors import SynthError
 from synth.base.files import numbered_folders, portable
-from synth.base.locks import do_all, task
+from synth.base.locks import LOCKS, clear_leftovers, do_all, exclusive, task
 from synth.base.progress import say
 from synth.data import ImageSet
 from synth.generation import (
@@ -36,7 +36,7 @@ from synth.generation import (
     needs_classifier,
 )
 from synth.provenance import Provenance
-from synth.runs import Run, all_runs, open_run, weights_of_hash
+from synth.runs import Run, open_run, runs_in_state, weights_of_hash
 from synth.synthetic_set import SyntheticSet, newest_synthetic, read_manifest, read_synthetic
 from synth.visuals import save_grid
 
@@ -138,7 +138,11 @@ def evaluate_set(
         save_closest_pairs(images, evaluator.train, closest_pairs)
     plots = {"samples": folder / "preview.png"}
     if entry.run is not None:
-        plots["losses"] = find_run_folder(entry.run, evaluator) / "losses.png"
+        run = find_run_folder(entry.run, evaluator)
+        if (
+            weights_of_hash(run, entry.checkpoint) is not None
+        ):  # it is that run, and no other folder
+            plots["losses"] = run / "losses.png"
     keep_plots(evaluator.workspace.results, record, plots)
     return record
 
@@ -169,7 +173,7 @@ def _stream_of_run(evaluator: Evaluator, synthetic: SyntheticSet) -> MakeBatches
             "this set comes from none; use --protocol fixed-v1"
         )
     run = open_run(find_run_folder(manifest.run, evaluator))
-    weights = weights_of_hash(run, manifest.checkpoint)
+    weights = weights_of_hash(run.folder, manifest.checkpoint)
     if weights is None:
         raise SynthError(
             f"{run.folder}: its weights have changed since {folder} was made; generate it again"
@@ -237,10 +241,9 @@ def _evaluation(evaluator: Evaluator, name: str, *entry: object) -> AbstractCont
 def _ensure_unconditional(evaluator: Evaluator, per_class: int) -> None:
     """Evaluates the newest unconditional run with pseudo-labels, and any one with random labels:
     chance does not depend on the run."""
-    for run in reversed(all_runs(evaluator.workspace.runs)):
+    for run in runs_in_state(evaluator.workspace.runs, finished=True):
         config = run.config
-        own_data = config.fingerprint == evaluator.train.fingerprint
-        if own_data and not config.recipe.conditional and run.finished():
+        if config.fingerprint == evaluator.train.fingerprint and not config.recipe.conditional:
             ensure_evaluated(evaluator, run, per_class, "classifier")
             wanted = "random", per_class * len(config.classes)
             if not any(
@@ -304,9 +307,14 @@ def generate_described(
 
 
 def find_set(root: Path, provenance: Provenance, count: int) -> Path | None:
-    """The newest data set in `root` of this size and description."""
+    """The newest data set in `root` of this size and description. Skips damaged sets with a
+    message."""
     for folder in reversed(numbered_folders(root)):
-        manifest = read_manifest(folder)
+        try:
+            manifest = read_manifest(folder)
+        except SynthError as error:
+            say(f"skipped: {error}")
+            continue
         if manifest is None or manifest.count != count:
             continue
         if manifest.description() == provenance.description():
@@ -315,9 +323,15 @@ def find_set(root: Path, provenance: Provenance, count: int) -> Path | None:
 
 
 def publish(results: Path) -> list[Table]:
-    """Rewrites the leaderboard and the report from the records."""
+    """Rewrites the leaderboard and the report from the records.
+
+    One process at a time, so that the last one sees the records of all. Clears what ended processes
+    left in the folders there.
+    """
     if not (results / "records").is_dir():
         raise SynthError(f"{results}: holds no records; make one with: synth evaluate")
-    tables = write_leaderboard(results)
-    write_report(results, tables)
+    clear_leftovers(results, depth=1)
+    with exclusive(results / LOCKS / "publish", "the leaderboard", wait=True):
+        tables = write_leaderboard(results)
+        write_report(results, tables)
     return tables

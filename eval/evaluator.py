@@ -35,6 +35,7 @@ from synth.base.progress import progress_bar, say
 from synth.data import ImageSet, load_test_images, load_training_images
 from synth.environment import describe_environment, git_commit
 from synth.generation import Classify
+from synth.ops.native import describe_kernels
 
 Source = ImageSet | MakeBatches  # what classifiers learn from: a finished set, or fresh samples
 
@@ -117,7 +118,7 @@ class Evaluator:
 
     def records(self) -> list[Record]:
         """Those that are there under this protocol on these splits."""
-        records = read_records(self.workspace.results)
+        records = read_records(self.workspace.results, quiet=True)
         return [record for record in records if record.is_under(self.protocol, self.real)]
 
     def find(self, entry: Entry) -> Record | None:
@@ -216,6 +217,7 @@ def make_evaluator(scoring: Scoring, dataset_key: str, workspace: Workspace) -> 
     git_commit()  # of the code as it is loaded, before hours pass
     precision, why = choose_classifier_precision(scoring.precision, device, protocol)
     say(f"precision {precision}: {why}")
+    say(describe_kernels(device, precision))
     return Evaluator(
         protocol, train, test, workspace, device, precision, seeds, dataset_key, metrics, extractors
     )

@@ -14,6 +14,7 @@ from eval.aggregate import SCORES, Table, build_tables, cell
 from eval.metrics import NOTHING, Column, all_columns, describe, legend, wrap
 from eval.records import plot_path, read_records
 from synth.base.files import write_text
+from synth.base.names import in_csv, in_markdown
 
 # The marks around its place in METHOD.md
 METHOD = ("<!-- metrics: made by synth leaderboard -->", "<!-- end -->")
@@ -115,13 +116,17 @@ def link_plots(results: Path, table: Table) -> pd.DataFrame | None:
 
 def to_markdown(frame: pd.DataFrame) -> str:
     """A GitHub table; `DataFrame.to_markdown` needs one more dependency."""
-    rows = [list(frame.columns), ["---"] * len(frame.columns), *frame.astype(str).values.tolist()]
+    rows = [[in_markdown(cell) for cell in row] for row in [frame.columns, *frame.values]]
+    rows.insert(1, ["---"] * len(frame.columns))
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def to_csv(tables: list[Table]) -> str:
     frames = [table.to_frame().assign(real=table.real, protocol=table.protocol) for table in tables]
-    return str(pd.concat(frames or [pd.DataFrame()]).to_csv(index=False))
+    whole = pd.concat(frames or [pd.DataFrame()])
+    for column in whole.select_dtypes(include=["object", "string"]):
+        whole[column] = whole[column].map(in_csv)
+    return str(whole.to_csv(index=False))
 
 
 def to_page(results: Path, tables: list[Table]) -> str:
@@ -130,10 +135,11 @@ def to_page(results: Path, tables: list[Table]) -> str:
     paragraphs = INTRODUCTION + legend(SCORES), metrics, OTHER_TABLES
     parts = ["# Leaderboard\n", *(f"{wrap(text)}\n" for text in paragraphs)]
     for table in tables:
-        parts.append(f"## {table.title}\n")
+        parts.append(f"## {in_markdown(table.title)}\n")
         shown = [*frames_for_people(table), link_plots(results, table)]
         parts += [f"{to_markdown(frame)}\n" for frame in shown if frame is not None]
-    return "\n".join([*parts, *(f"{line}.\n" for line in agreement_lines(tables))])
+    lines = map(in_markdown, agreement_lines(tables))
+    return "\n".join([*parts, *(f"{line}.\n" for line in lines)])
 
 
 def write_leaderboard(results: Path) -> list[Table]:

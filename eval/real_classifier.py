@@ -74,7 +74,7 @@ def _read_or_train(
     weights = {name: value.cpu().contiguous() for name, value in classifier.state_dict().items()}
     try:
         with atomic_file(path) as temporary:
-            safetensors.torch.save_file(weights, temporary)
+            temporary.write_bytes(safetensors.torch.save(weights))
     except SynthError as error:
         say(f"not kept for the next time: {error}")
     return classifier

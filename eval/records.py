@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic.dataclasses import dataclass
@@ -19,22 +19,24 @@ from eval.protocols import Protocol
 from eval.score import Score, SeedScore
 from synth.base.errors import SynthError
 from synth.base.files import atomic_file, read_json, slug, write_json
-from synth.base.schema import CLOSED, dump, on_disk, parse
+from synth.base.names import FileName, Line, Name
+from synth.base.progress import say
+from synth.base.schema import CLOSED, Number, Whole, dump, on_disk, parse
 from synth.data import ImageSet
 from synth.provenance import Provenance
 
-SCHEMA = 1
+PROTOCOL = {"name": str, "hash": str, "data": str}  # keys of a protocol that tables need
 
 
 @dataclass(frozen=True, config=CLOSED)
 class Entry(Provenance):
     """What the classifier was trained on."""
 
-    kind: str  # synthetic, or a name in eval.baselines.BASELINES
-    name: str  # as it stands in the leaderboard, e.g. "dcgan + pseudo-labels"
-    count: int  # images on disk (a stream's: images drawn)
-    sha256: str | None  # of the images and labels; None for a stream
-    folder: str | None = None  # of the synthetic set
+    kind: Name  # synthetic, or a name in eval.baselines.BASELINES
+    name: Name  # as it stands in the leaderboard, e.g. "dcgan + pseudo-labels"
+    count: Whole  # images on disk (a stream's: images drawn)
+    sha256: Line | None  # of the images and labels; None for a stream
+    folder: Line | None = None  # of the synthetic set
 
     @property
     def length(self) -> int | None:
@@ -53,11 +55,11 @@ class Entry(Provenance):
 class RealSplits:
     """The real data that the score refers to."""
 
-    name: str
-    train_fingerprint: str
-    train_size: int
-    test_fingerprint: str
-    test_size: int
+    name: Name
+    train_fingerprint: Line
+    train_size: Whole
+    test_fingerprint: Line
+    test_size: Whole
 
     @staticmethod
     def of(train: ImageSet, test: ImageSet) -> RealSplits:
@@ -70,20 +72,20 @@ class RealSplits:
 class Record:
     """One evaluation."""
 
-    id: str
-    date: str  # UTC, ISO 8601
+    id: FileName
+    date: Line  # UTC, ISO 8601
     entry: Entry
     protocol: dict[str, Any]  # Protocol.to_json()
     real: RealSplits
     scores: list[SeedScore]  # one per classifier seed
     environment: dict[str, Any]  # synth.environment.describe_environment()
-    precision: str
-    seconds: float
+    precision: Line
+    seconds: Number
     error: str | None = None
     # How the real data was asked for, e.g. svhn. In a recipe, `source` is the citation.
-    dataset_key: Annotated[str | None, on_disk("source")] = None
+    dataset_key: Annotated[Line | None, on_disk("source")] = None
     metrics: dict[str, Any] | None = None  # see `eval.metrics.measure`; None with the score alone
-    schema: int = SCHEMA
+    schema: Literal[1] = 1
 
     @property
     def accuracies(self) -> list[float]:
@@ -100,8 +102,9 @@ class Record:
 
 
 def record_id(now: datetime, entry: Entry, protocol: Protocol, real: RealSplits) -> str:
-    """Ids sort by time."""
-    return f"{now:%Y%m%dT%H%M%S%f}-{slug(real.name)}-{slug(entry.name)}-{protocol.name}"
+    """Ids sort by time. They leave room in a file name for what is added."""
+    names = slug(real.name)[:50], slug(entry.name), slug(protocol.name)[:50]
+    return f"{now:%Y%m%dT%H%M%S%f}-{'-'.join(names)}"
 
 
 def write_record(results: Path, record: Record, score: Score | None) -> Path:
@@ -128,19 +131,52 @@ def plot_path(results: Path, record: Record, name: str) -> Path:
 
 
 def read_record(path: Path) -> Record:
-    """Raises `SynthError` that names the file where it is damaged."""
+    """Raises `SynthError` that names the file and the wrong value where it is damaged."""
     record = parse(Record, read_json(path), f"{path}: is no record of this version")
     try:
-        check(record.metrics)
-        if {"name", "hash", "data"} - record.protocol.keys():
-            raise ValueError("its protocol is damaged")
-        if record.error is None and not record.scores:
-            raise ValueError("it has neither scores nor an error")
+        _check(record, path)
     except ValueError as error:
         raise SynthError(f"{path}: is no record of this version: {error}") from error
     return record
 
 
-def read_records(results: Path) -> list[Record]:
-    """All records in `results`, oldest first."""
-    return [read_record(path) for path in sorted((results / "records").glob("*.json"))]
+def _check(record: Record, path: Path) -> None:
+    """Raises ValueError if the record cannot be shown, or says what cannot be."""
+    if record.id != path.stem:  # other files are named by it
+        raise ValueError(f"id is {record.id!r}, and not the name of the file")
+    if not all(isinstance(record.protocol.get(key), kind) for key, kind in PROTOCOL.items()):
+        raise ValueError("its protocol is damaged")
+    if not record.protocol["name"].isprintable():
+        raise ValueError("protocol.name is no line of text")
+    try:
+        datetime.fromisoformat(record.date)
+    except ValueError as error:
+        raise ValueError(f"date is {record.date!r}") from error
+    if record.error is None and not record.scores:
+        raise ValueError("it has neither scores nor an error")
+    for score in record.scores:
+        sides = {len(score.recalls), len(score.confusion), *map(len, score.confusion)}
+        if len(sides) > 1:
+            raise ValueError(f"confusion of seed {score.seed} does not fit its recalls")
+        if not all(map(any, score.confusion)):
+            raise ValueError(f"confusion of seed {score.seed} lacks images of a class")
+    check(record.metrics)
+
+
+def read_records(results: Path, quiet: bool = False) -> list[Record]:
+    """The records in `results`, oldest first. Names those that are damaged on stderr, unless
+    `quiet`. Raises `SynthError` if the folder cannot be read."""
+    folder, records = results / "records", []
+    try:
+        paths = sorted(path for path in folder.iterdir() if path.suffix == ".json")
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise SynthError(f"{folder}: cannot be read ({error.strerror})") from error
+    for path in paths:
+        try:
+            records.append(read_record(path))
+        except SynthError as error:
+            if not quiet:
+                say(f"left out: {error}")
+    return records

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import html
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +12,7 @@ from eval.aggregate import Row, Table
 from eval.leaderboard import frames_for_people
 from eval.records import Record, plot_path
 from synth.base.files import atomic_file, write_text
+from synth.base.progress import say
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2em auto; max-width: 75em; padding: 0 1em }
@@ -25,6 +25,7 @@ img { max-width: 34em; border: 1px solid #ddd }
 .confusion th, .confusion td { border: 0; padding: .2em .5em; text-align: right; font-size: 12px }
 img.samples { image-rendering: pixelated; width: 22em }
 """
+PNG = b"\x89PNG\r\n\x1a\n"  # the first bytes of such a file
 CAPTIONS = {"samples": "samples, one class per row", "losses": "losses and outputs of D"}
 
 
@@ -34,9 +35,13 @@ def keep_plots(results: Path, record: Record, plots: dict[str, Path]) -> None:
     plots: name (`samples`, `losses`) → PNG; files that do not exist are skipped.
     """
     for name, source in plots.items():
-        if source.exists():
+        if source.is_file():
+            data = source.read_bytes()
+            if not data.startswith(PNG):
+                say(f"skipped: {source}: is no PNG file")
+                continue
             with atomic_file(plot_path(results, record, name)) as temporary:
-                shutil.copyfile(source, temporary)
+                temporary.write_bytes(data)
 
 
 def write_report(results: Path, tables: list[Table]) -> Path:
@@ -62,7 +67,7 @@ def _section(results: Path, row: Row) -> str:
     return (
         f"<h3>{html.escape(row.entry)}: {100 * row.accuracy:.2f} % "
         f"({row.shown_interval}){flag}</h3>"
-        f"<p><code>{html.escape(record.environment.get('command', ''))}</code> "
+        f"<p><code>{html.escape(str(record.environment.get('command', '')))}</code> "
         f"({html.escape(str(record.environment.get('device')))}, record {html.escape(record.id)})"
         f"</p><div class='plots'>{''.join(plots)}{_confusion(record)}</div>"
     )

@@ -18,6 +18,7 @@ from torch import Tensor
 from eval.classifier_training import Batches, predict, shuffled_batches, train_classifier
 from eval.protocols import Protocol
 from synth.base.errors import SynthError
+from synth.base.schema import Number, Proportion, Whole
 from synth.data import ImageSet
 
 CALIBRATION_BINS = 15
@@ -27,13 +28,13 @@ CALIBRATION_BINS = 15
 class SeedScore:
     """The results of one classifier on the test split."""
 
-    seed: int
-    accuracy: float
-    balanced_accuracy: float  # mean of the recalls
-    recalls: list[float]  # per class
-    confusion: list[list[int]]  # true class × predicted class
-    calibration_error: float  # see `expected_calibration_error`
-    seconds: float
+    seed: Whole
+    accuracy: Proportion
+    balanced_accuracy: Proportion  # mean of the recalls
+    recalls: list[Proportion]  # per class
+    confusion: list[list[Whole]]  # true class × predicted class
+    calibration_error: Proportion  # see `expected_calibration_error`
+    seconds: Number
 
 
 @dataclass(frozen=True)

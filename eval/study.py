@@ -129,8 +129,8 @@ def recipes_of(study: Study) -> Iterator[tuple[str, RecipeBase]]:
     """The base and all variants with their recipes."""
     for name, variant in {BASE: Variant(), **study.variants}.items():
         start = find_recipe(variant.recipe or study.recipe, None)
-        changed = override(start, *variant.set)
-        yield name, replace(changed, name=", ".join([start.name, *variant.set]))
+        changed = ", ".join([start.name, *variant.set])
+        yield name, replace(override(start, *variant.set), name=" ".join(changed.split()))
 
 
 def run_study(path: Path, device: torch.device, workspace: Workspace) -> list[Result]:

@@ -15,6 +15,7 @@ from torch.nn import BatchNorm2d, ModuleDict
 from torch.nn.functional import softplus
 
 from synth.augment import augment
+from synth.base.errors import SynthError
 from synth.batches import Batch, draw_batches, draw_latents, labels_or_zeros, torch_random
 from synth.data import ImageSet, signed_from_uint8, uint8_from_signed
 from synth.families import Family, Teacher
@@ -259,6 +260,8 @@ class GANSampler:
         latents = torch.from_numpy(self.latents(len(labels), random)).to(device)
         with torch.inference_mode(), autocast(device, self.precision):
             images = self.generator(latents, labels.to(device))
+        if not bool(images.isfinite().all()):
+            raise SynthError("the generator makes images that are not finite; train it again")
         return uint8_from_signed(images).cpu()
 
     def latents(self, count: int, random: np.random.Generator) -> np.ndarray:

@@ -3,44 +3,64 @@
 from __future__ import annotations
 
 from dataclasses import fields
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
+from pydantic import AfterValidator, Field
 from pydantic.dataclasses import dataclass
 
-from synth.base.schema import OPEN, on_disk
+from synth.base.names import FileName, Line, Name
+from synth.base.schema import OPEN, Whole, on_disk
 
 COPIES = ("config", "training_environment", "generation_environment", "training_log")
+LARGEST = 1e300  # of a number in a log
 Environment = dict[str, Any]  # synth.environment.describe_environment()
+
+
+def _check_line(line: dict[str, Any]) -> dict[str, Any]:
+    if not isinstance(line.get("images"), int):
+        raise ValueError(f"a line of the log has {line.get('images')!r} images")
+    for key, found in line.items():
+        for value in found if isinstance(found, list) else [found]:
+            number = isinstance(value, int | float) and not abs(value) > LARGEST
+            if value is not None and not number:
+                raise ValueError(f"{key} in the log is {value!r:.50}, which is no number")
+    return line
+
+
+# Of a run's log.jsonl: the images shown, and other numbers or lists of them
+LogLine = Annotated[dict[str, Any], AfterValidator(_check_line)]
 
 
 @dataclass(frozen=True, kw_only=True, config=OPEN)
 class Provenance:
     """Where a synthetic set comes from. All fields are None if synth did not make it."""
 
-    recipe: str | None = None
+    recipe: Name | None = None
     conditional: bool | None = None
     # Who gave them: conditional (the generator), classifier, random, none
-    labels: str | None = None
-    labeller: str | None = None  # protocol of the classifier that labelled it
-    teacher: str | None = None  # protocol of the classifier that guided the training
-    images_shown: int | None = None  # real images, in training
-    training_seed: int | None = None
-    generation_seed: int | None = None
-    augmentation: str | None = None  # policy by which images were changed after the generator
-    rejection: float | None = None  # share of each class's images that a classifier rejected
-    rejecter: str | None = None  # protocol of that classifier
-    latent_scale: float | None = None  # standard deviation of the latents; None: 1
-    mixture: list[str] | None = None  # sha256 of the checkpoints that made the images in turns
-    trained_on: str | None = None  # fingerprint of the real images
-    run: str | None = None  # its folder
-    checkpoint: str | None = None  # sha256 of the weights
+    labels: Name | None = None
+    labeller: Name | None = None  # protocol of the classifier that labelled it
+    teacher: Name | None = None  # protocol of the classifier that guided the training
+    images_shown: Whole | None = None  # real images, in training
+    training_seed: Whole | None = None
+    generation_seed: Whole | None = None
+    augmentation: Name | None = None  # policy by which images were changed after the generator
+    # Share of each class's images that a classifier rejected
+    rejection: Annotated[float, Field(gt=0, lt=1)] | None = None
+    rejecter: Name | None = None  # protocol of that classifier
+    # Standard deviation of the latents; None: 1
+    latent_scale: Annotated[float, Field(gt=0, le=10)] | None = None
+    mixture: list[Line] | None = None  # sha256 of the checkpoints that made the images in turns
+    trained_on: Line | None = None  # fingerprint of the real images
+    run: Line | None = None  # its folder
+    checkpoint: Line | None = None  # sha256 of the weights
     # Both are None if the run does not select its checkpoint
-    chosen: str | None = None  # best, last or the name of a checkpoint
-    run_length: int | None = None  # real images shown in the whole run
+    chosen: Name | None = None  # best, last or the name of a checkpoint
+    run_length: Whole | None = None  # real images shown in the whole run
     config: dict[str, Any] | None = None  # the run's config.json
     training_environment: Environment | None = None
     generation_environment: Environment | None = None
-    training_log: list[dict[str, Any]] | None = None  # log.jsonl
+    training_log: list[LogLine] | None = None  # log.jsonl
 
     def description(self) -> dict[str, Any]:
         """The fields that are known before anything is generated: all except `COPIES`."""
@@ -52,18 +72,18 @@ class Provenance:
 class Manifest(Provenance):
     """The content of a synthetic set's `manifest.json`."""
 
-    format: str  # a name in synth.formats.FORMATS
-    sha256: str  # of the images' bytes, then the labels'
-    classes: tuple[str, ...]
-    recipe: str
-    labels: str
-    generation_seed: Annotated[int, on_disk("seed")]
-    dataset_key: Annotated[str, on_disk("source")]  # for --dataset
-    dataset: str = ""  # the real images' own name
-    count: int = 0
-    per_class: list[int] | None = None
-    candidates: int | None = None  # images made to get these
+    format: Name  # a name in synth.formats.FORMATS
+    sha256: Line  # of the images' bytes, then the labels'
+    classes: tuple[FileName, ...]
+    recipe: Name
+    labels: Literal["conditional", "classifier", "random", "none"]
+    generation_seed: Annotated[Whole, on_disk("seed")]
+    dataset_key: Annotated[Name, on_disk("source")]  # for --dataset
+    dataset: Line = ""  # the real images' own name
+    count: Whole = 0
+    per_class: list[Whole] | None = None
+    candidates: Whole | None = None  # images made to get these
     commit: str | None = None
     command: str | None = None
     generation_environment: Annotated[Environment | None, on_disk("environment")] = None
-    schema: int = 1
+    schema: Literal[1] = 1

@@ -12,6 +12,8 @@ from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from synth.base.errors import SynthError, UsageError
+from synth.base.files import read_text
+from synth.base.names import Name
 from synth.base.schema import CLOSED, Count, Number, Text, dump, on_disk, parse
 from synth.policies import check_policy
 
@@ -33,7 +35,7 @@ class RecipeBase:
     family: ClassVar[str]  # a name in synth.families.FAMILIES
     later: ClassVar[tuple[str, ...]] = ("augment",)  # what older versions lack; see `stored`
 
-    name: Text
+    name: Name
     # Comparisons ignore texts: two recipes are equal if they do the same.
     citation: Annotated[str, on_disk("source")] = field(compare=False)
     conditional: bool
@@ -246,11 +248,11 @@ def _toml_value(text: str) -> Any:
 def read_toml(path: Path) -> dict[str, Any]:
     """The tables of a TOML file. Raises `SynthError` if it cannot be read."""
     try:
-        tables: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+        tables: dict[str, Any] = tomllib.loads(read_text(path))
         return tables
     except OSError as error:
         raise SynthError(f"{path}: cannot be read ({error.strerror})") from error
-    except ValueError as error:  # not UTF-8, or not TOML
+    except (ValueError, RecursionError) as error:  # not UTF-8, or not TOML
         raise SynthError(f"{path}: is not TOML ({error})") from error
 
 

@@ -16,8 +16,9 @@ import dataclasses
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic.dataclasses import dataclass
@@ -27,20 +28,24 @@ from synth.base.files import (
     atomic_file,
     numbered_folders,
     read_json,
+    read_text,
     sha256,
     slug,
     write_json,
     write_numbered_folder,
     write_text,
 )
+from synth.base.names import FileName, Name
 from synth.base.progress import say
 from synth.base.schema import CLOSED, Count, dump, on_disk, parse
-from synth.checkpoints import get_entry, load_tensors, read_metadata
+from synth.checkpoints import load_tensors, read_count
 from synth.families import FAMILIES, Family, Sampler
+from synth.provenance import LogLine
 from synth.recipes import RecipeBase, stored
 
 DEFAULT_FAMILY = "gan"
 KEPT = 4  # checkpoints of a run that does not select one
+WEIGHTS, CHECKPOINTS = "generator.safetensors", "[0-9]*k.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True, config=CLOSED)
@@ -48,18 +53,18 @@ class RunConfig:
     """Everything needed to repeat a run."""
 
     recipe: RecipeBase
-    dataset: str  # name of the images, such as svhn-part
+    dataset: Name  # name of the images, such as svhn-part
     dataset_key: Annotated[str, on_disk("source")]  # name in the registry, such as svhn
     fingerprint: str  # of the training split
     training_size: int
-    classes: tuple[str, ...]
+    classes: tuple[FileName, ...]
     total_images: Annotated[Count, on_disk("images")]  # length, in real images shown
     images_per_tick: Annotated[Count, on_disk("tick")]  # real images between two checkpoints
     seed: int
     precision: str
     select: str | None = None  # protocol that scores the checkpoints, if any
     teacher: str | None = None  # protocol of the classifier that guides the training, if any
-    schema: int = 1
+    schema: Literal[1] = 1
 
     def to_json(self) -> dict[str, Any]:
         """The content of `config.json`.
@@ -78,8 +83,9 @@ class RunConfig:
     @staticmethod
     def from_json(value: dict[str, Any], path: Path | str) -> RunConfig:
         """The inverse of `to_json`. Raises `SynthError` that names `path` and the wrong value."""
-        what, rest = f"{path}: is damaged or from another version", dict(value)
-        family = FAMILIES.find(rest.pop("family", DEFAULT_FAMILY))
+        what = f"{path}: is damaged or from another version"
+        rest = parse(dict[str, Any], value, what)
+        family = FAMILIES.find(parse(str, rest.pop("family", DEFAULT_FAMILY), f"{what}, family"))
         recipe = parse(family.recipe, rest.get("recipe"), f"{what}, recipe")
         return parse(RunConfig, {**rest, "recipe": recipe}, what)
 
@@ -90,7 +96,7 @@ class RunConfig:
     @property
     def slug(self) -> str:
         kind = "cond" if self.recipe.conditional else "uncond"
-        return f"{self.dataset}-{slug(self.recipe.name)}-{kind}-seed{self.seed}"
+        return f"{slug(self.dataset)}-{slug(self.recipe.name)}-{kind}-seed{self.seed}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,7 +116,7 @@ class Run:
 
     @property
     def weights(self) -> Path:
-        return self.folder / "generator.safetensors"
+        return self.folder / WEIGHTS
 
     @property
     def state(self) -> Path:
@@ -135,7 +141,7 @@ class Run:
 
     def checkpoints(self) -> dict[str, Path]:
         """Name → weights, oldest first."""
-        paths = sorted((self.folder / "checkpoints").glob("[0-9]*k.safetensors"))
+        paths = sorted((self.folder / "checkpoints").glob(CHECKPOINTS))
         return {path.stem: path for path in paths}
 
     def validation_scores(self) -> dict[str, float]:
@@ -192,22 +198,31 @@ class Run:
 
     def images_shown(self, weights: Path | None = None) -> int:
         """Real images shown up to these weights, by default the last."""
-        weights = weights or self.weights
-        return int(get_entry(read_metadata(weights), "images", weights))
+        return read_count(weights or self.weights, "images")
 
     def finished(self) -> bool:
         """True if training is complete. The state file is written last, so it marks completion."""
         if not self.state.exists():
             return False
-        step = int(get_entry(read_metadata(self.state), "step", self.state))
-        return step * self.config.recipe.batch >= self.config.total_images
+        return read_count(self.state, "step") * self.config.recipe.batch >= self.config.total_images
 
     def read_log(self) -> list[dict[str, Any]]:
-        """The lines of the log, oldest first. Skips a line that was cut off by a kill."""
-        if not self.log.exists():
+        """The lines of the log, oldest first. Skips a line that was cut off by a kill, and damaged
+        lines with a message."""
+        try:
+            text = read_text(self.log, errors="replace")
+        except FileNotFoundError:
             return []
-        lines = self.log.read_text(encoding="utf-8").split("\n")[:-1]
-        return [json.loads(line) for line in lines if line.endswith("}")]
+        except (OSError, ValueError) as error:
+            raise SynthError(f"{self.log}: cannot be read ({error})") from error
+        lines = []
+        for number, line in enumerate(text.split("\n")[:-1], 1):
+            try:
+                lines.append(parse(LogLine, json.loads(line), ""))
+            except (ValueError, RecursionError, SynthError):
+                if line.endswith("}"):
+                    say(f"skipped: {self.log}: line {number} is damaged")
+        return lines
 
     def rewind_log(self, images: int) -> None:
         """Drops the lines after `images`, because a resumed run writes them again."""
@@ -215,10 +230,13 @@ class Run:
         write_text(self.log, "".join(json.dumps(line) + "\n" for line in kept))
 
     def append_log(self, line: dict[str, Any]) -> None:
-        with self.log.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            with self.log.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise SynthError(f"{self.log}: cannot be written ({error.strerror})") from error
 
 
 def checkpoint_name(images: int) -> str:
@@ -226,10 +244,10 @@ def checkpoint_name(images: int) -> str:
     return f"{round(images / 1000):07d}k"
 
 
-def weights_of_hash(run: Run, digest: str | None) -> Path | None:
-    """The weights of the run with this sha256. None if they are missing or have changed."""
-    for path in (run.weights, *run.checkpoints().values()):
-        if path.exists() and sha256(path) == digest:
+def weights_of_hash(folder: Path, digest: str | None) -> Path | None:
+    """The weights in a run folder with this sha256. None if they are missing or have changed."""
+    for path in (folder / WEIGHTS, *sorted((folder / "checkpoints").glob(CHECKPOINTS))):
+        if path.is_file() and sha256(path) == digest:
             return path
     return None
 
@@ -256,11 +274,22 @@ def all_runs(root: Path) -> list[Run]:
     return runs
 
 
+def runs_in_state(root: Path, finished: bool) -> Iterator[Run]:
+    """The finished (or unfinished) runs in `root`, newest first. Skips damaged runs with a
+    message."""
+    for run in reversed(all_runs(root)):
+        try:
+            if run.finished() == finished:
+                yield run
+        except SynthError as error:
+            say(f"skipped: {error}")
+
+
 def newest_run(root: Path, finished: bool) -> Run:
     """The newest finished (or unfinished) run. Raises `SynthError` if there is none."""
-    for run in reversed(all_runs(root)):
-        if run.finished() == finished:
-            return run
+    found = next(runs_in_state(root, finished), None)
+    if found is not None:
+        return found
     kind = "finished" if finished else "unfinished"
     mend = "make one with: synth train --conditional" if finished else "leave out --resume"
     raise SynthError(f"{root}: holds no {kind} run; {mend}, or name one with --run")

@@ -9,6 +9,7 @@ preview.png      ten images of each class
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -26,6 +27,7 @@ from synth.base.files import (
     write_numbered_folder,
     write_text,
 )
+from synth.base.names import check_line, in_markdown
 from synth.base.schema import dump, parse
 from synth.data import ImageSet
 from synth.formats import FORMATS, npz
@@ -37,16 +39,16 @@ PREVIEW = 10  # images per class
 CARD = """---
 license: other
 task_categories: [image-classification]
-tags: [synthetic, {recipe}]
+tags: [synthetic, {tag}]
 size_categories: ["n={count}"]
 ---
 
 # {title}
 
 {count:,} synthetic 32×32 colour images, {per_class:,} of each of {classes} classes, made by synth
-with a `{recipe}` generator (seed {seed}) that was trained on `{dataset}`. {labels}
+with the generator {recipe} (seed {seed}) that was trained on {dataset}. {labels}
 
-The generator learned from `{dataset}`, so the terms of `{dataset}` go on to apply to what it makes
+The generator learned from {dataset}, so the terms of {dataset} go on to apply to what it makes
 (SVHN, for one, is for non-commercial research).
 
 `manifest.json` holds the counts, the hashes and where every image comes from.
@@ -116,8 +118,12 @@ def write_synthetic(root: Path, slug: str, made: Generated, manifest: Manifest) 
         counts, sha256 = None if labels is None else [per_class] * len(classes), digest.hexdigest()
         counted = replace(manifest, count=made.count, per_class=counts)
         value = dump(replace(counted, candidates=made.candidates(), sha256=sha256))
-        shown_as = {"title": slug, "per_class": per_class, "classes": len(classes)}
-        card = CARD.format_map({**value, **shown_as, "labels": LABELS[manifest.labels]})
+        shown_as = {
+            **{"title": slug, "per_class": per_class, "classes": len(classes)},
+            **{"tag": json.dumps(manifest.recipe), "labels": LABELS[manifest.labels]},
+            **{key: in_markdown(value[key]) for key in ("recipe", "dataset")},
+        }
+        card = CARD.format_map({**value, **shown_as})
         write_text(folder / "README.md", card)
         pixels = torch.from_numpy(np.concatenate(preview)).permute(0, 3, 1, 2)
         save_grid(pixels, folder / "preview.png", columns)
@@ -148,10 +154,17 @@ def read_synthetic(folder: Path) -> SyntheticSet:
                 f"{folder}: its images do not match manifest.json; generate the set again"
             )
     count = 0 if labels is None or len(labels) == 0 else int(labels.max()) + 1
+    if count > (len(manifest.classes) if manifest else len(images)):
+        known = f"{len(manifest.classes)} classes" if manifest else f"{len(images)} images"
+        raise SynthError(f"{folder}: has the label {count - 1}, and {known}")
     classes = manifest.classes if manifest else tuple(map(str, range(count)))
     pixels = torch.from_numpy(images).permute(0, 3, 1, 2)
     targets = None if labels is None else torch.from_numpy(labels)
-    image_set = ImageSet(pixels, targets, classes, folder.resolve().name, "train")
+    try:
+        name = check_line(folder.resolve().name)
+    except ValueError as error:
+        raise SynthError(f"{folder}: rename it; {error}") from error
+    image_set = ImageSet(pixels, targets, classes, name, "train")
     return SyntheticSet(image_set, manifest, folder)
 
 

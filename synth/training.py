@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 import signal
 import sys
 import threading
@@ -23,6 +24,7 @@ from synth.checkpoints import load_tensors, save_tensors
 from synth.data import ImageSet, split_validation
 from synth.families import Teacher, Trainer
 from synth.ops.acceleration import choose_precision
+from synth.ops.native import describe_kernels
 from synth.recipes import RecipeBase
 from synth.runs import Run, RunConfig, checkpoint_name
 from synth.visuals import draw_losses, save_grid
@@ -183,6 +185,7 @@ def _train(
     run.rewind_log(step * batch)
     last_step = math.ceil(config.total_images / batch)
     tick_steps = max(1, round(config.images_per_tick / batch))
+    say(describe_kernels(device, config.precision))
     bar = progress_bar(f"train {run.folder.name}", config.total_images, "images")
 
     with _interruptible() as interrupted, bar as advance:
@@ -224,7 +227,7 @@ def _train(
             if interrupted() and step < last_step:
                 raise Interrupted(
                     f"stopped at {step * batch:,} of {config.total_images:,} images; go on with: "
-                    f"synth train --resume --run {run.folder}"
+                    f"synth train --resume --run {shlex.quote(str(run.folder))}"
                 )
             tick_start, tick_time = step, time.perf_counter()
 

@@ -190,9 +190,9 @@ def test_a_stopped_run_goes_on_with_the_very_line_it_printed(
     root = mats.rename(mats.parent / "my own digits")
     with monkeypatch.context() as patch:
         patch.setattr(GANTrainer, "step", interrupting)
-        ran = synth("train", "--recipe", "tiny", "--data-root", root, *TRAIN)
+        ran = synth("train", "--recipe", "tiny", "--data-root", root, "--out", "my runs", *TRAIN)
     assert ran.code == 130
-    assert newest_run(Path("runs"), finished=False).images_shown() == 16
+    assert newest_run(Path("my runs"), finished=False).images_shown() == 16
     again = synth(*shlex.split(ran.err.splitlines()[-1].partition("go on with: synth ")[2]))
     assert again.code == 0, again.err
     assert open_run(Path(again.out.strip())).images_shown() == 64

@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
+import stat
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -11,6 +18,7 @@ from torch.nn import functional as F
 
 from synth.ops import dispatch, kernels, layers, native
 
+CPU = torch.device("cpu")
 ROUNDING = 2**-8  # of bf16, relative
 
 
@@ -199,7 +207,106 @@ def test_without_a_library_a_kernel_raises(monkeypatch: pytest.MonkeyPatch) -> N
         kernels.sum_pixels(random_map(1, 3, 2, 2))
 
 
+@pytest.mark.usefixtures("renewed")
 def test_a_broken_compiler_means_no_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    for compiler in ("/nonexistent/cc", "false"):
+    for compiler in ("/nonexistent/cc", "false", "/nonexistent/ccache cc"):
         monkeypatch.setenv("CC", compiler)
-        assert native.native.__wrapped__() is None
+        assert fresh() is None
+    assert "need a C compiler (/nonexistent/ccache cc fails)" in native.describe_kernels(
+        CPU, "bf16"
+    )
+
+
+# The library on disk
+
+
+def fresh() -> ctypes.CDLL | None:
+    """The library as a new process finds it."""
+    for known in (native.native, native.compiler_version):
+        known.cache_clear()
+    return native.native()
+
+
+@pytest.fixture
+def renewed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Other tests get the usual library again."""
+    yield
+    monkeypatch.undo()
+    fresh()
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, renewed: None) -> Path:
+    """A new cache folder, with the library that was compiled into it."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert fresh() is not None
+    return tmp_path / "synth"
+
+
+def test_the_library_is_kept_for_its_user_alone(cache: Path) -> None:
+    (path,) = cache.glob("kernels-*.so")
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    written = path.stat().st_mtime_ns
+    assert fresh() is not None
+    assert path.stat().st_mtime_ns == written
+    assert "kernels of synth, with" in native.describe_kernels(CPU, "bf16")
+    assert "kernels of torch" in native.describe_kernels(CPU, "fp32")
+
+
+@pytest.mark.parametrize("how", ["damaged", "cut", "writable", "link", "pipe", "other user"])
+def test_a_library_that_may_be_another_is_compiled_again(
+    how: str, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (path,) = cache.glob("kernels-*.so")
+    whole = path.read_bytes()
+    if how == "damaged":
+        path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    elif how == "cut":
+        path.write_bytes(whole[:1000])
+    elif how == "writable":
+        path.chmod(0o666)
+    elif how == "link":
+        path.rename(tmp_path / "elsewhere.so")
+        path.symlink_to(tmp_path / "elsewhere.so")
+    elif how == "pipe":
+        path.unlink()
+        os.mkfifo(path)
+    else:
+        monkeypatch.setattr(os, "geteuid", lambda: path.stat().st_uid + 1)
+    with pytest.raises((OSError, ValueError)):
+        native._load(path)
+    if how != "other user":
+        assert fresh() is not None
+        (path,) = cache.glob("kernels-*.so")
+        assert native._load(path) is not None
+
+
+def test_a_cache_that_cannot_be_used_costs_time_alone(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for path in cache.iterdir():
+        path.unlink()
+    cache.rmdir()
+    cache.touch()
+    assert fresh() is not None
+
+
+def test_the_compiler_may_be_several_words(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CC", "env LC_ALL=C cc")
+    assert fresh() is not None
+
+
+def test_a_compiler_that_hangs_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With all that it started."""
+    script = tmp_path / "cc"
+    script.write_text(f"#!/bin/sh\nsleep 1000 &\necho $! > {tmp_path}/pid\nsleep 1000\n")
+    script.chmod(0o755)
+    monkeypatch.setenv("CC", str(script))
+    monkeypatch.setattr(native, "PATIENCE", 1.0)
+    start = time.monotonic()
+    assert fresh() is None
+    assert time.monotonic() - start < 30
+    child = Path("/proc") / (tmp_path / "pid").read_text().strip()
+    while child.exists() and "Z" not in (child / "stat").read_text().split()[2]:
+        time.sleep(0.1)
+        assert time.monotonic() - start < 30

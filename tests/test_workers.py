@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +18,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from eval import real_classifier
+from eval import leaderboard, real_classifier
+from eval.aggregate import build_tables
+from eval.evaluate import publish
+from eval.leaderboard import to_csv
 from eval.protocols import Protocol
 from eval.records import read_records
 from synth.base.locks import Busy, do_all, exclusive, task
@@ -251,3 +255,34 @@ def train_short(real: ImageSet, protocol: Protocol, folder: Path) -> bytes:
         real_classifier.real_classifier(real, protocol, torch.device("cpu"), "fp32")
     (path,) = (folder / "first" / "classifiers").glob("*.safetensors")
     return path.read_bytes()
+
+
+# Publishing
+
+
+def test_publishing_at_once_leaves_a_leaderboard_with_all_records(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One process is slow to write the tables that it has read, while others add records."""
+    shutil.copytree(ROOT / "results" / "records", tmp_path / "records")
+    kept = [path.read_bytes() for path in sorted((tmp_path / "records").iterdir())]
+    for path in (tmp_path / "records").iterdir():
+        path.unlink()
+    (tmp_path / "records").mkdir(exist_ok=True)
+    write = leaderboard.write_text
+
+    def slowly(path: Path, text: str) -> None:
+        time.sleep(0.05)
+        write(path, text)
+
+    monkeypatch.setattr(leaderboard, "write_text", slowly)
+
+    def add(number: int) -> None:
+        value = json.loads(kept[number])
+        (tmp_path / "records" / f"{value['id']}.json").write_bytes(kept[number])
+        publish(tmp_path)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(add, range(8)))
+    expected = to_csv(build_tables(read_records(tmp_path)))
+    assert (tmp_path / "leaderboard.csv").read_text() == expected

@@ -12,6 +12,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -56,10 +57,16 @@ def keep_journal(path: Path) -> None:
     assert study.find_or_train is benchmark.find_or_train  # so that it keeps the journal too
 
 
-def fork(words: list[str], out: Path) -> int:
+def fork(
+    words: Sequence[str],
+    out: Path,
+    before: Callable[[], None] = lambda: None,
+    after: Callable[[], None] = lambda: None,
+) -> int:
     """Runs a command in a child that has all of torch in its memory already. Returns its process.
 
-    Writes what it prints to `<out>.out` and `<out>.err`. torch must not have used threads before.
+    Writes what it prints to `<out>.out` and `<out>.err`. before, after: are called in the child.
+    torch must not have used threads before.
     """
     process = os.fork()
     if process:
@@ -70,10 +77,12 @@ def fork(words: list[str], out: Path) -> int:
             file = os.open(out.with_suffix(f".{stream}"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
             os.dup2(file, number)
         sys.argv = ["synth", *words]
+        before()
         cli.main()
     except SystemExit as stop:
         code = int(stop.code or 0)
     finally:
+        after()
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 SCORE = "cas"  # the accuracy: always measured, and a valid name in --metrics
 CLASSIFIER = "classifier"  # the feature space that needs no other network
+LARGEST = 1e300  # of a metric
+LIMITS = {"%": (0, 1), "points": (-1, 1)}  # of columns in these formats
 NOTHING = "–"  # in tables for people, where there is no value
 
 Extractor = Callable[["Tensor"], "Tensor"]  # uint8 (N, 3, 32, 32) → float (N, D)
@@ -220,7 +222,8 @@ def merge(old: dict[str, Any] | None, new: dict[str, Any] | None) -> dict[str, A
     merged = dict(old or {})
     for key, value in (new or {}).items():
         if isinstance(value, dict):
-            merged[key] = {**(merged.get(key) or {}), **value}
+            known = merged.get(key)
+            merged[key] = {**(known if isinstance(known, dict) else {}), **value}
         elif value is not None or key not in merged:
             merged[key] = value
     return merged
@@ -274,11 +277,19 @@ def check(metrics: Any) -> None:
     try:
         if metrics is not None:
             set(metrics["seconds"])
-            column_values(metrics)
+            values = column_values(metrics)
+            for column in all_columns():
+                value = values.get(column.key, 0.0)
+                column.show(value)
+                least, most = LIMITS.get(column.format, (-LARGEST, LARGEST))
+                if value < least or value > most:
+                    raise ValueError(f"{column.key} is {value}")
             flags([metrics])
             list(gain_values([metrics]))
             for numbers in (metrics.get("calibration") or {}).values():
-                sum(numbers.values())
+                for key, value in numbers.items():
+                    if abs(value) > LARGEST:
+                        raise ValueError(f"{key} is {value}")
     except (TypeError, AttributeError, LookupError, ArithmeticError, ValueError) as error:
         raise ValueError(f"its metrics are damaged: {error!r}") from error
 

@@ -2,44 +2,56 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import lzma
 import os
 import re
-import shutil
+import stat
+import struct
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
-from secrets import token_hex
 from typing import Any
 
 import numpy as np
 
 from synth.base.errors import SynthError
+from synth.base.locks import LOCKS, clear_leftovers, exclusive, scratch_folder
+
+MOST_TEXT = 1 << 28  # bytes of a text file
+# An array of an npz file may be larger than the file by this factor and this many bytes. Images,
+# which are stored as they are, do not come near, and a small file cannot fill the memory.
+EXPANSION, ROOM = 100, 1 << 26
+# Errors for npz files that are damaged, besides OSError
+DAMAGE = (
+    *(ValueError, EOFError, AttributeError, KeyError, SyntaxError, RecursionError, MemoryError),
+    *(
+        OverflowError,
+        RuntimeError,
+        struct.error,
+        tokenize.TokenError,
+    ),  # no password, no such method
+    *(zlib.error, lzma.LZMAError, zipfile.BadZipFile),
+)
 
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """Yields a path to write to. It is renamed to `path` when the block ends without an error.
-
-    The temporary name has the suffix of `path`, because some writers choose a format by it.
-    """
-    temporary = path.with_name(f".{path.stem}-{token_hex(4)}{path.suffix}")
+    """Yields a path to write to, of the same name. It is renamed to `path` when the block ends
+    without an error."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.touch()
-        mode = temporary.stat().st_mode
-        yield temporary
-        _sync(temporary)
-        temporary.chmod(mode)  # some writers make files that only their owner can read
-        temporary.replace(path)
+        with scratch_folder(path.parent) as folder:
+            temporary = folder / path.name
+            yield temporary
+            _sync(temporary)
+            temporary.replace(path)
     except OSError as error:
-        raise SynthError(f"{path}: cannot be written ({error.strerror})") from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink()
+        raise SynthError(f"{path}: cannot be written ({error.strerror or error})") from error
 
 
 def _sync(path: Path) -> None:
@@ -56,26 +68,55 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
+def regular(path: Path) -> Path:
+    """`path`. Raises `OSError` if it is missing, or no regular file: reading from a pipe or a
+    device may never end."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError(errno.EINVAL, "no regular file", str(path))
+    return path
+
+
+def read_text(path: Path, errors: str = "strict") -> str:
+    """Text of a regular file. Raises ValueError if it is no UTF-8, or too large; or `OSError`."""
+    if regular(path).stat().st_size > MOST_TEXT:
+        raise ValueError(f"larger than {MOST_TEXT:,} bytes")
+    return path.read_text(encoding="utf-8", errors=errors)
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file. Raises `SynthError` if the file is missing or damaged."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(read_text(path))
+        json.dumps(value, ensure_ascii=False).encode()  # raises if a text in it is no Unicode
     except OSError as error:
         raise SynthError(f"{path}: cannot be read ({error.strerror})") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise SynthError(f"{path}: is damaged, not JSON ({error})") from error
     if not isinstance(value, dict):
         raise SynthError(f"{path}: is damaged, it holds no JSON object")
     return value
 
 
-def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of an npz file. Raises `SynthError` if it is missing, damaged or pickled."""
-    damage = (OSError, ValueError, EOFError, AttributeError, zlib.error, zipfile.BadZipFile)
+def read_arrays(path: Path, *names: str) -> dict[str, np.ndarray]:
+    """These arrays of an npz file, those of them that it holds; by default all.
+
+    Raises `SynthError` if the file is missing, damaged or pickled, or if an array is far larger
+    than the file.
+    """
+    found = {}
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            return dict(arrays.items())
-    except damage as error:
+        most = EXPANSION * regular(path).stat().st_size + ROOM
+        with zipfile.ZipFile(path) as archive:
+            for member in archive.infolist():
+                name = member.filename.removesuffix(".npy")
+                if names and name not in names:
+                    continue
+                if member.file_size > most:
+                    raise ValueError(f"{name} has {member.file_size:,} bytes, which is too much")
+                with archive.open(member) as file:
+                    found[name] = np.lib.format.read_array(file, allow_pickle=False)
+        return found
+    except (OSError, *DAMAGE) as error:
         raise SynthError(f"{path}: cannot be read ({error}); make it again") from error
 
 
@@ -103,30 +144,36 @@ def numbered_folders(root: Path) -> list[Path]:
 def write_numbered_folder(root: Path, slug: str, fill: Callable[[Path], None]) -> Path:
     """Makes `root/00003-slug` with what `fill(folder)` writes. It appears whole, or not at all.
 
-    The number is one above the highest in `root`.
+    The number is one above the highest in `root`. Clears what ended processes left in the folders
+    there.
     """
-    hidden = root / f".partial-{token_hex(4)}"
     try:
-        hidden.mkdir(parents=True)
-        fill(hidden)
-        for path in hidden.rglob("*"):
-            if path.is_file():
-                _sync(path)
-        number = max((int(path.name[:5]) + 1 for path in numbered_folders(root)), default=0)
-        return hidden.rename(root / f"{number:05d}-{slug}")
+        for folder in numbered_folders(root):
+            clear_leftovers(folder, depth=1)
+        with scratch_folder(root) as hidden:
+            made = hidden / "made"
+            made.mkdir()
+            fill(made)
+            for path in made.rglob("*"):
+                if path.is_file():
+                    _sync(path)
+            with exclusive(root / LOCKS / "number", f"the next number in {root}", wait=True):
+                number = max((int(path.name[:5]) + 1 for path in numbered_folders(root)), default=0)
+                return made.rename(root / f"{number:05d}-{slug}")
     except OSError as error:
         raise SynthError(
-            f"{root}: no folder can be written there ({error.strerror}); choose another with --out"
+            f"{root}: no folder can be written there ({error.strerror or error}); choose another "
+            "with --out"
         ) from error
-    finally:
-        shutil.rmtree(hidden, ignore_errors=True)
 
 
 def check_writable(folder: Path) -> None:
     """Raises `SynthError` if no file can be written in `folder`. Call it before hours of work."""
-    with atomic_file(folder / "probe"):
-        pass
-    (folder / "probe").unlink()
+    try:
+        with scratch_folder(folder) as scratch:
+            (scratch / "probe").write_bytes(bytes(4096))
+    except OSError as error:
+        raise SynthError(f"{folder}: cannot be written ({error.strerror or error})") from error
 
 
 def slug(text: str) -> str:

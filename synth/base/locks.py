@@ -1,12 +1,17 @@
-"""Locks between processes. The system frees a lock when its process ends, however it ends."""
+"""Locks between processes, and temporary folders that others can clear.
+
+The system frees a lock when its process ends, however it ends.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from secrets import token_hex
 from typing import TypeVar
 
 from filelock import FileLock, Timeout
@@ -16,6 +21,7 @@ from synth.base.progress import say
 
 Result = TypeVar("Result")
 LOCKS = ".locks"  # the folder of locks, in the folder that they protect
+SCRATCH = ".partial-"  # the names of scratch folders begin so
 PAUSE = 1.0  # seconds between two looks at tasks that other processes are at
 PATIENCE = 2.0  # seconds of waiting before a message
 
@@ -85,3 +91,47 @@ def do_all(tasks: Sequence[Callable[[], Result]]) -> list[Result]:
                 told.add(busy)
             time.sleep(PAUSE)
     return [done[number] for number in range(len(tasks))]
+
+
+@contextmanager
+def scratch_folder(parent: Path) -> Iterator[Path]:
+    """A new hidden folder in `parent`, to make something in. It is gone after the block.
+
+    First it clears the leftovers in `parent`. Raises `OSError` if it cannot be made.
+    """
+    parent.mkdir(parents=True, exist_ok=True)
+    clear_leftovers(parent)
+    while True:
+        folder = parent / f"{SCRATCH}{token_hex(4)}"
+        folder.mkdir(mode=0o700)
+        lock = FileLock(folder / "lock")
+        try:
+            if _locked(lock):
+                yield folder
+                return
+        finally:
+            lock.release()
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _locked(lock: FileLock) -> bool:
+    """False if another process took the new folder for a leftover."""
+    try:
+        lock.acquire(timeout=0)
+    except (Timeout, FileNotFoundError, FileExistsError):
+        return False
+    return Path(lock.lock_file).exists()
+
+
+def clear_leftovers(folder: Path, depth: int = 0) -> None:
+    """Removes scratch folders whose process has ended, in `folder` and `depth` levels below it."""
+    for level in range(depth + 1):
+        for found in folder.glob(f"{'*/' * level}{SCRATCH}*"):
+            if found.is_symlink():
+                continue
+            with suppress(OSError, Timeout):
+                if (found / "lock").exists():
+                    with FileLock(found / "lock", timeout=0):
+                        shutil.rmtree(found)
+                else:
+                    found.rmdir()  # it is empty if its process ended before it locked it

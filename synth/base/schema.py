@@ -18,7 +18,9 @@ from synth.base.errors import SynthError
 
 T = TypeVar("T")
 Count = Annotated[int, Field(ge=1)]
+Whole = Annotated[int, Field(ge=0, lt=1 << 63)]
 Number = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Proportion = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Text = Annotated[str, Field(min_length=1)]
 # CLOSED refuses unknown keys. OPEN ignores them, because other versions may have written them.
 CLOSED = ConfigDict(extra="forbid", validate_by_name=True, validate_by_alias=True)
@@ -68,7 +70,9 @@ def _explain(kind: type, found: ValidationError) -> str:
     if first["type"] in ("dataclass_type", "dataclass_exact_type"):
         inside = [name for name in all_keys(kind) if name.startswith(f"{key}.")]
         return f"{key} is a group; set a value in it, such as {inside[0]}" if inside else reason
-    shown = f"{key} is {first['input']!r}; " if key and first["type"] != "value_error" else ""
+    held = repr(first["input"])
+    held = held if len(held) < 200 else f"{held[:200]}…"
+    shown = f"{key} is {held}; " if key and first["type"] != "value_error" else ""
     return f"{shown}{reason[0].lower()}{reason[1:]}"
 
 

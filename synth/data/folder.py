@@ -14,9 +14,12 @@ from PIL import Image, ImageOps
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from synth.base.errors import SynthError, UsageError
-from synth.base.files import slug
+from synth.base.files import regular, slug
+from synth.base.names import check_file_name
 from synth.data import DATASETS, SIZE, Dataset, ImageSet, Split
 
+MOST_PIXELS = 36_000_000  # of an image; 32×32 of them are used
+MOST_THREADS = 8  # each holds an image of full size
 # Errors of Pillow, besides OSError, for files that are damaged, too large or no images
 DAMAGE = (SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
 
@@ -47,6 +50,11 @@ def load(split: Split, root: Path | None) -> ImageSet:
                 "that are not training data"
             )
         classes = []
+    for name in classes:
+        try:
+            check_file_name(name)
+        except ValueError as error:
+            raise SynthError(f"{training}: rename the class {name!r}; {error}") from error
     unknown = set(_subfolders(folder)) - set(classes) if classes else set()
     if unknown:
         raise SynthError(f"{folder / min(unknown)}: the training split has no such class")
@@ -67,14 +75,16 @@ def read_images(paths: Sequence[Path]) -> torch.Tensor:
 
     Images are turned as EXIF says, lose their transparency, and are resized with antialiasing.
     """
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(min(MOST_THREADS, os.cpu_count() or 1)) as pool:
         pixels = np.stack(list(pool.map(_read_image, paths)))
     return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
 
 
 def _read_image(path: Path) -> np.ndarray:
     try:
-        with Image.open(path) as image:
+        with Image.open(regular(path)) as image:
+            if image.width * image.height > MOST_PIXELS:
+                raise ValueError(f"{image.width}×{image.height} pixels, more than {MOST_PIXELS:,}")
             if image.mode[0] in "IF":  # Pillow would cut these values at 255
                 raise ValueError("more than 8 bits a channel")
             colour = ImageOps.exif_transpose(image).convert("RGB")

@@ -244,7 +244,7 @@ def load(split: Split, root: Path | None) -> ImageSet:
     """Reads the split from the cache folder. Draws it first if it is not there. Ignores `root`."""
     path = cache_folder() / f"house-numbers-v{VERSION}-{split}.npz"
     try:
-        arrays = read_arrays(path)
+        arrays = read_arrays(path, "images", "labels")
         images, labels = (torch.from_numpy(arrays[name]) for name in ("images", "labels"))
     except (SynthError, KeyError):  # missing or damaged
         images, labels = render(split)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,8 @@ import torch
 from torchvision.datasets import SVHN
 
 from synth.base.errors import SynthError
-from synth.base.files import slug
+from synth.base.files import regular, slug
+from synth.base.locks import scratch_folder
 from synth.data import DIGITS, SIZE, Dataset, ImageSet, Split, cache_folder
 
 WAYS_OUT = "point --data-root at SVHN's files, or use --dataset house-numbers"
@@ -31,6 +31,10 @@ def load(split: Split, root: Path | None) -> ImageSet:
     path = root / file_name
     if not path.exists():
         _download(split, path, url)
+    try:
+        regular(path)
+    except OSError as error:
+        raise SynthError(f"{path}: cannot be read ({error.strerror}); {WAYS_OUT}") from error
     images, labels = read_mat(path)
     name = "svhn"
     if hashlib.md5(path.read_bytes()).hexdigest() != md5:
@@ -69,10 +73,9 @@ def _download(split: Split, path: Path, url: str) -> None:
     """Downloads with torchvision, which compares the checksum. Leaves no partial file."""
     root, existed = path.parent, path.parent.exists()
     try:
-        root.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".download-", dir=root) as temporary:
-            SVHN(temporary, split=split, download=True)
-            Path(temporary, path.name).replace(path)
+        with scratch_folder(root) as folder:
+            SVHN(str(folder), split=split, download=True)
+            (folder / path.name).replace(path)
     except (OSError, RuntimeError) as error:
         if not existed:
             with contextlib.suppress(OSError):  # it holds something

@@ -14,6 +14,7 @@ from synth.data import SIZE
 from synth.formats import Chunks, Format, Labels
 
 FILE = "images.npz"
+MOST_LABEL = 1 << 31
 
 
 def write(folder: Path, chunks: Chunks, count: int, labels: Labels, classes: Sequence[str]) -> None:
@@ -31,18 +32,18 @@ def write(folder: Path, chunks: Chunks, count: int, labels: Labels, classes: Seq
 
 def read(folder: Path, classes: Sequence[str]) -> tuple[np.ndarray, Labels]:
     path = folder / FILE
-    arrays = read_arrays(path)
+    arrays = read_arrays(path, "images", "labels")
     if "images" not in arrays:
         raise SynthError(f"{path}: holds no array named images")
     images, labels = arrays["images"], arrays.get("labels")
-    if images.dtype != np.uint8 or images.shape[1:] != (SIZE, SIZE, 3):
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != (SIZE, SIZE, 3):
         raise SynthError(
             f"{path}: images are {images.dtype} {images.shape}, not uint8 (N, 32, 32, 3)"
         )
     if labels is not None and (labels.shape != (len(images),) or labels.dtype.kind not in "iu"):
         raise SynthError(f"{path}: labels are {labels.dtype} {labels.shape}, not int64 (N,)")
-    if labels is not None and len(labels) and labels.min() < 0:
-        raise SynthError(f"{path}: labels start at {labels.min()}, not at 0 or above")
+    if labels is not None and len(labels) and not 0 <= labels.min() <= labels.max() < MOST_LABEL:
+        raise SynthError(f"{path}: labels are from {labels.min()} to {labels.max()}")
     return images, None if labels is None else labels.astype(np.int64)
 
 

@@ -1,7 +1,8 @@
 """Compiles kernels.c and tiles.c for this machine, and calls them.
 
-The first use compiles them in about a second, into the cache folder. If there is no C compiler, or
-the system is not Linux, there is no library. `dispatch` then chooses torch's own operations.
+The first use compiles them in about a second, into the cache folder. Only a library that this user
+wrote, and nobody else can write, is loaded from there. If there is no C compiler, or the system is
+not Linux, there is no library. `dispatch` then chooses torch's own operations.
 """
 
 from __future__ import annotations
@@ -10,10 +11,13 @@ import ctypes
 import hashlib
 import os
 import platform
-import shutil
+import shlex
+import signal
+import stat
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -22,6 +26,10 @@ import platformdirs
 import torch
 from torch import Tensor
 
+from synth.base.files import sha256
+from synth.base.locks import scratch_folder
+
+PATIENCE, COMPILING = 10.0, 60.0  # seconds for an answer of the compiler, and for its work
 FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-fPIC")
 WIDE = "-mprefer-vector-width=512"  # a flag of compilers for x86
 
@@ -36,13 +44,38 @@ C_TYPES: dict[type, Any] = {bool: ctypes.c_int, int: ctypes.c_int64, float: ctyp
 @cache
 def native() -> ctypes.CDLL | None:
     """The compiled library, or None if there is none."""
-    compiler = shutil.which(os.environ.get("CC", "cc"))
-    if sys.platform != "linux" or compiler is None:
+    if sys.platform != "linux" or compiler_version() is None:
         return None
     try:
-        return ctypes.CDLL(str(_compiled(compiler)))
+        return _load_or_compile()
     except (OSError, subprocess.SubprocessError):
         return None
+
+
+def compiler() -> list[str]:
+    """The command of the C compiler, such as `ccache gcc`: CC, as make reads it, or `cc`."""
+    return shlex.split(os.environ.get("CC", "")) or ["cc"]
+
+
+@cache
+def compiler_version() -> str | None:
+    """What the C compiler says of itself. None if there is none that answers."""
+    try:
+        return _run([*compiler(), "--version"], PATIENCE).decode(errors="replace")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def describe_kernels(device: torch.device, precision: str) -> str:
+    """Which kernels run in this process, in one line for people."""
+    if device.type != "cpu" or precision != "bf16":
+        return "kernels of torch, since those of synth are for bf16 on a CPU"
+    if native() is None:
+        return (
+            f"kernels of torch; those of synth need a C compiler ({shlex.join(compiler())} fails)"
+        )
+    units = "with" if call("tiles_usable") == 1 else "without"
+    return f"kernels of synth, {units} matrix units"
 
 
 def call(function: str, *arguments: Tensor | float) -> int:
@@ -64,28 +97,85 @@ def kernel_sources() -> list[Path]:
     return [Path(__file__).with_name(name) for name in ("kernels.c", "tiles.c")]
 
 
-def _compiled(compiler: str) -> Path:
-    """The library's path. Its name depends on sources, flags, compiler, processor and torch."""
+def _load_or_compile() -> ctypes.CDLL:
+    """The library from the cache folder, or a new one. Raises OSError or SubprocessError."""
     sources = kernel_sources()
     flags = [*FLAGS, *(f"-D{name}={value}" for name, value in SHARED.items())]
     if platform.machine() in ("x86_64", "AMD64"):
         flags.append(WIDE)
-    version = subprocess.run([compiler, "--version"], capture_output=True, check=True).stdout
     # The key leaves out other lines about the processor, such as its clock, because they change.
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     features = [line for line in lines if line.lower().startswith(("flags", "features"))][:1]
-    words = map(str.encode, [*flags, *features, torch.__file__])
-    parts = [*(source.read_bytes() for source in sources), version, *words]
+    words = map(str.encode, [str(compiler_version()), *flags, *features, torch.__file__])
+    parts = [*(source.read_bytes() for source in sources), *words]
     key = hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
-    path = Path(platformdirs.user_cache_dir("synth")) / f"kernels-{key}.so"
-    if path.exists():
-        return path
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        made = Path(folder) / path.name
-        # Link torch's own OpenMP if it has one. Two pools of threads would compete for cores.
-        openmp = map(str, (Path(torch.__file__).parent / "lib").glob("libgomp*.so*"))
-        command = [compiler, *flags, "-shared", *map(str, sources), *openmp, "-lm", "-o", str(made)]
-        subprocess.run(command, capture_output=True, check=True, timeout=60)
-        made.replace(path)
-    return path
+    folder = Path(platformdirs.user_cache_dir("synth"))
+    for path in sorted(folder.glob(f"kernels-{key}-*.so")):
+        try:
+            return _load(path)
+        except (OSError, ValueError):
+            with suppress(OSError):  # where it is another user's
+                path.unlink()
+    command = [*compiler(), *flags, "-shared", *map(str, sources)]
+    try:
+        with scratch_folder(folder) as private:
+            made = _compile(command, private)
+            kept = folder / f"kernels-{key}-{sha256(made)}.so"
+            made.replace(kept)
+            return _load(kept)
+    except subprocess.TimeoutExpired:
+        raise
+    except (OSError, subprocess.SubprocessError, ValueError):
+        # A cache folder that is full, or another's, costs the time to compile in every process.
+        with tempfile.TemporaryDirectory() as name:
+            return _load(_compile(command, Path(name)))
+
+
+def _compile(command: list[str], private: Path) -> Path:
+    """The new library, in a folder that only this user can write in."""
+    made = private / "kernels.so"
+    # Link torch's own OpenMP if it has one. Two pools of threads would compete for cores.
+    openmp = map(str, (Path(torch.__file__).parent / "lib").glob("libgomp*.so*"))
+    _run([*command, *openmp, "-lm", "-o", str(made)], COMPILING)
+    made.chmod(0o600)
+    with made.open("rb") as file:
+        os.fsync(file.fileno())
+    return made.rename(private / f"kernels-{sha256(made)}.so")
+
+
+def _load(path: Path) -> ctypes.CDLL:
+    """Loads a library that this user wrote. Nobody else can have put or changed it there.
+
+    Raises OSError or ValueError if it is another's, or damaged: its name ends with its sha256.
+    """
+    file = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    try:
+        found = os.fstat(file)
+        others = stat.S_IWGRP | stat.S_IWOTH
+        if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid():
+            raise ValueError(f"{path}: is no file of this user")
+        if found.st_mode & others:
+            raise ValueError(f"{path}: others can write it")
+        held = f"/proc/self/fd/{file}"  # what was checked, even if the name leads elsewhere now
+        if not path.stem.endswith(f"-{sha256(Path(held))}"):
+            raise ValueError(f"{path}: is damaged")
+        return ctypes.CDLL(held)
+    finally:
+        os.close(file)
+
+
+def _run(command: list[str], seconds: float) -> bytes:
+    """What a command prints. Raises OSError or SubprocessError if it fails or takes too long. Then
+    it is ended, with all that it started."""
+    null, pipe = subprocess.DEVNULL, subprocess.PIPE
+    with subprocess.Popen(
+        command, stdin=null, stdout=pipe, stderr=null, start_new_session=True
+    ) as process:
+        try:
+            output: bytes = process.communicate(timeout=seconds)[0]
+        finally:
+            with suppress(OSError):
+                os.killpg(process.pid, signal.SIGKILL)
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, command)
+    return output

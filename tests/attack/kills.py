@@ -1,0 +1,110 @@
+"""Kills and full disks: at every write, and at random moments. Then the user's next command."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from synth.runs import all_runs
+from tests.attack.run import COUNT, FULL, KILL, TERM, Ended, run, start, wait
+from tests.attack.world import TARGETS, Target, compare, contents, lost, records, words_in
+
+NAMES = {KILL: "SIGKILL", TERM: "SIGTERM", FULL: "full disk"}
+
+
+@dataclass(frozen=True)
+class Attack:
+    """One fault in one command: at its n-th write, or after some seconds."""
+
+    target: Target
+    mode: int
+    write: int = 0
+    seconds: float = 0.0
+
+    @property
+    def part(self) -> str:
+        when = "random moments" if self.seconds else "every write"
+        return f"{NAMES[self.mode]} at {when}"
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The command without a fault."""
+
+    ended: Ended
+    contents: Counter[tuple[Any, ...]]
+
+
+def references(worlds: dict[str, Path], base: Path) -> dict[str, Reference]:
+    """Target → what it gives in peace."""
+    found = {}
+    for number, target in enumerate(TARGETS):
+        world = shutil.copytree(worlds[target.state], base / f"reference{number}")
+        ended = run(words_in(world, target.words), world, (COUNT, 0))
+        assert ended.code == 0, (target.name, ended)
+        found[target.name] = Reference(ended, contents(world))
+    return found
+
+
+def plan(known: dict[str, Reference], share: float, moments: int, seed: int) -> list[Attack]:
+    """The attacks: a share of all writes of each command, by each fault, and some moments."""
+    attacks = []
+    for target in TARGETS:
+        random = Random(f"{seed} {target.name}")
+        ended = known[target.name].ended
+        for mode in (KILL, TERM, FULL):
+            every = range(1, ended.events + 1)
+            chosen = random.sample(every, max(1, round(share * len(every)))) if every else []
+            attacks += [Attack(target, mode, write) for write in sorted(chosen)]
+        for mode in (KILL, TERM):
+            for _ in range(moments):
+                attacks.append(Attack(target, mode, 0, random.uniform(0.001, ended.seconds)))
+    return attacks
+
+
+def strike(attack: Attack, state: Path, world: Path, known: Reference) -> list[str]:
+    """Carries out one attack in a new world. Returns what is wrong."""
+    shutil.copytree(state, world)
+    before = records(world)
+    wrong = list(_hit(attack, world))
+    wrong += lost(world, before)
+    runs = all_runs(world / "runs") if (world / "runs").exists() else []
+    unfinished = [made for made in runs if not made.finished()]
+    again = words_in(world, attack.target.words)
+    if again[0] == "train":
+        resume = ["train", "--resume"]
+        again = resume if unfinished else [] if runs and "--resume" in again else again
+    if again:
+        ended = run(again, world)
+        wrong += ended.wrong()
+        if ended.code:
+            wrong.append(f"the next command ends with {ended.code}: {ended.err[-300:]!r}")
+    wrong += compare(world, known.contents, attack.target.once)
+    shutil.rmtree(world)
+    return wrong
+
+
+def _hit(attack: Attack, world: Path) -> Iterator[str]:
+    words = words_in(world, attack.target.words)
+    if attack.seconds:
+        process = start(words, world)
+        time.sleep(attack.seconds)
+        number = signal.SIGKILL if attack.mode == KILL else signal.SIGTERM
+        os.kill(process, number)
+        ended = wait(process, world)
+        yield from ended.wrong(killed=True)
+        return
+    ended = run(words, world, (attack.mode, attack.write))
+    yield from ended.wrong(killed=attack.mode != FULL)
+    if attack.mode == KILL and ended.code not in (-9, 0):  # 0: it wrote less than before
+        yield f"was not killed, but ended with {ended.code}"
+    if attack.mode == FULL and ended.code not in (0, 1):
+        yield f"a full disk ends it with {ended.code}"

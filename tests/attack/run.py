@@ -1,0 +1,133 @@
+"""One command in a child process, with a fault. And what is wrong about how it ended."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import resource
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from synth.environment import describe_environment, git_commit  # noqa: F401 - known before a fork
+from tests.world import fork
+
+COUNT, KILL, TERM, FULL = 1, 2, 3, 4  # as in shim.c
+PATIENCE = 300.0  # seconds of a command: more is a hang, even on a busy machine
+MOST_MIB = 3000  # of memory: the child of a process with torch begins with about 600
+CODES = (0, 1, 2, 130)
+WORDS = ("Traceback", "fault in synth", "Exception ignored", "Fatal Python error")
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended. A code below 0 is that of a signal."""
+
+    code: int
+    seconds: float
+    mib: int
+    out: str
+    err: str
+    events: int  # writes, if they were counted
+
+    def wrong(self, killed: bool = False) -> list[str]:
+        """What no command may do, whatever happens to it."""
+        found = [f"says {word!r}" for word in WORDS if word in self.err]
+        if self.code not in CODES and not (killed and self.code in (-9, -15)):
+            found.append(f"code {self.code}")
+        lines = [line for line in self.err.splitlines() if line.startswith("error: ")]
+        if self.code in (1, 2) and len(lines) != 1:
+            found.append(f"{len(lines)} lines of error")
+        if self.seconds > PATIENCE:
+            found.append("hangs")
+        if self.mib > MOST_MIB:
+            found.append(f"takes {self.mib} MiB")
+        return [f"{each}: {self.err[-300:]!r}" for each in found]
+
+
+def shim() -> ctypes.CDLL:
+    """The faults, in this process. It must have been started by `with_faults`."""
+    return ctypes.CDLL(os.environ["LD_PRELOAD"])
+
+
+def with_faults() -> None:
+    """Starts this program again with shim.c before libc. Does nothing in the program so started."""
+    if "attack-shim" in os.environ.get("LD_PRELOAD", ""):
+        return
+    folder = tempfile.mkdtemp()
+    library = str(Path(folder) / "attack-shim.so")
+    source = str(Path(__file__).with_name("shim.c"))
+    subprocess.run(["cc", "-shared", "-fPIC", "-O1", "-o", library, source, "-ldl"], check=True)
+    settings = {
+        **{"LD_PRELOAD": library, "OMP_NUM_THREADS": "1", "CC": "no-compiler"},
+        **{"PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": str(Path(__file__).parents[2])},
+    }
+    os.execve(
+        sys.executable,
+        [sys.executable, "-m", "tests.attack", *sys.argv[1:]],
+        {**os.environ, **settings},
+    )
+
+
+def start(
+    words: Sequence[str],
+    world: Path,
+    fault: tuple[int, int] = (0, 0),
+    log: str = "log",
+    before: Callable[[], None] = lambda: None,
+) -> int:
+    """Starts a command in a world. fault: a mode of shim.c and the number of a write."""
+    out = world.parent / f"{world.name}-{log}"
+
+    def enter() -> None:
+        os.chdir(world)
+        os.environ.update(
+            HOME=str(world / "home"),
+            TMPDIR=str(world / "tmp"),
+            XDG_CACHE_HOME=str(world / "cache"),
+            SYNTH_DATA=str(world / "digits"),
+        )
+        tempfile.tempdir = None
+        before()
+        shim().attack_arm(*fault)
+
+    def leave() -> None:
+        events = shim().attack_count()
+        shim().attack_arm(0, 0)
+        out.with_suffix(".events").write_text(str(events))
+
+    return fork(words, out, enter, leave)
+
+
+def wait(process: int, world: Path, log: str = "log") -> Ended:
+    """Waits for a command that `start` began; no longer than `PATIENCE`."""
+    begin = time.monotonic()
+    while True:
+        found, status, usage = os.wait4(process, os.WNOHANG)
+        seconds = time.monotonic() - begin
+        if found:
+            break
+        if seconds > PATIENCE:
+            os.kill(process, signal.SIGKILL)
+        time.sleep(0.002)
+    out = world.parent / f"{world.name}-{log}"
+    texts = [out.with_suffix(end).read_text(errors="replace") for end in (".out", ".err")]
+    counted = out.with_suffix(".events")
+    events = int(counted.read_text()) if counted.exists() else 0
+    code = os.waitstatus_to_exitcode(status)
+    return Ended(code, seconds, usage.ru_maxrss >> 10, texts[0], texts[1], events)
+
+
+def run(words: Sequence[str], world: Path, fault: tuple[int, int] = (0, 0)) -> Ended:
+    return wait(start(words, world, fault), world)
+
+
+def limit_memory(mib: int) -> None:
+    """In a child: it cannot take more memory than it has and `mib`."""
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + (mib << 20), resource.RLIM_INFINITY))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -66,6 +66,12 @@ def evaluator_again(
                 f"--data-root: its {split} split of {evaluator.real.name} ({ours[:12]}) is not the "
                 f"record's, {record.real.name} ({theirs[:12]}); give the one that was scored on"
             )
+    if evaluator.real.name != record.real.name:
+        raise SynthError(
+            f"--data-root: its images are the record's, but named {evaluator.real.name} here, and "
+            f"{record.real.name} in the record; SVHN's own files are named svhn, and all others "
+            "after their folder"
+        )
     return evaluator
 
 
@@ -108,9 +114,13 @@ def make_again(record: Record, stage: Stage, evaluator: Evaluator, original: Wor
             run, checkpoint = _find_run(entry, original)
         weights, seed = run.find_checkpoint(checkpoint), entry.generation_seed
         if protocol.data == "stream":
-            described = describe_provenance(run, seed or 0, checkpoint=checkpoint)
+            described = replace(
+                describe_provenance(run, seed or 0, checkpoint=checkpoint),
+                config=run.config.to_json(),
+                training_log=run.read_log(),
+            )
             batches = sample_batches(protocol, weights, classes, evaluator.device)
-            return Again(entry_of(described, entry.count), batches, weights)
+            return Again(entry_of(described, protocol.steps * protocol.batch), batches, weights)
         if seed is None:
             raise SynthError(f"{record.id}: says no generation seed; use --from evaluate")
         if entry.labels == "classifier":
@@ -128,9 +138,11 @@ def make_again(record: Record, stage: Stage, evaluator: Evaluator, original: Wor
 
 
 def _find_set(entry: Entry, original: Workspace) -> Path:
-    """The data set of the entry's sha256, where it was or in the folder of data sets."""
+    """The data set of the entry's sha256, where it was or in the folder of data sets. Of several,
+    the first one that says of itself what the entry says."""
     was = [Path(entry.folder)] if entry.folder else []
     made = (*numbered_folders(original.datasets), *numbered_folders(original.baselines))
+    found: list[Path] = []
     for folder in (*was, *made):
         manifest = read_manifest(folder)
         if manifest is not None:
@@ -140,7 +152,11 @@ def _find_set(entry: Entry, original: Workspace) -> Path:
         else:
             continue
         if digest == entry.sha256:
-            return folder
+            found.append(folder)
+            if manifest is None or manifest.description() == entry.description():
+                return folder
+    if found:
+        return found[0]
     raise SynthError(
         f"{entry.folder}: there is no data set of the sha256 {str(entry.sha256)[:12]} there or in "
         f"--datasets {original.datasets}; find it, or make it again with --from generate"

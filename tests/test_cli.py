@@ -32,14 +32,12 @@ from synth.environment import command_line
 from synth.gan import GANTrainer
 from synth.published import RECIPES
 from synth.runs import newest_run, open_run
-from tests.conftest import ROOT, Ran, tiny, write_mat
+from tests.conftest import ROOT, SCORE, TRAIN, Ran, tiny, write_mat
 
 Synth = Callable[..., Ran]
 pytestmark = pytest.mark.usefixtures("tiny_names")
-TRAIN = ("--dataset", "svhn", "--images", "64", "--precision", "fp32")
 RUN = "00001-small-svhn-tiny-cond-seed0"
 SELECT = ("--select", "cas")
-SCORE = ("--protocol", "tiny-v1", "--precision", "fp32")
 
 
 @pytest.fixture

@@ -13,49 +13,16 @@ import pytest
 import torch
 
 from eval import real_classifier
-from eval import verify as verification
-from eval.records import read_record, read_records
-from synth.base.files import read_arrays, read_json, write_json
+from eval.checks import within
+from eval.evaluator import Evaluator
+from eval.records import read_record
+from synth.base.files import read_arrays
 from synth.environment import blas_threads
-from tests.conftest import Ran
-from tests.test_cli import SCORE, TRAIN, one_line
+from tests.conftest import SCORE, TRAIN, Ran, record_of, tamper
+from tests.test_cli import one_line
 
 Synth = Callable[..., Ran]
 pytestmark = pytest.mark.usefixtures("tiny_names")
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("made")
-
-
-@pytest.fixture
-def evaluated(synth: Synth, mats: Path, made: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with a tiny conditional run, its set, and records of it and of its references: made
-    for the first test that asks, copied for the others."""
-    monkeypatch.setenv("SYNTH_DATA", str(mats))
-    if not any(made.iterdir()):
-        for command in (
-            ("train", "--recipe", "tiny", *TRAIN),
-            ("generate", "--per-class", "20"),
-            ("evaluate", *SCORE),
-        ):
-            ran = synth(*command)
-            assert ran.code == 0, ran.err
-        shutil.copytree(mats.parent, made, dirs_exist_ok=True)
-    shutil.copytree(made, mats.parent, dirs_exist_ok=True)
-    return mats.parent
-
-
-def record_of(folder: Path, kind: str = "synthetic") -> Path:
-    (found,) = (r for r in read_records(folder / "results") if r.entry.kind == kind)
-    return folder / "results" / "records" / f"{found.id}.json"
-
-
-def tamper(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
-    value = read_json(path)
-    change(value)
-    write_json(path, value)
 
 
 def files_below(folder: Path) -> dict[Path, bytes]:
@@ -80,13 +47,15 @@ def test_a_synthetic_record_holds_bit_for_bit(synth: Synth, evaluated: Path, sta
     assert told["exact"] and told["holds"], told
     assert told["differences"] == []
     expected = {
+        "same id",
         "same description",
         "record agrees with its own predictions",
         "same predictions",
         "same scores",
         "same metrics",
         "same data set",
-        *({"generate": ["same checkpoint"], "train": ["same checkpoint"]}.get(stage, [])),
+        *(["same checkpoint"] if stage != "evaluate" else []),
+        *(["same training log"] if stage == "train" else []),
     }
     assert checks(ran) == dict.fromkeys(expected, True)
     assert files_below(evaluated) == before  # nothing was written, in results or elsewhere
@@ -165,7 +134,8 @@ def test_a_tampered_accuracy_does_not_pass(synth: Synth, evaluated: Path) -> Non
 def test_a_tampered_recall_does_not_pass(synth: Synth, evaluated: Path) -> None:
     path = record_of(evaluated)
     tamper(path, lambda value: value["scores"][1]["recalls"].__setitem__(3, 0.123))
-    one_line(synth("verify", path), 1, "does not hold: same scores")
+    own = "record agrees with its own predictions"
+    one_line(synth("verify", path), 1, f"does not hold: {own}, same scores")
 
 
 @pytest.mark.parametrize(
@@ -194,7 +164,8 @@ def test_tampered_predictions_do_not_pass(synth: Synth, evaluated: Path) -> None
     again = arrays["predictions"][0, wrong] == np.arange(80)[wrong] % 10
     arrays["predictions"][0, wrong] += int(again)
     np.savez_compressed(kept, **arrays)  # type: ignore[arg-type]
-    one_line(synth("verify", path), 1, "does not hold: same predictions")
+    own = "record agrees with its own predictions"
+    one_line(synth("verify", path), 1, f"does not hold: {own}, same predictions")
     kept.unlink()
     one_line(synth("verify", path), 1, "is missing", "predictions cannot be compared")
 
@@ -212,7 +183,7 @@ def test_a_generator_of_another_seed_does_not_pass(synth: Synth, evaluated: Path
     path = record_of(evaluated)
     tamper(path, lambda value: value["entry"]["config"].update(seed=1))
     ran = synth("verify", path, "--from", "train")
-    failed = "same checkpoint, same data set, same description, same predictions"
+    failed = "same checkpoint, same data set, same description, same training log, same predictions"
     one_line(ran, 1, f"does not hold: {failed}")
     tamper(path, lambda value: value["entry"].update(generation_seed=1))
     one_line(synth("verify", path, "--from", "generate"), 1, "does not hold: same data set")
@@ -243,12 +214,9 @@ def test_a_repetition_lies_within_in_95_percent_of_all_cases(count: int, repeate
     random = np.random.default_rng(0)
     units = 0.7 + 0.02 * random.standard_normal((4000, count))
     again = (0.7 + 0.02 * random.standard_normal((4000, repeated))).mean(1)
-    met = [
-        verification._within(list(row), mean, repeated)[1]
-        for row, mean in zip(units, again, strict=True)
-    ]
+    met = [within(list(row), mean, repeated)[1] for row, mean in zip(units, again, strict=True)]
     assert 0.94 < np.mean(met) < 0.96
-    _, same, detail = verification._within([0.7, 0.7], 0.7, 2)
+    _, same, detail = within([0.7, 0.7], 0.7, 2)
     assert same
     assert "70.00 % in 70.00 to 70.00 %, a repetition's interval" in detail
 
@@ -279,7 +247,8 @@ def test_elsewhere_a_mean_out_of_the_interval_fails(synth: Synth, elsewhere: Pat
 
     def all_right(value: dict[str, Any]) -> None:
         for score in value["scores"]:
-            score["accuracy"] = 1.0
+            score.update(accuracy=1.0, balanced_accuracy=1.0, recalls=[1.0] * 10)
+            score["confusion"] = (8 * np.eye(10, dtype=int)).tolist()
 
     tamper(elsewhere, all_right)
     ran = synth("verify", elsewhere)
@@ -315,13 +284,13 @@ def test_the_number_of_threads_is_the_records(
     synth: Synth, evaluated: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     used: list[tuple[int, int | None]] = []
-    evaluate = verification.Evaluator.evaluate
+    evaluate = Evaluator.evaluate
 
     def look(*arguments: Any) -> Any:
         used.append((torch.get_num_threads(), blas_threads()))
         return evaluate(*arguments)
 
-    monkeypatch.setattr(verification.Evaluator, "evaluate", look)
+    monkeypatch.setattr(Evaluator, "evaluate", look)
     path, before = record_of(evaluated), (torch.get_num_threads(), blas_threads())
     other = 2 if before[1] == 1 else 1
     tamper(path, lambda value: value["environment"].update(threads=before[0] + 1))

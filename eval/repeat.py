@@ -197,6 +197,13 @@ def _train_again(record: Record, evaluator: Evaluator) -> Run:
             "trained again; use --from generate"
         )
     config, device = RunConfig.from_json(record.entry.config, record.id), evaluator.device
+    log = record.entry.training_log
+    shown = log[-1].get("images", 0) if log else config.total_images
+    if shown < config.total_images:
+        raise SynthError(
+            f"{record.id}: its run had shown {shown:,} of {config.total_images:,} images, and "
+            "training it again would not stop there; use --from generate"
+        )
     with as_recorded(record.entry.training_environment):
         run = Run.create(evaluator.workspace.runs, config, describe_environment(device))
         train(run, evaluator.train, device)

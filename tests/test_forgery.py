@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from eval import checks
+from eval import checks, selection
 from eval.checks import Verification
 from eval.evaluator import Evaluator, Source, Workspace
 from eval.protocols import PROTOCOLS
@@ -22,6 +23,7 @@ from synth.base.files import read_arrays, read_json, write_json
 from synth.data import load_test_images
 from tests.conftest import ROOT, Ran, record_of, tamper
 from tests.test_cli import one_line
+from tests.test_selection import LENGTH, by_length
 
 Synth = Callable[..., Ran]
 Way = tuple[str | int, ...]
@@ -144,6 +146,66 @@ def test_a_training_log_cannot_be_made_up(synth: Synth, evaluated: Path, stage: 
     ran = synth("verify", path, "--from", stage)
     one_line(ran, 1, "does not hold: same training log" if stage == "train" else "description")
     assert "training_log.0.d_loss is 0.5, not" in ran.out
+
+
+@pytest.fixture
+def selected(synth: Synth, mats: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A finished run whose second checkpoint of three is the best."""
+    monkeypatch.setattr(selection, "checkpoint_scorer", lambda *_: by_length)
+    monkeypatch.setenv("SYNTH_DATA", str(mats))
+    ran = synth("train", "--recipe", "tiny", "--select", "cas", *LENGTH)
+    assert ran.code == 0, ran.err
+    return Path(ran.out.strip())
+
+
+def score_checkpoint(synth: Synth, checkpoint: str) -> Path:
+    """The record of a set from this checkpoint of the newest run."""
+    scored = ("--protocol", "tiny-v1", "--precision", "fp32", "--no-baselines", "--metrics", "cas")
+    folder = synth("generate", "--per-class", "3", "--checkpoint", checkpoint).out.strip()
+    ran = synth("evaluate", folder, *scored)
+    assert ran.code == 0, ran.err
+    return max(Path("results/records").iterdir())
+
+
+@pytest.mark.parametrize("checkpoint", ["best", "last", "0000001k"])
+def test_the_checkpoint_that_the_record_says_is_trained_again(
+    synth: Synth, selected: Path, checkpoint: str
+) -> None:
+    path = score_checkpoint(synth, checkpoint)
+    shutil.rmtree(selected)
+    ran = synth("verify", path, "--from", "train")
+    assert ran.code == 0, ran.err
+    assert "holds, bit for bit" in ran.out
+
+
+@pytest.mark.parametrize("checkpoint", ["last", "0000001k"])
+def test_another_checkpoint_cannot_pass_for_the_best(
+    synth: Synth, selected: Path, checkpoint: str
+) -> None:
+    """The attack of issue 15, A.2: record, manifest and log of the run tell the same lie."""
+    path = score_checkpoint(synth, checkpoint)
+    (manifest,) = Path("datasets").glob("*/manifest.json")
+    shown = read_record(path).entry.images_shown
+    log = [json.loads(line) for line in (selected / "log.jsonl").read_text().splitlines()]
+    for line in log:
+        line["validation_accuracy"] = float(line["images"] == shown)
+    (selected / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log))
+    lie = {"chosen": "best", "training_log": log}
+    tamper(manifest, lambda value: value.update(lie))
+    name = read_record(path).entry.name.replace(checkpoint, "best")
+    tamper(path, lambda value: value["entry"].update(lie, name=name))
+    for stage in ("evaluate", "generate"):  # what these start from lies, too
+        assert synth("verify", path, "--from", stage).code == 0
+    ran = synth("verify", path, "--from", "train")
+    failed = "same checkpoint, same data set, same training log, same predictions, same scores"
+    one_line(ran, 1, f"does not hold: {failed}")
+
+
+def test_an_unfinished_run_is_not_trained_to_its_end(synth: Synth, selected: Path) -> None:
+    path = score_checkpoint(synth, "last")
+    tamper(path, lambda value: value["entry"]["config"].update(images=4000))
+    refused = "had shown 3,000 of 4,000 images", "--from generate"
+    one_line(synth("verify", path, "--from", "train"), 1, *refused)
 
 
 def test_of_two_sets_with_the_same_images_the_records_own_is_taken(

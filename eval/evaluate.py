@@ -251,7 +251,9 @@ def generate_described(
     labeller, device = None, evaluator.device
     if provenance.labels == "classifier":
         protocol, precision = PROTOCOLS.find(str(provenance.labeller)), run.config.precision
-        labeller = real_classifier.train_labeller(evaluator.train, protocol, device, precision)
+        labeller = real_classifier.train_labeller(
+            evaluator.train, protocol, device, precision, evaluator.workspace.cache
+        )
     return generate_set(run, provenance, per_class, root, device, labeller)
 
 

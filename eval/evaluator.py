@@ -54,6 +54,7 @@ class Workspace:
     runs: Path = Path("runs")
     datasets: Path = Path("datasets")
     results: Path = Path("results")
+    cache: Path | None = None  # of classifiers of real images; None is the user's
 
     @property
     def baselines(self) -> Path:
@@ -94,7 +95,8 @@ class Evaluator:
     @cached_property
     def real_reference(self) -> RealReference:
         chosen = real_protocol(self.protocol)
-        classifier = real_classifier(self.train, chosen, self.device, self.precision)
+        cache = self.workspace.cache
+        classifier = real_classifier(self.train, chosen, self.device, self.precision, cache)
         own: Extractor = partial(features, classifier)
         extractors = {CLASSIFIER: own, **self.extractors}
         return RealReference(self.train, self.test, extractors, partial(label, classifier))

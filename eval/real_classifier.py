@@ -1,6 +1,7 @@
 """The fixed classifier trained on the real training split: labeller, feature space, GAN-test.
 
-The same images always give the same network, so its weights are kept in the cache folder.
+The same images always give the same network, so its weights are kept in a cache folder, with the
+hash of what the file holds. `synth verify` never reads that of the user: it gives an empty one.
 """
 
 from __future__ import annotations
@@ -8,11 +9,11 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
-import safetensors.torch
 import torch
-from safetensors import SafetensorError
+from torch import Tensor
 
 from eval.classifier_training import choose_classifier_precision, predict, train_classifier
 from eval.classifiers import FixedClassifier
@@ -20,8 +21,9 @@ from eval.protocols import PROTOCOLS, Protocol
 from eval.score import disk_batches
 from synth.augment import augment
 from synth.base.errors import SynthError
-from synth.base.files import atomic_file
+from synth.base.files import sha256_arrays
 from synth.base.progress import progress_bar, say
+from synth.checkpoints import load_tensors, save_tensors
 from synth.data import ImageSet, cache_folder, load_training_images, unit_from_uint8
 from synth.environment import describe_environment
 from synth.generation import Labeller
@@ -43,14 +45,20 @@ def real_protocol(protocol: Protocol) -> Protocol:
 
 
 def real_classifier(
-    real: ImageSet, protocol: Protocol, device: torch.device, precision: str
+    real: ImageSet,
+    protocol: Protocol,
+    device: torch.device,
+    precision: str,
+    cache: Path | None = None,
 ) -> FixedClassifier:
     """The fixed classifier, trained on all of `real` by the protocol with seed 0.
 
     It is read from the cache when it was trained before, by this code on this kind of machine. A
-    cache that is damaged or cannot be written costs the time to train again.
+    cache that is damaged or cannot be written costs the time to train again. cache: None is that of
+    the user.
     """
-    path = cache_folder() / "classifiers" / f"{_key(real, protocol, device, precision)}.safetensors"
+    folder = (cache or cache_folder()) / "classifiers"
+    path = folder / f"{_key(real, protocol, device, precision)}.safetensors"
     classes, batches = len(real.classes), disk_batches(protocol, real, device)(SEED)
     known = _read(path, classes)
     if known is not None:
@@ -58,21 +66,24 @@ def real_classifier(
     with progress_bar("train on the real training split", protocol.steps, "steps") as advance:
         classifier = train_classifier(protocol, batches, classes, SEED, device, precision, advance)
     assert isinstance(classifier, FixedClassifier)
-    weights = {name: value.cpu().contiguous() for name, value in classifier.state_dict().items()}
+    weights = classifier.state_dict()
     try:
-        with atomic_file(path) as temporary:
-            safetensors.torch.save_file(weights, temporary)
+        save_tensors(path, weights, {"sha256": _digest(weights)})
     except SynthError as error:
         say(f"not kept for the next time: {error}")
     return classifier
 
 
 def train_labeller(
-    real: ImageSet, protocol: Protocol, device: torch.device, precision: str
+    real: ImageSet,
+    protocol: Protocol,
+    device: torch.device,
+    precision: str,
+    cache: Path | None = None,
 ) -> Labeller:
     """The fixed classifier labels a generator's images."""
     precision, _ = choose_classifier_precision(precision, device, protocol)
-    classifier = real_classifier(real, protocol, device, precision)
+    classifier = real_classifier(real, protocol, device, precision, cache)
     return lambda images: predict(classifier, images).argmax(1)
 
 
@@ -120,10 +131,17 @@ def _sources() -> set[Path]:
 
 
 def _read(path: Path, classes: int) -> FixedClassifier | None:
+    """None if the file is missing, damaged or not what was written: it is then trained again."""
     try:
-        weights = safetensors.torch.load_file(path)
+        weights, metadata = load_tensors(path)
+        if metadata.get("sha256") != _digest(weights):
+            return None
         classifier = FixedClassifier(classes)
         classifier.load_state_dict(weights)
-    except (SafetensorError, RuntimeError, OSError):
-        return None  # missing or damaged: trained again
+    except (SynthError, RuntimeError):
+        return None
     return classifier.to(memory_format=torch.channels_last).eval().requires_grad_(False)
+
+
+def _digest(weights: Mapping[str, Tensor]) -> str:
+    return sha256_arrays(*(weights[name].cpu().numpy() for name in sorted(weights)))

@@ -206,5 +206,5 @@ def _train_again(record: Record, evaluator: Evaluator) -> Run:
         )
     with as_recorded(record.entry.training_environment):
         run = Run.create(evaluator.workspace.runs, config, describe_environment(device))
-        train(run, evaluator.train, device)
+        train(run, evaluator.train, device, evaluator.workspace.cache)
     return run

@@ -40,11 +40,12 @@ def verify(
     """Repeats a record's evaluation, from its data set (`evaluate`), from its generator's
     checkpoint (`generate`) or from the real training split (`train`), and compares.
 
-    Nothing is written to the record's folder. All bits must be the same with the same versions on
-    a CPU; the recorded number of threads is set, since rounding depends on it. Elsewhere the new
-    mean must lie where a repetition's would: by the spread of the record's seeds or, where the
-    generator is trained anew, of its row's runs. Raises `SynthError` when there is nothing to
-    compare: the real splits are others, something is missing, or no spread is known.
+    Nothing is written to the record's folder, and no cached classifier is read. All bits must be
+    the same with the same versions on a CPU; the recorded number of threads is set, since rounding
+    depends on it. Elsewhere the new mean must lie where a repetition's would: by the spread of the
+    record's seeds or, where the generator is trained anew, of its row's runs. Raises `SynthError`
+    when there is nothing to compare: the real splits are others, something is missing, or no spread
+    is known.
     """
     record = read_record(path)
     if record.error is not None:
@@ -60,7 +61,7 @@ def verify(
     found = Verification(record, stage)
     checks.check_name(found, path)
     with tempfile.TemporaryDirectory() as name:
-        folders = [Path(name) / folder for folder in ("runs", "datasets", "results")]
+        folders = [Path(name) / folder for folder in ("runs", "datasets", "results", "cache")]
         scratch = Workspace(workspace.data_root, *folders)
         evaluator = evaluator_again(record, scratch, dataset_key, device)
         checks.compare_environments(found, describe_environment(evaluator.device))

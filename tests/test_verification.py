@@ -17,6 +17,7 @@ from eval.checks import within
 from eval.evaluator import Evaluator
 from eval.records import read_record
 from synth.base.files import read_arrays
+from synth.checkpoints import load_tensors, save_tensors
 from synth.environment import blas_threads
 from tests.conftest import SCORE, TRAIN, Ran, record_of, tamper
 from tests.test_cli import one_line
@@ -82,7 +83,7 @@ def test_labelled_sets_are_made_again(
     label_with: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def any_labels(real: object, protocol: Any, device: object, precision: str) -> Any:
+    def any_labels(real: object, protocol: Any, device: object, precision: str, *_: Any) -> Any:
         assert (protocol.name, precision) == ("tiny-v1", "fp32")  # the run's precision
         return lambda images: torch.arange(len(images)) % 10
 
@@ -187,6 +188,21 @@ def test_a_generator_of_another_seed_does_not_pass(synth: Synth, evaluated: Path
     one_line(ran, 1, f"does not hold: {failed}")
     tamper(path, lambda value: value["entry"].update(generation_seed=1))
     one_line(synth("verify", path, "--from", "generate"), 1, "does not hold: same data set")
+
+
+def test_a_poisoned_cache_does_not_pass(synth: Synth, evaluated: Path) -> None:
+    """The attack of issue 15, A.3: weights with noise in the cache, and the hash made to fit."""
+    (cached,) = (evaluated / "cache" / "classifiers").iterdir()
+    weights, metadata = load_tensors(cached)
+    poisoned = {
+        name: value + 0.5 * (value.dtype == torch.float32) for name, value in weights.items()
+    }
+    save_tensors(cached, poisoned, {**metadata, "sha256": real_classifier._digest(poisoned)})
+    assert "holds, bit for bit" in synth("verify", record_of(evaluated)).out
+    scored = synth("evaluate", *SCORE, "--no-references")
+    assert scored.code == 0
+    newest = max((evaluated / "results" / "records").iterdir())
+    one_line(synth("verify", newest), 1, "does not hold: same metrics")
 
 
 # Elsewhere: within the interval

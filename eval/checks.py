@@ -28,12 +28,11 @@ from synth.base.errors import SynthError
 from synth.base.files import read_arrays
 from synth.checkpoints import load_tensors
 from synth.data import ImageSet
-from synth.environment import PACKAGES
+from synth.environment import MACHINE
 from synth.provenance import COPIES
 from synth.runs import RunConfig
 
-SAME = ("python", *PACKAGES, "platform", "device", "kernels")  # bits depend on these
-MACHINE_VALUES = ("images_per_second", "memory_mib")  # in a training log
+SPEEDS = ("images_per_second", "memory_mib")  # in a training log
 SHOWN = 5  # differences that are told one by one
 
 
@@ -54,13 +53,19 @@ class Verification:
     record: Record
     stage: Stage
     differences: list[str] = field(default_factory=list)  # of the environments
+    unknown: list[str] = field(default_factory=list)  # what the record does not say of them
     notes: list[str] = field(default_factory=list)
     checks: list[Check] = field(default_factory=list)
 
     @property
     def exact(self) -> bool:
         """True if every bit must be the same."""
-        return not self.differences
+        return not self.differences and not self.unknown
+
+    @property
+    def repeated(self) -> bool:
+        """True if every bit is the same."""
+        return all(check.met for check in self.checks)
 
     @property
     def failed(self) -> list[str]:
@@ -74,7 +79,7 @@ class Verification:
     def verdict(self) -> str:
         if self.failed:
             return f"does not hold: {', '.join(self.failed)}"
-        return "holds, bit for bit" if self.exact else "holds, within its interval"
+        return "holds, bit for bit" if self.repeated else "holds, within its interval"
 
     def add(self, what: str, met: bool, detail: str, always: bool = False) -> None:
         """A check that is needed where bits must be the same, or `always`."""
@@ -96,6 +101,7 @@ class Verification:
             "exact": self.exact,
             "verdict": self.verdict,
             "differences": self.differences,
+            "unknown": self.unknown,
             "notes": self.notes,
             "checks": [asdict(check) for check in self.checks],
         }
@@ -103,6 +109,7 @@ class Verification:
     def to_text(self) -> str:
         lines = [f"{self.record.id}, from {self.stage}"]
         lines += [f"differs       {line}" for line in self.differences]
+        lines += [f"unknown       {line}" for line in self.unknown]
         lines += [f"note          {line}" for line in self.notes]
         for check in self.checks:
             word = "yes" if check.met else "NO" if check.needed else "no, and need not"
@@ -152,13 +159,20 @@ def compare_environments(found: Verification, now: dict[str, Any]) -> None:
         stages["train"] = entry.training_environment
     for stage, recorded in stages.items():
         if recorded is None:
-            found.differences.append(f"{stage}: its environment is not in the record")
+            found.unknown.append(f"{stage}: its environment")
             continue
         if not now["device"].startswith("CPU"):
             found.differences.append(f"{stage}: on a GPU, which need not repeat its bits")
-        for key in SAME:
-            if recorded.get(key) != now.get(key):
-                found.differences.append(f"{stage}: {key} {recorded.get(key)}, now {now.get(key)}")
+        lacking = []
+        for key in MACHINE:
+            was = recorded.get(key)
+            # No compiler made kernels where there are none.
+            if was is None and (key != "compiler" or recorded.get("kernels", True)):
+                lacking.append(key)
+            elif was != now[key]:
+                found.differences.append(f"{stage}: {key} {was}, now {now[key]}")
+        if lacking:
+            found.unknown.append(f"{stage}: {', '.join(lacking)}")
         if recorded.get("commit") != now.get("commit"):
             found.notes.append(f"{stage}: commit {recorded.get('commit')}, now {now.get('commit')}")
 
@@ -228,7 +242,7 @@ def compare_logs(found: Verification, again: Entry) -> None:
     if found.record.entry.training_log is None:
         return
     old = [
-        {key: value for key, value in line.items() if key not in MACHINE_VALUES}
+        {key: value for key, value in line.items() if key not in SPEEDS}
         for line in found.record.entry.training_log
     ]
     new = again.training_log or []

@@ -25,7 +25,7 @@ from synth.base.files import sha256_arrays
 from synth.base.progress import progress_bar, say
 from synth.checkpoints import load_tensors, save_tensors
 from synth.data import ImageSet, cache_folder, load_training_images, unit_from_uint8
-from synth.environment import describe_environment
+from synth.environment import MACHINE, describe_environment
 from synth.generation import Labeller
 from synth.ops.layers import Conv2d
 from synth.ops.native import kernel_sources
@@ -103,7 +103,7 @@ def _key(real: ImageSet, protocol: Protocol, device: torch.device, precision: st
         "images": real.fingerprint,
         "seed": SEED,
         "precision": precision,
-        **{key: environment[key] for key in ("torch", "device", "threads", "kernels")},
+        **{key: environment[key] for key in (*MACHINE, "threads")},
         "source": source_hash(),
     }
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

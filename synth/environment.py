@@ -17,10 +17,12 @@ from threadpoolctl import threadpool_info
 
 from synth.base.errors import UsageError
 from synth.base.files import portable
-from synth.ops.native import native
+from synth.ops.native import describe_machine
 
 CODE = (":(top)*.py", ":(top)*.c")  # path patterns of git for the source code
 PACKAGES = ("torch", "torchvision", "numpy", "scipy", "scikit-learn", "pandas")
+# Where these are the same, equal arithmetic gives equal bits, for equal numbers of threads.
+MACHINE = ("python", *PACKAGES, "platform", "device", "processor", "compiler", "kernels", "tiles")
 
 
 def describe_environment(device: torch.device) -> dict[str, Any]:
@@ -37,7 +39,7 @@ def describe_environment(device: torch.device) -> dict[str, Any]:
         "device": device_name,
         "threads": torch.get_num_threads(),
         "blas_threads": blas_threads(),
-        "kernels": native() is not None,
+        **describe_machine(),
         **({"deterministic": True} if deterministic else {}),
         "commit": git_commit(),
         "command": command_line(),

@@ -19,6 +19,7 @@ from eval.records import read_record
 from synth.base.files import read_arrays
 from synth.checkpoints import load_tensors, save_tensors
 from synth.environment import blas_threads
+from synth.ops.native import describe_machine
 from tests.conftest import SCORE, TRAIN, Ran, record_of, tamper
 from tests.test_cli import one_line
 
@@ -210,9 +211,10 @@ def test_a_poisoned_cache_does_not_pass(synth: Synth, evaluated: Path) -> None:
 
 @pytest.fixture
 def elsewhere(evaluated: Path) -> Path:
-    """The record of another machine."""
+    """The record of another machine, where a figure came out otherwise."""
     path = record_of(evaluated)
     tamper(path, lambda value: value["environment"].update(torch="1.0"))
+    tamper(path, lambda value: value["metrics"].update(gan_test=0.123))
     return path
 
 
@@ -223,6 +225,46 @@ def test_elsewhere_the_mean_must_lie_in_the_interval(
     assert ran.code == 0, ran.err
     assert f"differs       evaluate: torch 1.0, now {torch.__version__.split('+')[0]}" in ran.out
     assert "verdict       holds, within its interval" in ran.out
+
+
+@pytest.mark.parametrize("key", ["processor", "compiler", "tiles"])
+def test_another_processor_or_compiler_is_elsewhere(
+    synth: Synth, evaluated: Path, key: str
+) -> None:
+    """The attack of issue 15, A.4: torch calls them all AVX512, and their bits differ."""
+    path = record_of(evaluated)
+    tamper(path, lambda value: value["environment"].update({key: "another"}))
+    told = json.loads(synth("verify", path, "--json").out)
+    assert not told["exact"]
+    assert told["differences"] == [f"evaluate: {key} another, now {describe_machine()[key]}"]
+    assert told["verdict"] == "holds, bit for bit"  # which it need not
+    tamper(path, lambda value: value["metrics"].update(gan_test=0.123))
+    assert "verdict       holds, within its interval" in synth("verify", path).out
+
+
+def test_bits_of_a_record_that_names_no_processor_need_not_repeat(
+    synth: Synth, evaluated: Path
+) -> None:
+    """Older ones do not. If the bits repeat, that is told; if they do not, the spread decides."""
+    path = record_of(evaluated)
+
+    def older(value: dict[str, Any]) -> None:
+        for key in ("processor", "compiler", "tiles"):
+            del value["environment"][key]
+
+    tamper(path, older)
+    told = json.loads(synth("verify", path, "--json").out)
+    assert (told["exact"], told["differences"]) == (False, [])
+    assert told["unknown"] == ["evaluate: processor, compiler, tiles"]
+    assert told["verdict"] == "holds, bit for bit"
+    tamper(path, lambda value: value["metrics"].update(gan_test=0.123))
+    assert "verdict       holds, within its interval" in synth("verify", path).out
+    single = evaluated / "results" / "predictions" / f"{path.stem}.npz"
+    arrays = read_arrays(single)
+    np.savez_compressed(single, **{name: each[:1] for name, each in arrays.items()})  # type: ignore[arg-type]
+    tamper(path, lambda value: value.update(scores=value["scores"][:1]))
+    unknown = "the record does not say evaluate: processor, compiler, tiles"
+    one_line(synth("verify", path), 1, "cannot be verified here", unknown, "one classifier seed")
 
 
 @pytest.mark.parametrize(("count", "repeated"), [(3, 3), (3, 1), (2, 2)])

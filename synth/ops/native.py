@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ import torch
 from torch import Tensor
 
 FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-fPIC")
+# The lines of /proc/cpuinfo that name a model, on x86 and on ARM
+MODEL = ("model name", "cpu family", "model", "stepping", "CPU implementer", "CPU part")
 WIDE = "-mprefer-vector-width=512"  # a flag of compilers for x86
 
 # Constants that Python and C share. The compiler gets them as flags.
@@ -64,6 +67,31 @@ def kernel_sources() -> list[Path]:
     return [Path(__file__).with_name(name) for name in ("kernels.c", "tiles.c")]
 
 
+@cache
+def describe_machine() -> dict[str, Any]:
+    """What this process computes with: the processor, the compiler of the library (None without
+    one), and whether `dispatch` can choose the library's kernels and its matrix units."""
+    library, compiler = native(), None
+    if library is not None:
+        told = subprocess.run([os.environ.get("CC", "cc"), "--version"], capture_output=True)
+        compiler = told.stdout.decode(errors="replace").split("\n")[0]
+    tiles = library is not None and call("tiles_usable") == 1
+    kernels = library is not None
+    return {"processor": processor(), "compiler": compiler, "kernels": kernels, "tiles": tiles}
+
+
+def processor() -> str | None:
+    """The model of the processor, such as `AMD EPYC, family 25, model 17, stepping 1`. None if the
+    system does not tell: only Linux does in these words."""
+    with suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
+        told = {key.strip(): value.strip() for key, _, value in (s.partition(":") for s in lines)}
+        found = [told[key] for key in MODEL[:1] if key in told]
+        found += [f"{key.split()[-1]} {told[key]}" for key in MODEL[1:] if key in told]
+        return ", ".join(found) or None
+    return None
+
+
 def _compiled(compiler: str) -> Path:
     """The library's path. Its name depends on sources, flags, compiler, processor and torch."""
     sources = kernel_sources()
@@ -74,7 +102,7 @@ def _compiled(compiler: str) -> Path:
     # The key leaves out other lines about the processor, such as its clock, because they change.
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     features = [line for line in lines if line.lower().startswith(("flags", "features"))][:1]
-    words = map(str.encode, [*flags, *features, torch.__file__])
+    words = map(str.encode, [*flags, *features, str(processor()), torch.__file__])
     parts = [*(source.read_bytes() for source in sources), version, *words]
     key = hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
     path = Path(platformdirs.user_cache_dir("synth")) / f"kernels-{key}.so"

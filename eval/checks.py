@@ -173,6 +173,12 @@ def compare_environments(found: Verification, now: dict[str, Any]) -> None:
                 found.differences.append(f"{stage}: {key} {was}, now {now[key]}")
         if lacking:
             found.unknown.append(f"{stage}: {', '.join(lacking)}")
+        for later in recorded.get("resumed", []):  # a repetition runs through in the first one
+            for key in (*MACHINE, "threads", "blas_threads", "deterministic"):
+                was, became = recorded.get(key), later.get(key)
+                if became != was:
+                    at = f"resumed at {later.get('images')} images with {key} {became}"
+                    found.differences.append(f"{stage}: {at}, started with {was}")
         if recorded.get("commit") != now.get("commit"):
             found.notes.append(f"{stage}: commit {recorded.get('commit')}, now {now.get('commit')}")
 

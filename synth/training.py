@@ -21,6 +21,7 @@ from synth.base.errors import SynthError, UsageError
 from synth.base.progress import progress_bar, say
 from synth.checkpoints import load_tensors, save_tensors
 from synth.data import ImageSet, split_validation
+from synth.environment import describe_environment
 from synth.families import Teacher, Trainer
 from synth.ops.acceleration import choose_precision
 from synth.recipes import RecipeBase
@@ -182,6 +183,8 @@ def _train(
     run.rewind_log(step * batch)
     last_step = math.ceil(config.total_images / batch)
     tick_steps = max(1, round(config.images_per_tick / batch))
+    if step < last_step:
+        run.note_start(step * batch, describe_environment(device))
     bar = progress_bar(f"train {run.folder.name}", config.total_images, "images")
 
     with _interruptible() as interrupted, bar as advance:

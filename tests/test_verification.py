@@ -242,6 +242,21 @@ def test_another_processor_or_compiler_is_elsewhere(
     assert "verdict       holds, within its interval" in synth("verify", path).out
 
 
+def test_a_run_resumed_in_another_environment_need_not_repeat_its_bits(
+    synth: Synth, evaluated: Path
+) -> None:
+    path = record_of(evaluated)
+
+    def resume(value: dict[str, Any]) -> None:
+        start = value["entry"]["training_environment"]
+        start["resumed"] = [{**start, "images": 16}, {**start, "images": 32, "threads": 7}]
+
+    tamper(path, resume)
+    ran = synth("verify", path, "--from", "train")
+    one_line(ran, 1, "resumed at 32 images with threads 7", "only one run of this entry")
+    assert "at 16 images" not in ran.err
+
+
 def test_bits_of_a_record_that_names_no_processor_need_not_repeat(
     synth: Synth, evaluated: Path
 ) -> None:

@@ -118,7 +118,8 @@ def write_record(results: Path, record: Record, score: Score | None) -> Path:
 
 
 def predictions_path(results: Path, record: Record) -> Path:
-    """npz: `predictions` uint8 and `correct` bool, both (seeds, N); older ones lack the latter."""
+    """npz: `predictions` (uint8, or uint16 with more than 256 classes) and `correct` (bool), both
+    (seeds, N). Older ones lack the latter."""
     return results / "predictions" / f"{record.id}.npz"
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
@@ -138,7 +138,9 @@ class Table:
 def build_tables(records: list[Record]) -> list[Table]:
     """Tables of all records without an error; runs with different generator seeds share a row.
 
-    Of several records of the same content, one with the most classifier seeds counts: the newest.
+    Runs in fp32 and in bf16 are two rows. Of several runs with one seed in a row the newest counts:
+    they are not independent, since they share their first weights and their batches. Of several
+    records of the same content, one with the most classifier seeds counts: the newest.
     """
     groups: dict[tuple[Any, ...], list[Record]] = defaultdict(list)
     for record in records:
@@ -151,16 +153,26 @@ def build_tables(records: list[Record]) -> list[Table]:
 def _rows(records: list[Record]) -> Iterator[Row]:
     """The rows of one table, best first, with their ranks."""
     newest = _newest_of_each_content(records)
-    entries: dict[tuple[Any, ...], dict[str | None, Record]] = defaultdict(dict)
+    entries: dict[tuple[Any, ...], dict[Any, Record]] = defaultdict(dict)
     for record in sorted(newest, key=lambda record: record.id):  # oldest first
         entry = record.entry
         own_data = entry.trained_on in (None, record.real.train_fingerprint)
         name = entry.name if own_data else f"{entry.name} (trained on other data)"
-        run = entry.checkpoint or entry.sha256  # the newest of several sets of one run counts
+        run = (
+            entry.checkpoint or entry.sha256 if entry.training_seed is None else entry.training_seed
+        )
         same = name, entry.count, entry.length, configuration_key(entry.config)
-        entries[same][run] = record
+        entries[same, _at(entry.config, "precision")][run] = record
     baselines = {r.entry.kind: mean(r.accuracies) for r in newest if r.entry.kind != "synthetic"}
-    rows = [_row(name, list(runs.values()), baselines) for (name, *_), runs in entries.items()]
+    several = Counter(same for same, _ in entries)
+    rows = [
+        _row(
+            same[0] if several[same] == 1 else f"{same[0]} (trained in {precision})",
+            list(runs.values()),
+            baselines,
+        )
+        for (same, precision), runs in entries.items()
+    ]
     rank = 0
     for row in sorted(rows, key=lambda row: -row.accuracy):
         rank += not row.is_baseline

@@ -62,7 +62,10 @@ def benchmark(plan: Plan, scoring: Scoring, workspace: Workspace) -> list[Table]
 def find_or_train(
     plan: Plan, recipe: RecipeBase, seed: int, precision: str, evaluator: Evaluator
 ) -> Run:
-    """The run of this recipe, data, length, seed and selection: found, resumed or made."""
+    """The run of this recipe, data, length, seed and selection: found, resumed or made.
+
+    With `auto` any precision will do. Otherwise a run in another one is not taken.
+    """
     images, device, runs = evaluator.train, evaluator.device, evaluator.workspace.runs
     select = selection.SELECTION.name if plan.select and recipe.conditional else None
     length = plan.length or recipe.total_images
@@ -70,7 +73,8 @@ def find_or_train(
     for run in reversed(all_runs(runs)):
         config = run.config
         known = config.recipe, config.fingerprint, config.total_images, config.seed, config.select
-        if known == wanted:
+        one_precision = len(config.family.precisions) == 1  # whatever is asked for
+        if known == wanted and (one_precision or precision in ("auto", config.precision)):
             break
     else:
         config = plan_run(

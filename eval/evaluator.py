@@ -87,6 +87,7 @@ class Evaluator:
     dataset_key: str  # what the real splits are asked for by, e.g. svhn
     metrics: tuple[str, ...]
     extractors: Mapping[str, Extractor]  # besides the classifier's
+    asked: str = "auto"  # precision; with auto, records in any precision will do
 
     @cached_property
     def real(self) -> RealSplits:
@@ -102,9 +103,10 @@ class Evaluator:
         return RealReference(self.train, self.test, extractors, partial(label, classifier))
 
     def records(self) -> list[Record]:
-        """Those that are there under this protocol on these splits."""
+        """Those that are there under this protocol, on these splits, in the precision asked for."""
         records = read_records(self.workspace.results)
-        return [record for record in records if record.is_under(self.protocol, self.real)]
+        under = [record for record in records if record.is_under(self.protocol, self.real)]
+        return [record for record in under if self.asked in ("auto", record.precision)]
 
     def find(self, entry: Entry) -> Record | None:
         """The newest record of this entry with all metrics that are asked for, if there is one."""
@@ -198,5 +200,15 @@ def make_evaluator(scoring: Scoring, dataset_key: str, workspace: Workspace) -> 
     precision, why = choose_classifier_precision(scoring.precision, device, protocol)
     say(f"precision {precision}: {why}")
     return Evaluator(
-        protocol, train, test, workspace, device, precision, seeds, dataset_key, metrics, extractors
+        protocol,
+        train,
+        test,
+        workspace,
+        device,
+        precision,
+        seeds,
+        dataset_key,
+        metrics,
+        extractors,
+        scoring.precision,
     )

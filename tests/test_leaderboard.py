@@ -177,6 +177,33 @@ def test_of_two_sets_of_one_run_the_newer_counts() -> None:
     assert (table.rows[0].seeds, table.rows[0].accuracy) == ("1 × 2", pytest.approx(0.7))
 
 
+def test_runs_in_two_precisions_are_two_rows() -> None:
+    """Of one seed they are no two independent runs, and a mean over both would tell nothing."""
+    recipe = {"name": "x"}
+    made = [
+        replace(configured(f"{seed}{precision}", recipe, precision=precision), training_seed=seed)
+        for seed, precision in ((0, "fp32"), (0, "bf16"), (1, "bf16"))
+    ]
+    records = [record(entry, 0.5 + i / 10) for i, entry in enumerate(made)]
+    (table,) = build_tables(records[1:])
+    assert [(row.entry, row.seeds) for row in table.rows] == [("cdcgan", "2 × 1")]
+    (table,) = build_tables(records)
+    assert [(row.entry, row.seeds) for row in table.rows] == [
+        ("cdcgan (trained in bf16)", "2 × 1"),
+        ("cdcgan (trained in fp32)", "1 × 1"),
+    ]
+
+
+def test_two_runs_of_one_seed_are_not_independent() -> None:
+    """As when the same run is trained with other ticks: its weights are the same, its file not."""
+    old, new, other = (
+        replace(synthetic(digest=digest), checkpoint=digest, training_seed=seed)
+        for digest, seed in (("1", 0), ("2", 0), ("3", 1))
+    )
+    (table,) = build_tables([record(old, 0.5), record(new, 0.7), record(other, 0.8)])
+    assert [(row.seeds, row.accuracy) for row in table.rows] == [("2 × 1", pytest.approx(0.75))]
+
+
 def configured(digest: str, recipe: object, **more: object) -> Entry:
     return replace(synthetic(digest=digest), config={"recipe": recipe, **more})
 

@@ -7,10 +7,8 @@ the new score must lie within the spread that the record itself shows.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, fields, replace
 from datetime import datetime
-from operator import eq
 from pathlib import Path
 from typing import Any
 
@@ -19,127 +17,28 @@ import torch
 from scipy.special import stdtrit
 from sklearn.metrics import confusion_matrix
 
+from eval import chain
 from eval.evaluator import Evaluator, Workspace
 from eval.metrics import measured
 from eval.records import Entry, Record, predictions_path
-from eval.repeat import Again, Stage, find_weights
+from eval.repeat import Again, find_weights
 from eval.score import SeedScore
+from eval.verification import Verification, differing
 from synth.base.errors import SynthError
-from synth.base.files import read_arrays
+from synth.base.files import read_arrays, read_json
 from synth.checkpoints import load_tensors
 from synth.data import ImageSet
 from synth.environment import MACHINE
 from synth.provenance import COPIES
 from synth.runs import RunConfig
 
-SPEEDS = ("images_per_second", "memory_mib")  # in a training log
-SHOWN = 5  # differences that are told one by one
+# What the record itself shows
 
 
-@dataclass(frozen=True)
-class Check:
-    """One thing compared. The record holds if all that is `needed` is `met`."""
-
-    what: str
-    met: bool
-    needed: bool
-    detail: str
-
-
-@dataclass
-class Verification:
-    """What was compared, and what came out."""
-
-    record: Record
-    stage: Stage
-    differences: list[str] = field(default_factory=list)  # of the environments
-    unknown: list[str] = field(default_factory=list)  # what the record does not say of them
-    notes: list[str] = field(default_factory=list)
-    checks: list[Check] = field(default_factory=list)
-
-    @property
-    def exact(self) -> bool:
-        """True if every bit must be the same."""
-        return not self.differences and not self.unknown
-
-    @property
-    def repeated(self) -> bool:
-        """True if every bit is the same."""
-        return all(check.met for check in self.checks)
-
-    @property
-    def failed(self) -> list[str]:
-        return [check.what for check in self.checks if check.needed and not check.met]
-
-    @property
-    def holds(self) -> bool:
-        return not self.failed
-
-    @property
-    def verdict(self) -> str:
-        if self.failed:
-            return f"does not hold: {', '.join(self.failed)}"
-        return "holds, bit for bit" if self.repeated else "holds, within its interval"
-
-    def add(self, what: str, met: bool, detail: str, always: bool = False) -> None:
-        """A check that is needed where bits must be the same, or `always`."""
-        self.checks.append(Check(what, met, always or self.exact, detail))
-
-    def add_equal(
-        self, what: str, differing: Iterator[str], detail: str, always: bool = False
-    ) -> None:
-        """A check that is met if nothing differs. Otherwise its detail names what differs."""
-        found = list(differing)
-        more = [f"and {len(found) - SHOWN} more"] if len(found) > SHOWN else []
-        self.add(what, not found, "; ".join([*found[:SHOWN], *more]) or detail, always)
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "record": self.record.id,
-            "from": self.stage,
-            "holds": self.holds,
-            "exact": self.exact,
-            "verdict": self.verdict,
-            "differences": self.differences,
-            "unknown": self.unknown,
-            "notes": self.notes,
-            "checks": [asdict(check) for check in self.checks],
-        }
-
-    def to_text(self) -> str:
-        lines = [f"{self.record.id}, from {self.stage}"]
-        lines += [f"differs       {line}" for line in self.differences]
-        lines += [f"unknown       {line}" for line in self.unknown]
-        lines += [f"note          {line}" for line in self.notes]
-        for check in self.checks:
-            word = "yes" if check.met else "NO" if check.needed else "no, and need not"
-            lines.append(f"{check.what}: {word} ({check.detail})")
-        return "\n".join([*lines, f"verdict       {self.verdict}"])
-
-
-def differing(
-    old: Any, new: Any, name: str = "", same: Callable[[Any, Any], bool] = eq
-) -> Iterator[str]:
-    """Every value that differs in nested dicts and lists, with the way to it. None is no value."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        for key in {**old, **new}:
-            way = f"{name}.{key}" if name else str(key)
-            yield from differing(old.get(key), new.get(key), way, same)
-    elif isinstance(old, list | tuple) and isinstance(new, list | tuple):
-        if len(old) != len(new):
-            yield f"{name} has {len(old)} values, not {len(new)}"
-        for index, pair in enumerate(zip(old, new, strict=False)):
-            yield from differing(*pair, f"{name}.{index}", same)
-    elif not same(old, new):
-        yield f"{name} is {old!r}, not {new!r}"
-
-
-# Before anything is computed
-
-
-def check_name(found: Verification, path: Path) -> None:
-    """The id is the file's name, and begins with the date."""
-    record = found.record
+def check_itself(found: Verification, path: Path, workspace: Workspace) -> None:
+    """The record against itself, its predictions and the files that it rests on, without computing
+    anything."""
+    record, predictions = found.record, predictions_path(path.parent.parent, found.record)
     try:
         made = f"{datetime.fromisoformat(record.date):%Y%m%dT%H%M%S}"
     except ValueError:
@@ -147,6 +46,44 @@ def check_name(found: Verification, path: Path) -> None:
     same = record.id == path.stem and record.id.startswith(made)
     detail = f"id {record.id}, file {path.name}, date {record.date}"
     found.add("same id", same, "name of the file and date" if same else detail, always=True)
+    if found.stage == "record" and same and predictions.exists():
+        own = _agree(record, read_arrays(predictions))
+        found.add("scores agree with predictions", own, "and with one another", always=True)
+    if not found.chained:
+        found.unchecked["chain"] = "the record has none"
+        return
+    for link in chain.check(read_json(path), predictions, workspace):
+        if link.state == "not at hand":
+            found.unchecked[link.name] = link.detail
+        else:
+            met = link.state == "same"
+            found.add(f"chain: {link.name}", met, f"{link.detail}, {link.state}", always=True)
+
+
+def _agree(record: Record, arrays: dict[str, np.ndarray]) -> bool:
+    """Do scores and predictions agree, as far as can be told without the test split?"""
+    predicted, right = arrays.get("predictions"), arrays.get("correct")
+    shape = (len(record.scores), record.real.test_size)
+    if predicted is None or predicted.shape != shape or predicted.dtype.kind != "u":
+        return False
+    if right is not None and (right.shape != shape or right.dtype != np.bool_):
+        return False
+    for seed, score in enumerate(record.scores):
+        classes = len(score.recalls)
+        counts = np.bincount(predicted[seed], minlength=classes)
+        if np.shape(score.confusion) != (classes, classes) or len(counts) > classes:
+            return False
+        table, correct = np.array(score.confusion), None if right is None else right[seed]
+        hits = table.diagonal() if correct is None else predicted[seed][correct]
+        if correct is not None:
+            hits = np.bincount(hits, minlength=classes)
+        same = (table.sum(0) == counts).all() and (table.diagonal() == hits).all()
+        if not same or not _follows(score, table):
+            return False
+    return True
+
+
+# Before anything is computed
 
 
 def compare_environments(found: Verification, now: dict[str, Any]) -> None:
@@ -209,7 +146,8 @@ def compare_descriptions(found: Verification, again: Again, evaluator: Evaluator
     """What decides an entry's name, rank, row and table must be what its set or run says of itself,
     and what the protocol and the real splits are."""
     record, old = found.record, found.record.entry
-    names = {each.name for each in fields(Entry)} - {"sha256", "folder"}  # content; a place
+    # The content is compared elsewhere; a folder is a place; the chain covers the manifest's bytes.
+    names = {each.name for each in fields(Entry)} - {"sha256", "folder", "manifest"}
     if again.weights is not None:  # its set was made now
         names -= {"run", "training_environment", "generation_environment"}
     if found.stage == "train":
@@ -247,10 +185,7 @@ def compare_logs(found: Verification, again: Entry) -> None:
     """The training log, without its speed and memory."""
     if found.record.entry.training_log is None:
         return
-    old = [
-        {key: value for key, value in line.items() if key not in SPEEDS}
-        for line in found.record.entry.training_log
-    ]
+    old = chain.without_speeds(found.record.entry.training_log)
     new = again.training_log or []
     if len(old) == len(new):  # newer versions log more: what the record lacks is not compared
         new = [{key: line.get(key) for key in was} for was, line in zip(old, new, strict=True)]
@@ -275,7 +210,8 @@ def compare_scores(
     if old["predictions"].shape == shape:
         right = old["predictions"] == truth
         rows = zip(record.scores, old["predictions"], strict=True)
-        own = all(_follows(score, truth, row) for score, row in rows)
+        tables = ((s, confusion_matrix(truth, p, labels=range(len(s.recalls)))) for s, p in rows)
+        own = all(s.confusion == table.tolist() and _follows(s, table) for s, table in tables)
         own = own and np.array_equal(old.get("correct", right), right)
     found.add("record agrees with its own predictions", own, "scores of each seed", always=True)
     same = all(np.array_equal(old[name], new[name]) for name in old)
@@ -285,13 +221,13 @@ def compare_scores(
     found.add_equal("same scores", differing(was, now, "scores"), f"accuracy {accuracies} %")
 
 
-def _follows(score: SeedScore, truth: np.ndarray, predicted: np.ndarray) -> bool:
-    """Are these the scores of these predictions? All but the calibration, which needs more."""
-    table = confusion_matrix(truth, predicted, labels=range(len(score.recalls)))
+def _follows(score: SeedScore, table: np.ndarray) -> bool:
+    """Do these scores follow from this confusion? All but the calibration, which needs more."""
+    if not (table >= 0).all() or not (table.sum(1) > 0).all():
+        return False
     recalls = table.diagonal() / table.sum(1)
     figures = score.accuracy, score.balanced_accuracy, *score.recalls
-    expected = table.trace() / table.sum(), recalls.mean(), *recalls
-    return score.confusion == table.tolist() and figures == expected
+    return figures == (table.trace() / table.sum(), recalls.mean(), *recalls)
 
 
 def compare_metrics(

@@ -21,7 +21,7 @@ from eval.report import keep_plots, write_report
 from eval.score import MakeBatches
 from eval.selection import sample_batches
 from synth.base.errors import SynthError
-from synth.base.files import numbered_folders, portable
+from synth.base.files import numbered_folders, portable, sha256
 from synth.base.progress import say
 from synth.data import ImageSet
 from synth.generation import ShortClass, describe_provenance, generate_set
@@ -66,14 +66,18 @@ def evaluate_sets(
 
 
 def entry_of(
-    provenance: Provenance, count: int, digest: str | None = None, folder: str | None = None
+    provenance: Provenance,
+    count: int,
+    digest: str | None = None,
+    folder: str | None = None,
+    manifest: str | None = None,
 ) -> Entry:
     """The record's entry for a set that synth made."""
     name = f"{provenance.recipe}{SUFFIXES.get(provenance.labels or '', '')}"
     name += f", {provenance.chosen} checkpoint" if provenance.chosen else ""
     name += f" + {provenance.augmentation}" if provenance.augmentation else ""
     values = {field.name: getattr(provenance, field.name) for field in fields(Provenance)}
-    return Entry("synthetic", name, count, digest, folder, **values)
+    return Entry("synthetic", name, count, digest, folder, manifest, **values)
 
 
 def synthetic_entry(synthetic: SyntheticSet, protocol: Protocol) -> Entry:
@@ -83,10 +87,11 @@ def synthetic_entry(synthetic: SyntheticSet, protocol: Protocol) -> Entry:
     if manifest is None:
         name, digest = images.name, images.fingerprint
         return Entry("synthetic", name, count, digest, folder, labels="conditional")
+    written = sha256(synthetic.folder / "manifest.json")
     if protocol.data == "stream":  # its samples are the generator's own
         manifest = replace(manifest, augmentation=None)
-        return entry_of(manifest, protocol.steps * protocol.batch, folder=folder)
-    return entry_of(manifest, count, manifest.sha256, folder)
+        return entry_of(manifest, protocol.steps * protocol.batch, None, folder, written)
+    return entry_of(manifest, count, manifest.sha256, folder, written)
 
 
 def evaluate_set(

@@ -27,13 +27,21 @@ from eval.metrics import (
 )
 from eval.protocols import PROTOCOLS, Protocol
 from eval.real_classifier import real_classifier, real_protocol
-from eval.records import Entry, RealSplits, Record, read_records, record_id, write_record
+from eval.records import (
+    Entry,
+    RealSplits,
+    Record,
+    read_record,
+    read_records,
+    record_id,
+    write_record,
+)
 from eval.score import MakeBatches, Score, disk_batches, score
 from synth.base.errors import UsageError
 from synth.base.files import check_writable
 from synth.base.progress import progress_bar, say
 from synth.data import ImageSet, load_test_images, load_training_images
-from synth.environment import describe_environment, git_commit
+from synth.environment import describe_environment
 
 Source = ImageSet | MakeBatches  # what classifiers learn from: a finished set, or fresh samples
 
@@ -174,8 +182,7 @@ class Evaluator:
             dataset_key=self.dataset_key,
             metrics=metrics,
         )
-        write_record(self.workspace.results, record, result)
-        return record
+        return read_record(write_record(self.workspace.results, record, result))
 
 
 def make_evaluator(scoring: Scoring, dataset_key: str, workspace: Workspace) -> Evaluator:
@@ -196,7 +203,7 @@ def make_evaluator(scoring: Scoring, dataset_key: str, workspace: Workspace) -> 
     train.require_labels()
     test.require_labels()
     check_writable(workspace.results / "records")
-    git_commit()  # of the code as it is loaded, before hours pass
+    describe_environment(device)  # of the code as it is loaded, before hours pass
     precision, why = choose_classifier_precision(scoring.precision, device, protocol)
     say(f"precision {precision}: {why}")
     return Evaluator(

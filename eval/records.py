@@ -7,6 +7,7 @@ empty). Paths are relative to where the command ran.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,6 +15,7 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic.dataclasses import dataclass
 
+from eval.chain import seal
 from eval.metrics import check, measured
 from eval.protocols import Protocol
 from eval.score import Score, SeedScore
@@ -35,6 +37,7 @@ class Entry(Provenance):
     count: int  # images on disk (a stream's: images drawn)
     sha256: str | None  # of the images and labels; None for a stream
     folder: str | None = None  # of the synthetic set
+    manifest: str | None = None  # sha256 of its manifest.json
 
     @property
     def length(self) -> int | None:
@@ -83,6 +86,7 @@ class Record:
     # How the real data was asked for, e.g. svhn. In a recipe, `source` is the citation.
     dataset_key: Annotated[str | None, on_disk("source")] = None
     metrics: dict[str, Any] | None = None  # see `eval.metrics.measure`; None with the score alone
+    chain: dict[str, str | None] | None = None  # see `eval.chain`; None in older records
     schema: int = SCHEMA
 
     @property
@@ -106,14 +110,16 @@ def record_id(now: datetime, entry: Entry, protocol: Protocol, real: RealSplits)
 
 def write_record(results: Path, record: Record, score: Score | None) -> Path:
     """Writes `records/<id>.json`, and beside it `predictions/<id>.npz`: which class each classifier
-    gave every test image, and whether it was right, so that comparing needs no test split."""
+    gave every test image, and whether it was right, so that comparing needs no test split. Closes
+    the record's chain."""
     path = results / "records" / f"{record.id}.json"
     if path.exists():
         raise SynthError(f"{path}: is there already, and records are not overwritten")
     if score is not None:
         with atomic_file(predictions_path(results, record)) as temporary:
             np.savez_compressed(temporary, predictions=score.predictions, correct=score.correct)
-    write_json(path, dump(record))
+    value = dump(replace(record, chain=None))
+    write_json(path, {**value, "chain": seal(value, predictions_path(results, record))})
     return path
 
 

@@ -31,7 +31,7 @@ from synth.runs import Run, RunConfig
 from synth.synthetic_set import read_manifest, read_synthetic
 from synth.training import check_same_images
 
-Stage = Literal["evaluate", "generate", "train"]
+Stage = Literal["record", "evaluate", "generate", "train"]  # "record" repeats nothing
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ import torch
 from hypothesis import settings
 
 import cli
+from eval.chain import seal
 from eval.protocols import PROTOCOLS, Protocol
 from eval.records import read_records
 from synth.base.files import read_json, write_json
@@ -185,6 +186,15 @@ def record_of(folder: Path, kind: str = "synthetic") -> Path:
 
 
 def tamper(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """Changes a JSON file. A record's chain is made anew, as a forger would who knows synth."""
     value = read_json(path)
     change(value)
     write_json(path, value)
+    if value.get("chain"):
+        reseal(path)
+
+
+def reseal(path: Path) -> None:
+    predictions = path.parent.parent / "predictions" / f"{path.stem}.npz"
+    value = read_json(path)
+    write_json(path, {**value, "chain": seal({**value, "chain": None}, predictions)})

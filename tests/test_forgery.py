@@ -13,15 +13,15 @@ import numpy as np
 import pytest
 
 from eval import checks, selection
-from eval.checks import Verification
 from eval.evaluator import Evaluator, Source, Workspace
 from eval.protocols import PROTOCOLS
 from eval.records import Entry, Record, predictions_path, read_record, read_records
+from eval.verification import Verification
 from eval.verify import verify
 from synth.base.errors import SynthError
-from synth.base.files import read_arrays, read_json, write_json
+from synth.base.files import read_arrays, read_json, sha256, write_json
 from synth.data import load_test_images
-from tests.conftest import ROOT, Ran, record_of, tamper
+from tests.conftest import ROOT, Ran, record_of, reseal, tamper
 from tests.test_cli import one_line
 from tests.test_selection import LENGTH, by_length
 
@@ -92,7 +92,7 @@ def named(path: Path, workspace: Workspace) -> list[str]:
 
 # What a repetition of the evaluation cannot tell: places, times, and the machine that it ran on.
 # The chain binds these (`--from record`).
-UNTOLD = ("seconds", "environment", "folder", "schema")
+UNTOLD = ("seconds", "environment", "folder", "schema", "chain", "manifest")
 
 
 def test_no_value_that_decides_a_row_can_be_forged(
@@ -107,6 +107,7 @@ def test_no_value_that_decides_a_row_can_be_forged(
         if way[0] in UNTOLD or way[-1] in UNTOLD or way[:2] == ("metrics", "seconds"):
             continue
         write_json(path, forged(value, way, other(leaf)))
+        reseal(path)
         found = named(path, workspace)
         assert found, f"{way} was {leaf!r} and is {other(leaf)!r}, and the record holds"
         told += any(str(way[-1]) in each for each in found)
@@ -193,6 +194,7 @@ def test_another_checkpoint_cannot_pass_for_the_best(
     lie = {"chosen": "best", "training_log": log}
     tamper(manifest, lambda value: value.update(lie))
     name = read_record(path).entry.name.replace(checkpoint, "best")
+    lie["manifest"] = sha256(manifest)
     tamper(path, lambda value: value["entry"].update(lie, name=name))
     for stage in ("evaluate", "generate"):  # what these start from lies, too
         assert synth("verify", path, "--from", stage).code == 0

@@ -20,7 +20,7 @@ from synth.base.files import read_arrays
 from synth.checkpoints import load_tensors, save_tensors
 from synth.environment import blas_threads
 from synth.ops.native import describe_machine
-from tests.conftest import SCORE, TRAIN, Ran, record_of, tamper
+from tests.conftest import SCORE, TRAIN, Ran, record_of, reseal, tamper
 from tests.test_cli import one_line
 
 Synth = Callable[..., Ran]
@@ -48,8 +48,12 @@ def test_a_synthetic_record_holds_bit_for_bit(synth: Synth, evaluated: Path, sta
     told = json.loads(ran.out)
     assert told["exact"] and told["holds"], told
     assert told["differences"] == []
+    at_hand = {"code", "record", "predictions"}
+    if stage != "train":
+        at_hand |= {"checkpoint", "log", "config", "set", "manifest"}
     expected = {
         "same id",
+        *(f"chain: {link}" for link in at_hand),
         "same description",
         "record agrees with its own predictions",
         "same predictions",
@@ -166,6 +170,7 @@ def test_tampered_predictions_do_not_pass(synth: Synth, evaluated: Path) -> None
     again = arrays["predictions"][0, wrong] == np.arange(80)[wrong] % 10
     arrays["predictions"][0, wrong] += int(again)
     np.savez_compressed(kept, **arrays)  # type: ignore[arg-type]
+    reseal(path)
     own = "record agrees with its own predictions"
     one_line(synth("verify", path), 1, f"does not hold: {own}, same predictions")
     kept.unlink()
@@ -178,6 +183,7 @@ def test_tampered_answers_do_not_pass(synth: Synth, elsewhere: Path) -> None:
     arrays = read_arrays(kept)
     arrays["correct"] = ~arrays["correct"]
     np.savez_compressed(kept, **arrays)  # type: ignore[arg-type]
+    reseal(elsewhere)
     one_line(synth("verify", elsewhere), 1, "does not hold: record agrees with its own predictions")
 
 

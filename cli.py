@@ -355,10 +355,11 @@ def verify(
     as_json: AsJson = False,
 ) -> None:
     """Check a record, or repeat its evaluation. The same kind of machine must give exactly the same
-    results."""
+    results. The leaderboard shows the depth at which each row was verified."""
     from dataclasses import asdict
 
     from eval.evaluator import Workspace
+    from eval.verified import keep_note
     from eval.verify import find_record_file, require_chain, table_of, verify_all
     from eval.verify import verify as verify_record
     from synth.ops.acceleration import keep_freed_memory
@@ -383,6 +384,7 @@ def verify(
     workspace = Workspace(data_root, runs, datasets, results)
     path = find_record_file(results, record)
     found = verify_record(path, stage, workspace, dataset, device)
+    keep_note(path, found)
     if as_json:
         print_json(found.to_json())
     else:

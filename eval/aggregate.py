@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from operator import attrgetter
@@ -16,6 +16,7 @@ import pandas as pd
 from eval.metrics import NOTHING, Column, all_columns, column_values, flags, merge
 from eval.records import RealSplits, Record
 from eval.statistics import Interval, interval
+from eval.verified import least
 
 ONE_RUN = "*"  # marks an interval that covers classifier seeds alone
 # Not part of a configuration: prose, and the length, which is the run's.
@@ -37,6 +38,7 @@ class Row:
     arithmetic: str  # precision of the classifiers' training
     date: str
     commit: str | None
+    verified: str | None  # how deep all of its records were, see `eval.verified`; None: not
     metrics: dict[str, float]  # by key of their column; means over the runs that have them
     flag: str | None  # a warning about this entry
     newest: Record
@@ -68,6 +70,9 @@ INTERVAL = f"""of the accuracy, over generator runs and classifier seeds. An int
 `{ONE_RUN}` covers classifier seeds alone, because there is one generator run, or none"""
 FLAG = "the set has more near copies of training images than held-out images explain"
 SHOWN = "real images shown in the training of the generator"
+VERIFIED = """how deep `synth verify` found here that it holds. `record`: the chains of hashes in
+its records; `evaluate`: their scores, computed again; `generate`: their sets, made again; `train`:
+their generators, trained again; `fails`: one record does not hold"""
 LENGTH = "the number of real images in its recipe; for a published recipe the published one"
 
 # The value of a column is an attribute of the row, by default the one named by its key.
@@ -90,6 +95,7 @@ SCORES = (
     Column("arithmetic", "arithmetic", "{}", "precision of the classifiers' training"),
     Column("date", "date"),
     Column("commit", "commit"),
+    Column("verified", "verified", "{}", VERIFIED),  # where there is a note, see `to_csv`
 )
 COUNTS = ("{:d}", "{:,}")  # formats of whole numbers
 
@@ -135,24 +141,29 @@ class Table:
         return pd.DataFrame(rows).astype(counts | {column.key: float for column in metrics})
 
 
-def build_tables(records: list[Record]) -> list[Table]:
+def build_tables(records: list[Record], verified: Mapping[str, str] | None = None) -> list[Table]:
     """Tables of all records without an error; runs with different generator seeds share a row.
 
     Runs in fp32 and in bf16 are two rows. Of several runs with one seed in a row the newest counts:
     they are not independent, since they share their first weights and their batches. Of several
     records of the same content, one with the most classifier seeds counts: the newest.
+
+    verified: record id → how deep it was verified, see `eval.verified.depths`.
     """
     groups: dict[tuple[Any, ...], list[Record]] = defaultdict(list)
     for record in records:
         if record.error is None:
             groups[record.protocol["name"], record.protocol["hash"], record.real].append(record)
-    tables = [Table(name, real, tuple(_rows(group))) for (name, _, real), group in groups.items()]
+    tables = [
+        Table(name, real, tuple(_rows(group, verified or {})))
+        for (name, _, real), group in groups.items()
+    ]
     return sorted(tables, key=lambda table: (table.real, table.protocol))
 
 
-def _rows(records: list[Record]) -> Iterator[Row]:
+def _rows(records: list[Record], verified: Mapping[str, str]) -> Iterator[Row]:
     """The rows of one table, best first, with their ranks."""
-    newest = _newest_of_each_content(records)
+    newest, sources = _newest_of_each_content(records)
     entries: dict[tuple[Any, ...], dict[Any, Record]] = defaultdict(dict)
     for record in sorted(newest, key=lambda record: record.id):  # oldest first
         entry = record.entry
@@ -170,6 +181,7 @@ def _rows(records: list[Record]) -> Iterator[Row]:
             same[0] if several[same] == 1 else f"{same[0]} (trained in {precision})",
             list(runs.values()),
             baselines,
+            least(verified.get(id, "") for run in runs.values() for id in sources[run.id]),
         )
         for (same, precision), runs in entries.items()
     ]
@@ -179,18 +191,29 @@ def _rows(records: list[Record]) -> Iterator[Row]:
         yield row if row.is_baseline else replace(row, rank=rank)
 
 
-def _newest_of_each_content(records: list[Record]) -> Iterable[Record]:
-    """Each also has the metrics that only an older record of the same content has."""
+def _newest_of_each_content(
+    records: list[Record],
+) -> tuple[list[Record], dict[str, tuple[str, ...]]]:
+    """Each also has the metrics that only an older record of the same content has. The second value
+    has the ids of all records that its figures are from, by its id."""
     newest: dict[tuple[Any, ...], Record] = {}
+    sources: dict[str, tuple[str, ...]] = {}
     for record in records:  # oldest first
         known = newest.get(record.entry.identity)
-        best = record if known is None or len(record.scores) >= len(known.scores) else known
-        metrics = merge(known.metrics if known else None, record.metrics)
-        newest[record.entry.identity] = replace(best, metrics=metrics or None)
-    return newest.values()
+        sources[record.id] = (record.id,)
+        if known is not None:
+            metrics = merge(known.metrics, record.metrics)
+            best = record if len(record.scores) >= len(known.scores) else known
+            if best is known or metrics != record.metrics:
+                sources[best.id] = *sources[known.id], record.id
+            record = replace(best, metrics=metrics or None)
+        newest[record.entry.identity] = record
+    return list(newest.values()), sources
 
 
-def _row(name: str, records: list[Record], baselines: Mapping[str, float]) -> Row:
+def _row(
+    name: str, records: list[Record], baselines: Mapping[str, float], verified: str | None
+) -> Row:
     """records: one per generator run. baselines: accuracies by kind."""
     newest = max(records, key=lambda record: record.date)
     scores = [record.scores for record in records]
@@ -211,6 +234,7 @@ def _row(name: str, records: list[Record], baselines: Mapping[str, float]) -> Ro
         arithmetic="/".join(sorted({record.precision for record in records})),
         date=newest.date[:10],
         commit=newest.environment.get("commit"),
+        verified=verified,
         metrics={key: mean(held[key] for held in values if key in held) for key in keys},
         flag="; ".join(flags(record.metrics for record in records)) or None,
         newest=newest,

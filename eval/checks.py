@@ -19,7 +19,7 @@ from sklearn.metrics import confusion_matrix
 
 from eval import chain
 from eval.evaluator import Evaluator, Workspace
-from eval.metrics import measured
+from eval.metrics import flags, measured
 from eval.records import Entry, Record, predictions_path
 from eval.repeat import Again, find_weights
 from eval.score import SeedScore
@@ -69,15 +69,14 @@ def _agree(record: Record, arrays: dict[str, np.ndarray]) -> bool:
     if right is not None and (right.shape != shape or right.dtype != np.bool_):
         return False
     for seed, score in enumerate(record.scores):
-        classes = len(score.recalls)
-        counts = np.bincount(predicted[seed], minlength=classes)
-        if np.shape(score.confusion) != (classes, classes) or len(counts) > classes:
+        classes, row = len(score.recalls), predicted[seed]
+        if [len(line) for line in score.confusion] != [classes] * classes or row.max() >= classes:
             return False
-        table, correct = np.array(score.confusion), None if right is None else right[seed]
-        hits = table.diagonal() if correct is None else predicted[seed][correct]
-        if correct is not None:
-            hits = np.bincount(hits, minlength=classes)
-        same = (table.sum(0) == counts).all() and (table.diagonal() == hits).all()
+        table = np.array(score.confusion)
+        same = (table.sum(0) == np.bincount(row, minlength=classes)).all()
+        if right is not None:
+            hits = np.bincount(row[right[seed]], minlength=classes)
+            same = same and (table.diagonal() == hits).all()
         if not same or not _follows(score, table):
             return False
     return True
@@ -116,8 +115,10 @@ def compare_environments(found: Verification, now: dict[str, Any]) -> None:
                 if became != was:
                     at = f"resumed at {later.get('images')} images with {key} {became}"
                     found.differences.append(f"{stage}: {at}, started with {was}")
-        if recorded.get("commit") != now.get("commit"):
-            found.notes.append(f"{stage}: commit {recorded.get('commit')}, now {now.get('commit')}")
+        for key in ("commit", "code"):
+            was, became = str(recorded.get(key))[:13], str(now[key])[:13]
+            if key in recorded and was != became:
+                found.notes.append(f"{stage}: {key} {was}, now {became}")
 
 
 def compare_content(found: Verification, again: Again, workspace: Workspace) -> None:
@@ -237,6 +238,9 @@ def compare_metrics(
     was, now = ({**(metrics or {}), "seconds": None} for metrics in (recorded, again))
     others = differing(was, now, "metrics", _equal)
     found.add_equal("same metrics", others, ", ".join(measured(recorded)))
+    # A warning is not for rounding to take away. Another generator may have earned it or not.
+    flag, same = flags([recorded]), flags([recorded]) == flags([again])
+    found.add("same flag", same, "; ".join(flag) or "none", always=found.stage != "train")
 
 
 def _equal(old: Any, new: Any) -> bool:

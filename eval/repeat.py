@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from threadpoolctl import threadpool_limits
@@ -18,6 +18,7 @@ from eval.metrics import measured
 from eval.records import Entry, Record
 from eval.selection import sample_batches
 from eval.training import train
+from eval.verified import Stage
 from synth.base.errors import SynthError
 from synth.base.files import numbered_folders, sha256
 from synth.checkpoints import read_metadata
@@ -30,8 +31,6 @@ from synth.generation import describe_provenance
 from synth.runs import Run, RunConfig
 from synth.synthetic_set import read_manifest, read_synthetic
 from synth.training import check_same_images
-
-Stage = Literal["record", "evaluate", "generate", "train"]  # "record" repeats nothing
 
 
 @dataclass(frozen=True)

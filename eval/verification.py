@@ -8,7 +8,7 @@ from operator import eq
 from typing import Any
 
 from eval.records import Record
-from eval.repeat import Stage
+from eval.verified import Stage
 
 SHOWN = 5  # differences that are told one by one
 

@@ -16,8 +16,9 @@ from eval.aggregate import build_tables
 from eval.evaluator import Evaluator, Workspace
 from eval.protocols import PROTOCOLS
 from eval.records import Record, predictions_path, read_record, read_records
-from eval.repeat import Stage, as_recorded, evaluator_again, make_again
+from eval.repeat import as_recorded, evaluator_again, make_again
 from eval.verification import Verification
+from eval.verified import Stage, keep_note
 from synth.base.errors import SynthError, UsageError
 from synth.base.progress import progress_bar
 from synth.environment import describe_environment
@@ -159,7 +160,8 @@ class Outcome:
 def verify_all(
     stage: Stage, workspace: Workspace, dataset_key: str | None = None, device: str = "auto"
 ) -> list[Outcome]:
-    """Verifies all records in `workspace.results`, oldest first. Baselines have no generator: of
+    """Verifies all records in `workspace.results`, oldest first, and notes how deep each one holds
+    (see `eval.verified`). Baselines have no generator: of
     them the evaluation is repeated at most. What cannot be repeated is checked by its chain."""
     paths = sorted((workspace.results / "records").glob("*.json"))
     if not paths:
@@ -186,6 +188,7 @@ def _outcome(path: Path, stage: Stage, workspace: Workspace, *options: Any) -> O
         except SynthError as error:
             hindrance = f"; not from {stage}: {error}"
             found = verify(path, "record", workspace)
+        keep_note(path, found)
     except SynthError as error:
         return Outcome(path.stem, "does not hold", False, str(error))
     unchecked = f"; not checked: {', '.join(found.unchecked)}" if found.unchecked else ""
@@ -202,6 +205,6 @@ def table_of(outcomes: list[Outcome]) -> str:
     width = max(len(outcome.record) for outcome in outcomes)
     lines = [f"{'record':<{width}}  {'holds from':<13}  detail"]
     lines += [f"{each.record:<{width}}  {each.depth:<13}  {each.detail}" for each in outcomes]
-    counts = Counter(outcome.depth for outcome in outcomes)
+    counts = Counter(f"{'from ' * bool(each.holds)}{each.depth}" for each in outcomes)
     total = ", ".join(f"{count} {depth}" for depth, count in counts.items())
     return "\n".join([*(line.rstrip() for line in lines), f"{len(outcomes)} records: {total}"])

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import assume, given
@@ -18,6 +19,7 @@ from hypothesis import strategies as st
 from eval import chain
 from eval.checks import Verification
 from eval.evaluator import Evaluator, Workspace
+from eval.verified import depths
 from eval.verify import verify
 from synth.base.errors import SynthError
 from synth.base.files import read_arrays, read_json, write_json
@@ -229,9 +231,62 @@ def test_a_record_without_a_chain_says_so(synth: Synth, whole: Path) -> None:
     for without in ({**value, "chain": None}, {k: v for k, v in value.items() if k != "chain"}):
         write_json(whole, without)
         one_line(synth("verify", whole, "--from", "record"), 1, "has no chain", "--from evaluate")
+    assert depths(Path("results")) == {}
     tamper(whole, lambda value: value["scores"][0].update(accuracy=0.99))
     failed = "does not hold: scores agree with predictions"
     one_line(synth("verify", whole, "--from", "record"), 1, failed)
+    assert depths(Path("results")) == {whole.stem: "fails"}
+
+
+# A folder of results
+
+
+def test_a_folder_is_verified_in_one_table(
+    synth: Synth, evaluated: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    by_kind = {kind: record_of(evaluated, kind) for kind in ("synthetic", "real", "pca-gaussian")}
+    ran = synth("verify", "--all", "results/")
+    assert ran.code == 0, ran.err
+    lines = {line.split()[0]: line for line in ran.out.splitlines()}
+    assert lines[by_kind["synthetic"].stem].endswith("record         holds, by its chain")
+    assert "not checked: set" in lines[by_kind["real"].stem]  # it is not kept
+    assert ran.out.splitlines()[-1] == "5 records: 5 from record"
+    synth("leaderboard")
+    assert set(pd.read_csv("results/leaderboard.csv")["verified"]) == {"record"}
+
+    tamper(by_kind["real"], lambda value: value.update(chain=None))
+    tamper(by_kind["pca-gaussian"], lambda value: value["metrics"].update(gan_test=0.5))
+    shutil.rmtree("datasets")
+    ran = synth("verify", "--all", "--from", "generate", "--json")
+    one_line(ran, 1, "results: 1 of its records do not hold")
+    told = {outcome["record"]: outcome for outcome in json.loads(ran.out)}
+    expected = {"synthetic": "generate", "real": "evaluate", "pca-gaussian": "does not hold"}
+    assert {kind: told[path.stem]["depth"] for kind, path in by_kind.items()} == expected
+    synth("leaderboard")
+    shown = pd.read_csv("results/leaderboard.csv").set_index("entry")["verified"].to_dict()
+    assert (shown["tiny"], shown["real"]) == ("generate", "evaluate")
+    assert shown["PCA + Gaussian per class"] == "fails"
+
+
+def test_what_cannot_be_repeated_or_has_no_chain_is_told(synth: Synth, evaluated: Path) -> None:
+    path, real = record_of(evaluated), record_of(evaluated, "real")
+    for each in (evaluated / "results" / "records").iterdir():
+        if each not in (path, real):
+            each.unlink()
+    shutil.rmtree("datasets")
+    tamper(real, lambda value: value.update(chain=None))
+    ran = synth("verify", "--all")
+    assert ran.code == 0
+    assert ran.out.splitlines()[-1] == "2 records: 1 from record, 1 no chain"
+    ran = synth("verify", "--all", "--from", "evaluate")
+    assert ran.code == 0
+    assert "not from evaluate: datasets/" in ran.out
+    assert ran.out.splitlines()[-1] == "2 records: 1 from record, 1 from evaluate"
+    path.write_text("{}")
+    one_line(synth("verify", "--all"), 1, "1 of its records do not hold")
+    one_line(synth("verify"), 2, "give the path or the id of a record, or --all")
+    shutil.rmtree("results/records")
+    one_line(synth("verify", "--all"), 1, "holds no records")
 
 
 def test_committed_records_agree_with_themselves_and_have_no_chain() -> None:

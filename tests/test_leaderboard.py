@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from dataclasses import replace
 from datetime import datetime, timezone
@@ -40,6 +41,8 @@ from eval.records import (
 from eval.report import write_report
 from eval.score import Score, SeedScore
 from eval.statistics import interval
+from eval.verification import Verification
+from eval.verified import Stage, depths, keep_note
 from synth.base.errors import SynthError
 from synth.base.schema import dump
 from synth.data import ImageSet
@@ -344,6 +347,70 @@ def test_a_run_shorter_than_its_recipe_says_so() -> None:
     assert table.to_frame()["recipe_images"].tolist() == [50 * 73_257]
 
 
+def note(results: Path, path: Path, stage: Stage, holds: bool = True) -> None:
+    found = Verification(read_record(path), stage)
+    found.add("it", holds, "as told", always=True)
+    keep_note(path, found)
+
+
+def test_a_row_is_as_deep_as_its_least_verified_record(tmp_path: Path) -> None:
+    made = [record(replace(synthetic(digest=d), checkpoint=d), 0.7) for d in ("1", "2")]
+    paths = [write_record(tmp_path, each, None) for each in (*made, record(CEILING, 0.8))]
+    write_leaderboard(tmp_path)
+    page, csv = ((tmp_path / name).read_text() for name in ("LEADERBOARD.md", "leaderboard.csv"))
+    assert "verified" not in page + csv  # nothing was
+
+    def shown() -> list[str]:
+        write_leaderboard(tmp_path)
+        frame = pd.read_csv(tmp_path / "leaderboard.csv")
+        assert list(frame)[-1] == "verified"
+        assert frame.drop(columns="verified").to_csv(index=False) == pd.read_csv(
+            io.StringIO(csv)
+        ).to_csv(index=False)  # all else is what it was
+        assert "**verified**: how deep" in (tmp_path / "LEADERBOARD.md").read_text()
+        return ["" if value != value else value for value in frame["verified"]]
+
+    note(tmp_path, paths[0], "train")
+    note(tmp_path, paths[2], "evaluate")
+    assert shown() == ["evaluate", ""]  # one of its two runs was never verified
+    note(tmp_path, paths[1], "record")
+    assert shown() == ["evaluate", "record"]
+    note(tmp_path, paths[1], "generate")
+    note(tmp_path, paths[1], "record")  # less than what is known
+    assert shown() == ["evaluate", "generate"]
+    note(tmp_path, paths[0], "evaluate", holds=False)
+    assert shown() == ["evaluate", "fails"]
+    note(tmp_path, paths[0], "record")
+    assert shown() == ["evaluate", "fails"]  # it still fails from where it failed
+    note(tmp_path, paths[0], "train")
+    assert shown() == ["evaluate", "generate"]
+    paths[1].write_text(paths[1].read_text() + "\n")  # another file than was verified
+    assert shown() == ["evaluate", ""]
+
+
+def test_figures_taken_from_an_older_record_count_for_the_depth(tmp_path: Path) -> None:
+    """A forged older record, which adds a metric to the row, cannot hide behind a verified one."""
+    entry = synthetic()
+    older = replace(record(entry, 0.7), metrics=measured(1.0, gan_test=0.9))
+    newer = replace(record(entry, 0.7), metrics=measured(2.0))
+    whole = replace(record(entry, 0.7), metrics=measured(3.0, gan_test=0.8))
+    verified = {newer.id: "train", whole.id: "train"}
+    assert build_tables([older, newer], verified)[0].rows[0].verified is None
+    assert build_tables([older, newer, whole], verified)[0].rows[0].verified == "train"
+    more = replace(record(entry, 0.7, 0.7), metrics=measured(1.0))
+    (row,) = build_tables([more, whole], verified)[0].rows
+    assert (row.seeds, row.verified) == ("1 × 2", None)
+
+
+def test_a_damaged_note_is_no_note(tmp_path: Path) -> None:
+    path = write_record(tmp_path, record(CEILING, 0.8), None)
+    note(tmp_path, path, "evaluate")
+    assert depths(tmp_path) == {path.stem: "evaluate"}
+    for damaged in ("{", "[]", '{"record": 1}'):
+        (tmp_path / "verified" / path.name).write_text(damaged)
+        assert depths(tmp_path) == {}
+
+
 def test_plots_that_are_kept_are_linked_by_run(tmp_path: Path) -> None:
     known = [record(synthetic(digest=digest), 0.7) for digest in ("1", "2")]
     for each in (record(CEILING, 0.8), *known):
@@ -462,7 +529,7 @@ def test_a_damaged_record_is_named(tmp_path: Path) -> None:
 def test_what_is_committed_follows_from_the_records() -> None:
     """The leaderboard and the METHOD page are what `synth leaderboard` writes, byte for byte."""
     results = ROOT / "results"
-    tables = build_tables(read_records(results))
+    tables = build_tables(read_records(results), depths(results))
     assert to_csv(tables).encode() == (results / "leaderboard.csv").read_bytes()
     page, committed = to_page(results, tables), (results / "LEADERBOARD.md").read_text("utf-8")
     lines = [[x for x in text.splitlines() if x.startswith("|")] for text in (page, committed)]

@@ -16,7 +16,7 @@ from eval import real_classifier
 from eval.checks import within
 from eval.evaluator import Evaluator
 from eval.records import read_record
-from synth.base.files import read_arrays
+from synth.base.files import read_arrays, read_json
 from synth.checkpoints import load_tensors, save_tensors
 from synth.environment import blas_threads
 from synth.ops.native import describe_machine
@@ -59,12 +59,16 @@ def test_a_synthetic_record_holds_bit_for_bit(synth: Synth, evaluated: Path, sta
         "same predictions",
         "same scores",
         "same metrics",
+        "same flag",
         "same data set",
         *(["same checkpoint"] if stage != "evaluate" else []),
         *(["same training log"] if stage == "train" else []),
     }
     assert checks(ran) == dict.fromkeys(expected, True)
-    assert files_below(evaluated) == before  # nothing was written, in results or elsewhere
+    noted = evaluated / "results" / "verified" / path.name
+    assert read_json(noted)["from"] == stage
+    noted.unlink()
+    assert files_below(evaluated) == before  # nothing else was written, in results or elsewhere
 
 
 @pytest.mark.parametrize("kind", ["real", "real-same-size", "pca-gaussian"])
@@ -126,7 +130,9 @@ def test_tampered_images_do_not_pass(synth: Synth, evaluated: Path) -> None:
     arrays = read_arrays(folder / "images.npz")
     arrays["images"][0, 0, 0, 0] ^= 1
     np.savez(folder / "images.npz", **arrays)  # type: ignore[arg-type]
-    one_line(synth("verify", path), 1, folder.name, "do not match manifest.json")
+    ran = synth("verify", path)
+    one_line(ran, 1, "does not hold: chain: set")
+    assert f"no repetition: datasets/{folder.name}: its images do not match" in ran.out
     shutil.rmtree(folder)
     one_line(synth("verify", path), 1, folder.name, "no data set of the sha256", "--from generate")
 
@@ -192,9 +198,9 @@ def test_a_generator_of_another_seed_does_not_pass(synth: Synth, evaluated: Path
     tamper(path, lambda value: value["entry"]["config"].update(seed=1))
     ran = synth("verify", path, "--from", "train")
     failed = "same checkpoint, same data set, same description, same training log, same predictions"
-    one_line(ran, 1, f"does not hold: {failed}")
+    one_line(ran, 1, f"does not hold: chain: config, {failed}")
     tamper(path, lambda value: value["entry"].update(generation_seed=1))
-    one_line(synth("verify", path, "--from", "generate"), 1, "does not hold: same data set")
+    one_line(synth("verify", path, "--from", "generate"), 1, "same data set")
 
 
 def test_a_poisoned_cache_does_not_pass(synth: Synth, evaluated: Path) -> None:
@@ -298,6 +304,17 @@ def test_a_repetition_lies_within_in_95_percent_of_all_cases(count: int, repeate
     _, same, detail = within([0.7, 0.7], 0.7, 2)
     assert same
     assert "70.00 % in 70.00 to 70.00 %, a repetition's interval" in detail
+
+
+def test_elsewhere_a_flag_cannot_be_taken_away(synth: Synth, elsewhere: Path) -> None:
+    """Nor made up. The figures behind it may differ."""
+
+    def turn(value: dict[str, Any]) -> None:
+        copies = value["metrics"]["memorisation"]["pixels"]
+        copies["flagged"] = not copies["flagged"]
+
+    tamper(elsewhere, turn)
+    one_line(synth("verify", elsewhere), 1, "does not hold: same flag")
 
 
 def test_elsewhere_one_seed_tells_nothing(synth: Synth, elsewhere: Path) -> None:

@@ -353,10 +353,21 @@ def compare(
 
 @app.command()
 def verify(
-    record: Annotated[str, Argument(help="Path or id of a record.")],
+    record: Annotated[
+        str | None, Argument(help="Path or id of a record; with --all, a folder of results.")
+    ] = None,
+    everything: Annotated[
+        bool, Option("--all", help="Verify all records, and print them in one table.")
+    ] = False,
     start: Annotated[
-        str, Option("--from", help="First stage to repeat: evaluate, generate or train.")
-    ] = "evaluate",
+        str | None,
+        Option(
+            "--from",
+            help="record: check the chain of hashes in the record, and compute nothing. Otherwise "
+            "the first stage to repeat: evaluate, generate or train. The default is evaluate, and "
+            "record with --all.",
+        ),
+    ] = None,
     dataset: ScoredOn = None,
     data_root: DataRoot = None,
     datasets: Datasets = Path("datasets"),
@@ -367,23 +378,44 @@ def verify(
     ] = "auto",
     as_json: AsJson = False,
 ) -> None:
-    """Repeat a record's evaluation. The same kind of machine must give exactly the same results."""
+    """Check a record, or repeat its evaluation. The same kind of machine must give exactly the same
+    results. The leaderboard shows the depth at which each row was verified."""
+    from dataclasses import asdict
+
     from eval.evaluator import Workspace
-    from eval.verify import find_record_file
+    from eval.verified import keep_note
+    from eval.verify import find_record_file, require_chain, table_of, verify_all
     from eval.verify import verify as verify_record
     from synth.ops.acceleration import keep_freed_memory
 
-    check_choice("--from", start, "evaluate", "generate", "train")
+    check_choice("--from", start, "record", "evaluate", "generate", "train")
     keep_freed_memory()
+    stage: Any = start or ("record" if everything else "evaluate")
+    if everything:
+        folder = Path(record) if record else results
+        workspace = Workspace(data_root, runs, datasets, folder)
+        outcomes = verify_all(stage, workspace, dataset, device)
+        if as_json:
+            print_json([asdict(outcome) for outcome in outcomes])
+        else:
+            print(table_of(outcomes))
+        failed = [outcome.record for outcome in outcomes if outcome.holds is False]
+        if failed:
+            raise SynthError(f"{folder}: {len(failed)} of its records do not hold")
+        return
+    if record is None:
+        raise UsageError("RECORD: give the path or the id of a record, or --all")
     workspace = Workspace(data_root, runs, datasets, results)
     path = find_record_file(results, record)
-    found = verify_record(path, start, workspace, dataset, device)  # type: ignore[arg-type]
+    found = verify_record(path, stage, workspace, dataset, device)
+    keep_note(path, found)
     if as_json:
         print_json(found.to_json())
     else:
         print(found.to_text())
     if not found.holds:
         raise SynthError(f"{path}: {found.verdict}")
+    require_chain(found, path)
 
 
 @app.command()

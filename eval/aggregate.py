@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from operator import attrgetter
@@ -24,6 +24,7 @@ from eval.metrics import (
 )
 from eval.records import RealSplits, Record
 from eval.statistics import Interval, difference_interval, interval, ratio_interval
+from eval.verified import least
 
 ONE_RUN = "*"  # marks an interval that covers classifier seeds alone
 # Not part of a configuration: prose, and the length, which is the run's.
@@ -46,6 +47,7 @@ class Row:
     arithmetic: str  # precision of the classifiers' training
     date: str
     commit: str | None
+    verified: str | None  # how deep all of its records were, see `eval.verified`; None: not
     metrics: dict[str, float]  # by key of their column; means over the runs that have them
     flag: str | None  # a warning about this entry
     newest: Record
@@ -104,6 +106,9 @@ RATIO = """accuracy over that of *real*, with its 95 % interval over generator r
 seeds of both"""
 FLAG = "the set has more near copies of training images than held-out images explain"
 SHOWN = "real images shown in the training of the generator"
+VERIFIED = """how deep `synth verify` found here that it holds. `record`: the chains of hashes in
+its records; `evaluate`: their scores, computed again; `generate`: their sets, made again; `train`:
+their generators, trained again; `fails`: one record does not hold"""
 LENGTH = "the number of real images in its recipe; for a published recipe the published one"
 
 # The value of a column is an attribute of the row, by default the one named by its key.
@@ -129,6 +134,7 @@ SCORES = (
     Column("arithmetic", "arithmetic", "{}", "precision of the classifiers' training"),
     Column("date", "date"),
     Column("commit", "commit"),
+    Column("verified", "verified", "{}", VERIFIED),  # where there is a note, see `to_csv`
 )
 COUNTS = ("{:d}", "{:,}")  # formats of whole numbers
 
@@ -175,50 +181,82 @@ class Table:
         return pd.DataFrame(rows).astype(counts | dict.fromkeys(metrics, float))
 
 
-def build_tables(records: list[Record]) -> list[Table]:
+def build_tables(records: list[Record], verified: Mapping[str, str] | None = None) -> list[Table]:
     """Tables of all records without an error; runs with different generator seeds share a row.
 
-    Of several records of the same content, one with the most classifier seeds counts: the newest.
+    Runs in fp32 and in bf16 are two rows. Of several runs with one seed in a row the newest counts:
+    they are not independent, since they share their first weights and their batches. Of several
+    records of the same content, one with the most classifier seeds counts: the newest.
+
+    verified: record id → how deep it was verified, see `eval.verified.depths`.
     """
     groups: dict[tuple[Any, ...], list[Record]] = defaultdict(list)
     for record in records:
         if record.error is None:
             groups[record.protocol["name"], record.protocol["hash"], record.real].append(record)
-    tables = [Table(name, real, tuple(_rows(group))) for (name, _, real), group in groups.items()]
+    tables = [
+        Table(name, real, tuple(_rows(group, verified or {})))
+        for (name, _, real), group in groups.items()
+    ]
     return sorted(tables, key=lambda table: (table.real, table.protocol))
 
 
-def _rows(records: list[Record]) -> Iterator[Row]:
+def _rows(records: list[Record], verified: Mapping[str, str]) -> Iterator[Row]:
     """The rows of one table, best first, with their ranks."""
-    newest = _newest_of_each_content(records)
-    entries: dict[tuple[Any, ...], dict[str | None, Record]] = defaultdict(dict)
+    newest, sources = _newest_of_each_content(records)
+    entries: dict[tuple[Any, ...], dict[Any, Record]] = defaultdict(dict)
     for record in sorted(newest, key=lambda record: record.id):  # oldest first
         entry = record.entry
         own_data = entry.trained_on in (None, record.real.train_fingerprint)
         name = entry.name if own_data else f"{entry.name} (trained on other data)"
-        run = entry.checkpoint or entry.sha256  # the newest of several sets of one run counts
+        run = (
+            entry.checkpoint or entry.sha256 if entry.training_seed is None else entry.training_seed
+        )
         same = name, entry.count, entry.length, configuration_key(entry.config)
-        entries[same][run] = record
+        entries[same, _at(entry.config, "precision")][run] = record
     baselines = {r.entry.kind: r.accuracies for r in newest if r.entry.kind != "synthetic"}
-    rows = [_row(name, list(runs.values()), baselines) for (name, *_), runs in entries.items()]
+    several = Counter(same for same, _ in entries)
+    rows = [
+        _row(
+            same[0] if several[same] == 1 else f"{same[0]} (trained in {precision})",
+            list(runs.values()),
+            baselines,
+            least(verified.get(id, "") for run in runs.values() for id in sources[run.id]),
+        )
+        for (same, precision), runs in entries.items()
+    ]
     rank = 0
     for row in sorted(rows, key=lambda row: -row.accuracy):
         rank += not row.is_baseline
         yield row if row.is_baseline else replace(row, rank=rank)
 
 
-def _newest_of_each_content(records: list[Record]) -> Iterable[Record]:
-    """Each also has the metrics that only an older record of the same content has."""
+def _newest_of_each_content(
+    records: list[Record],
+) -> tuple[list[Record], dict[str, tuple[str, ...]]]:
+    """Each also has the metrics that only an older record of the same content has. The second value
+    has the ids of all records that its figures are from, by its id."""
     newest: dict[tuple[Any, ...], Record] = {}
+    sources: dict[str, tuple[str, ...]] = {}
     for record in records:  # oldest first
         known = newest.get(record.entry.identity)
-        best = record if known is None or len(record.scores) >= len(known.scores) else known
-        metrics = merge(known.metrics if known else None, record.metrics)
-        newest[record.entry.identity] = replace(best, metrics=metrics or None)
-    return newest.values()
+        sources[record.id] = (record.id,)
+        if known is not None:
+            metrics = merge(known.metrics, record.metrics)
+            best = record if len(record.scores) >= len(known.scores) else known
+            if best is known or metrics != record.metrics:
+                sources[best.id] = *sources[known.id], record.id
+            record = replace(best, metrics=metrics or None)
+        newest[record.entry.identity] = record
+    return list(newest.values()), sources
 
 
-def _row(name: str, records: list[Record], baselines: Mapping[str, list[float]]) -> Row:
+def _row(
+    name: str,
+    records: list[Record],
+    baselines: Mapping[str, list[float]],
+    verified: str | None,
+) -> Row:
     """records: one per generator run. baselines: accuracies by classifier seed, by kind."""
     newest = max(records, key=lambda record: record.date)
     scores = [record.scores for record in records]
@@ -241,6 +279,7 @@ def _row(name: str, records: list[Record], baselines: Mapping[str, list[float]])
         arithmetic="/".join(sorted({record.precision for record in records})),
         date=newest.date[:10],
         commit=newest.environment.get("commit"),
+        verified=verified,
         metrics={key: mean(held[key] for held in values if key in held) for key in keys}
         | _gains([record.metrics for record in records], baselines),
         flag="; ".join(flags(record.metrics for record in records)) or None,

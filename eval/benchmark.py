@@ -75,17 +75,20 @@ def find_or_train(
 ) -> Run:
     """The run of this recipe, data, length, seed and selection: found, resumed or made.
 
-    Raises `Busy` if another process trains it.
+    With `auto` any precision will do. Otherwise a run in another one is not taken. Raises `Busy` if
+    another process trains it.
     """
     images, device, runs = evaluator.train, evaluator.device, evaluator.workspace.runs
     select = selection.SELECTION.name if plan.select and recipe.conditional else None
     length = plan.length or recipe.total_images
     wanted = (recipe, images.fingerprint, length, seed, select)
-    key = replace(recipe, citation="", assumed=""), *wanted[1:]
+    key = replace(recipe, citation="", assumed=""), *wanted[1:], precision
     with task(runs, f"training of {recipe.name}, seed {seed}", *key):
         for run in reversed(all_runs(runs)):
             c = run.config
-            if (c.recipe, c.fingerprint, c.total_images, c.seed, c.select) == wanted:
+            known = c.recipe, c.fingerprint, c.total_images, c.seed, c.select
+            one_precision = len(c.family.precisions) == 1  # whatever is asked for
+            if known == wanted and (one_precision or precision in ("auto", c.precision)):
                 break
         else:
             selects = select is not None

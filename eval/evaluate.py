@@ -23,7 +23,7 @@ from eval.report import keep_plots, write_report
 from eval.score import MakeBatches
 from eval.selection import sample_batches
 from synth.base.errors import SynthError
-from synth.base.files import numbered_folders, portable
+from synth.base.files import numbered_folders, portable, sha256
 from synth.base.locks import LOCKS, clear_leftovers, do_all, exclusive, task
 from synth.base.progress import say
 from synth.data import ImageSet
@@ -76,7 +76,11 @@ def evaluate_sets(
 
 
 def entry_of(
-    provenance: Provenance, count: int, digest: str | None = None, folder: str | None = None
+    provenance: Provenance,
+    count: int,
+    digest: str | None = None,
+    folder: str | None = None,
+    manifest: str | None = None,
 ) -> Entry:
     """The record's entry for a set that synth made."""
     name = f"{provenance.recipe}{SUFFIXES.get(provenance.labels or '', '')}"
@@ -86,7 +90,7 @@ def entry_of(
     name += f", {provenance.rejection:.0%} rejected" if provenance.rejection else ""
     name += f" + {provenance.augmentation}" if provenance.augmentation else ""
     values = {field.name: getattr(provenance, field.name) for field in fields(Provenance)}
-    return Entry("synthetic", name, count, digest, folder, **values)
+    return Entry("synthetic", name, count, digest, folder, manifest, **values)
 
 
 def synthetic_entry(synthetic: SyntheticSet, protocol: Protocol) -> Entry:
@@ -96,6 +100,7 @@ def synthetic_entry(synthetic: SyntheticSet, protocol: Protocol) -> Entry:
     if manifest is None:
         name, digest = images.name, images.fingerprint
         return Entry("synthetic", name, count, digest, folder, labels="conditional")
+    written = sha256(synthetic.folder / "manifest.json")
     if protocol.data == "stream":  # its samples are the generator's own
         manifest = replace(
             manifest,
@@ -105,8 +110,8 @@ def synthetic_entry(synthetic: SyntheticSet, protocol: Protocol) -> Entry:
             latent_scale=None,
             mixture=None,
         )
-        return entry_of(manifest, protocol.steps * protocol.batch, folder=folder)
-    return entry_of(manifest, count, manifest.sha256, folder)
+        return entry_of(manifest, protocol.steps * protocol.batch, None, folder, written)
+    return entry_of(manifest, count, manifest.sha256, folder, written)
 
 
 def evaluate_set(
@@ -301,7 +306,7 @@ def generate_described(
     if needs_classifier(provenance):
         protocol = PROTOCOLS.find(str(provenance.labeller or provenance.rejecter))
         classify = real_classifier.train_classify(
-            evaluator.train, protocol, device, run.config.precision
+            evaluator.train, protocol, device, run.config.precision, evaluator.workspace.cache
         )
     return generate_set(run, provenance, per_class, root, device, classify)
 

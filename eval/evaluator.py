@@ -27,13 +27,21 @@ from eval.metrics import (
 )
 from eval.protocols import PROTOCOLS, Protocol
 from eval.real_classifier import real_classifier, real_protocol, train_classify
-from eval.records import Entry, RealSplits, Record, read_records, record_id, write_record
+from eval.records import (
+    Entry,
+    RealSplits,
+    Record,
+    read_record,
+    read_records,
+    record_id,
+    write_record,
+)
 from eval.score import MakeBatches, Score, disk_batches, score
 from synth.base.errors import UsageError
 from synth.base.files import check_writable
 from synth.base.progress import progress_bar, say
 from synth.data import ImageSet, load_test_images, load_training_images
-from synth.environment import describe_environment, git_commit
+from synth.environment import describe_environment
 from synth.generation import Classify
 from synth.ops.native import describe_kernels
 
@@ -56,6 +64,7 @@ class Workspace:
     runs: Path = Path("runs")
     datasets: Path = Path("datasets")
     results: Path = Path("results")
+    cache: Path | None = None  # of classifiers of real images; None is the user's
 
     @property
     def baselines(self) -> Path:
@@ -88,6 +97,7 @@ class Evaluator:
     dataset_key: str  # what the real splits are asked for by, e.g. svhn
     metrics: tuple[str, ...]
     extractors: Mapping[str, Extractor]  # besides the classifier's
+    asked: str = "auto"  # precision; with auto, records in any precision will do
 
     @cached_property
     def real(self) -> RealSplits:
@@ -96,7 +106,8 @@ class Evaluator:
     @cached_property
     def real_reference(self) -> RealReference:
         chosen = real_protocol(self.protocol)
-        classifier = real_classifier(self.train, chosen, self.device, self.precision)
+        cache = self.workspace.cache
+        classifier = real_classifier(self.train, chosen, self.device, self.precision, cache)
         own: Extractor = partial(features, classifier)
         extractors = {CLASSIFIER: own, **self.extractors}
         return RealReference(self.train, self.test, extractors, partial(label, classifier))
@@ -105,7 +116,8 @@ class Evaluator:
     def teacher(self) -> Classify:
         """The teacher of the baselines, trained on the real training split."""
         protocol = PROTOCOLS.find(str(self.protocol.teacher))
-        return train_classify(self.train, protocol, self.device, self.precision)
+        cache = self.workspace.cache
+        return train_classify(self.train, protocol, self.device, self.precision, cache)
 
     def build(self, kind: str, per_class: int) -> tuple[Entry, ImageSet]:
         """A baseline: its entry, and the set to train on."""
@@ -117,9 +129,10 @@ class Evaluator:
         return entry, images
 
     def records(self) -> list[Record]:
-        """Those that are there under this protocol on these splits."""
+        """Those that are there under this protocol, on these splits, in the precision asked for."""
         records = read_records(self.workspace.results, quiet=True)
-        return [record for record in records if record.is_under(self.protocol, self.real)]
+        under = [record for record in records if record.is_under(self.protocol, self.real)]
+        return [record for record in under if self.asked in ("auto", record.precision)]
 
     def find(self, entry: Entry) -> Record | None:
         """The newest record of this entry with all metrics that are asked for, if there is one."""
@@ -192,8 +205,7 @@ class Evaluator:
             dataset_key=self.dataset_key,
             metrics=metrics,
         )
-        write_record(self.workspace.results, record, result)
-        return record
+        return read_record(write_record(self.workspace.results, record, result))
 
 
 def make_evaluator(scoring: Scoring, dataset_key: str, workspace: Workspace) -> Evaluator:
@@ -214,10 +226,20 @@ def make_evaluator(scoring: Scoring, dataset_key: str, workspace: Workspace) -> 
     train.require_labels()
     test.require_labels()
     check_writable(workspace.results / "records")
-    git_commit()  # of the code as it is loaded, before hours pass
+    describe_environment(device)  # of the code as it is loaded, before hours pass
     precision, why = choose_classifier_precision(scoring.precision, device, protocol)
     say(f"precision {precision}: {why}")
     say(describe_kernels(device, precision))
     return Evaluator(
-        protocol, train, test, workspace, device, precision, seeds, dataset_key, metrics, extractors
+        protocol,
+        train,
+        test,
+        workspace,
+        device,
+        precision,
+        seeds,
+        dataset_key,
+        metrics,
+        extractors,
+        scoring.precision,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,13 @@ from scipy.stats import kendalltau, spearmanr
 from eval.aggregate import SCORES, Table, build_tables, cell
 from eval.metrics import NOTHING, Column, all_columns, describe, legend, wrap
 from eval.records import plot_path, read_records
+from eval.verified import depths
 from synth.base.files import write_text
 from synth.base.names import in_csv, in_markdown
 
 # The marks around its place in METHOD.md
 METHOD = ("<!-- metrics: made by synth leaderboard -->", "<!-- end -->")
+VERIFIED = "verified"  # the key of a column
 FEWEST = 3  # entries in common, for a rank correlation
 LOGGED = {
     "d_loss": "D loss",
@@ -34,9 +37,15 @@ CALIBRATION = (
 PARTS = {"halves": "two halves of the training split", "test": "training split and test split"}
 
 
+def shown_scores(tables: Sequence[Table]) -> list[Column]:
+    """The columns of scores for people: `verified` only where a row was."""
+    noted = any(row.verified for table in tables for row in table.rows)
+    return [column for column in SCORES if column.title and (noted or column.key != VERIFIED)]
+
+
 def format_scores(table: Table) -> pd.DataFrame:
     """The scores as text."""
-    shown = [column for column in SCORES if column.title]
+    shown = shown_scores([table])
     rows = [{c.key: cell(c, row) for c in SCORES} for row in table.rows]
     return pd.DataFrame([{c.title: c.show_with_interval(row) for c in shown} for row in rows])
 
@@ -122,17 +131,21 @@ def to_markdown(frame: pd.DataFrame) -> str:
 
 
 def to_csv(tables: list[Table]) -> str:
+    """leaderboard.csv. The column `verified` stands at the end, where a row was."""
     frames = [table.to_frame().assign(real=table.real, protocol=table.protocol) for table in tables]
-    whole = pd.concat(frames or [pd.DataFrame()])
+    whole = pd.concat(frames or [pd.DataFrame(columns=[VERIFIED])])
     for column in whole.select_dtypes(include=["object", "string"]):
         whole[column] = whole[column].map(in_csv)
+    verified = whole.pop(VERIFIED)
+    if verified.notna().any():
+        whole[VERIFIED] = verified
     return str(whole.to_csv(index=False))
 
 
 def to_page(results: Path, tables: list[Table]) -> str:
     """LEADERBOARD.md."""
     metrics = METRICS_OF_SETS + legend(all_columns())
-    paragraphs = INTRODUCTION + legend(SCORES), metrics, OTHER_TABLES
+    paragraphs = INTRODUCTION + legend(shown_scores(tables)), metrics, OTHER_TABLES
     parts = ["# Leaderboard\n", *(f"{wrap(text)}\n" for text in paragraphs)]
     for table in tables:
         parts.append(f"## {in_markdown(table.title)}\n")
@@ -144,7 +157,7 @@ def to_page(results: Path, tables: list[Table]) -> str:
 
 def write_leaderboard(results: Path) -> list[Table]:
     """Writes LEADERBOARD.md, leaderboard.csv and the part of METHOD.md about metrics."""
-    tables = build_tables(read_records(results))
+    tables = build_tables(read_records(results), depths(results))
     write_text(results / "LEADERBOARD.md", to_page(results, tables))
     write_text(results / "leaderboard.csv", to_csv(tables))
     method = results / "METHOD.md"

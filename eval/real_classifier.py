@@ -1,6 +1,7 @@
 """The fixed classifier trained on the real training split: labeller, feature space, GAN-test.
 
-The same images always give the same network, so its weights are kept in the cache folder.
+The same images always give the same network, so its weights are kept in a cache folder, with the
+hash of what the file holds. `synth verify` never reads that of the user: it gives an empty one.
 """
 
 from __future__ import annotations
@@ -12,9 +13,7 @@ from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 
-import safetensors.torch
 import torch
-from safetensors import SafetensorError
 
 from eval.classifier_training import choose_classifier_precision, predict, train_classifier
 from eval.classifiers import FixedClassifier
@@ -22,11 +21,11 @@ from eval.protocols import PROTOCOLS, Protocol
 from eval.score import disk_batches
 from synth.augment import augment
 from synth.base.errors import SynthError
-from synth.base.files import atomic_file
 from synth.base.locks import task
 from synth.base.progress import progress_bar, say
+from synth.checkpoints import load_tensors, save_tensors
 from synth.data import ImageSet, cache_folder, load_training_images, unit_from_uint8
-from synth.environment import describe_environment
+from synth.environment import MACHINE, describe_environment
 from synth.generation import Classify
 from synth.ops.layers import Conv2d
 from synth.ops.native import kernel_sources
@@ -46,18 +45,23 @@ def real_protocol(protocol: Protocol) -> Protocol:
 
 
 def real_classifier(
-    real: ImageSet, protocol: Protocol, device: torch.device, precision: str
+    real: ImageSet,
+    protocol: Protocol,
+    device: torch.device,
+    precision: str,
+    cache: Path | None = None,
 ) -> FixedClassifier:
     """The fixed classifier, trained on all of `real` by the protocol with seed 0.
 
     It is read from the cache when it was trained before, by this code on this kind of machine. If
     another process trains it now, it waits. A cache that is damaged or cannot be written costs the
-    time to train again.
+    time to train again. cache: None is that of the user.
     """
-    path = cache_folder() / "classifiers" / f"{_key(real, protocol, device, precision)}.safetensors"
+    cache = cache or cache_folder()
+    path = cache / "classifiers" / f"{_key(real, protocol, device, precision)}.safetensors"
     with ExitStack() as stack:
         with suppress(SynthError):  # a cache that cannot be written has no locks
-            stack.enter_context(task(cache_folder(), "the real classifier", path.stem, wait=True))
+            stack.enter_context(task(cache, "the real classifier", path.stem, wait=True))
         return _read_or_train(path, real, protocol, device, precision)
 
 
@@ -71,21 +75,23 @@ def _read_or_train(
     with progress_bar("train on the real training split", protocol.steps, "steps") as advance:
         classifier = train_classifier(protocol, batches, classes, SEED, device, precision, advance)
     assert isinstance(classifier, FixedClassifier)
-    weights = {name: value.cpu().contiguous() for name, value in classifier.state_dict().items()}
     try:
-        with atomic_file(path) as temporary:
-            temporary.write_bytes(safetensors.torch.save(weights))
+        save_tensors(path, classifier.state_dict(), {})
     except SynthError as error:
         say(f"not kept for the next time: {error}")
     return classifier
 
 
 def train_classify(
-    real: ImageSet, protocol: Protocol, device: torch.device, precision: str
+    real: ImageSet,
+    protocol: Protocol,
+    device: torch.device,
+    precision: str,
+    cache: Path | None = None,
 ) -> Classify:
     """The fixed classifier, to label or reject a generator's images."""
     precision, _ = choose_classifier_precision(precision, device, protocol)
-    return partial(predict, real_classifier(real, protocol, device, precision))
+    return partial(predict, real_classifier(real, protocol, device, precision, cache))
 
 
 def classify_for(run: Run, protocol: str, data_root: Path | None, device: torch.device) -> Classify:
@@ -104,7 +110,7 @@ def _key(real: ImageSet, protocol: Protocol, device: torch.device, precision: st
         "images": real.fingerprint,
         "seed": SEED,
         "precision": precision,
-        **{key: environment[key] for key in ("torch", "device", "threads", "kernels")},
+        **{key: environment[key] for key in (*MACHINE, "threads")},
         "source": source_hash(),
     }
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
@@ -132,10 +138,10 @@ def _sources() -> set[Path]:
 
 
 def _read(path: Path, classes: int) -> FixedClassifier | None:
+    """None if the file is missing, damaged or not what was written: it is then trained again."""
     try:
-        weights = safetensors.torch.load_file(path)
         classifier = FixedClassifier(classes)
-        classifier.load_state_dict(weights)
-    except (SafetensorError, RuntimeError, OSError):
-        return None  # missing or damaged: trained again
+        classifier.load_state_dict(load_tensors(path)[0])
+    except (SynthError, RuntimeError):
+        return None
     return classifier.to(memory_format=torch.channels_last).eval().requires_grad_(False)

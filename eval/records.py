@@ -7,6 +7,7 @@ empty). Paths are relative to where the command ran.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -14,6 +15,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic.dataclasses import dataclass
 
+from eval.chain import seal
 from eval.metrics import check, measured
 from eval.protocols import Protocol
 from eval.score import Score, SeedScore
@@ -37,6 +39,7 @@ class Entry(Provenance):
     count: Whole  # images on disk (a stream's: images drawn)
     sha256: Line | None  # of the images and labels; None for a stream
     folder: Line | None = None  # of the synthetic set
+    manifest: Line | None = None  # sha256 of its manifest.json
 
     @property
     def length(self) -> int | None:
@@ -85,6 +88,7 @@ class Record:
     # How the real data was asked for, e.g. svhn. In a recipe, `source` is the citation.
     dataset_key: Annotated[Line | None, on_disk("source")] = None
     metrics: dict[str, Any] | None = None  # see `eval.metrics.measure`; None with the score alone
+    chain: dict[str, str | None] | None = None  # see `eval.chain`; None in older records
     schema: Literal[1] = 1
 
     @property
@@ -109,19 +113,22 @@ def record_id(now: datetime, entry: Entry, protocol: Protocol, real: RealSplits)
 
 def write_record(results: Path, record: Record, score: Score | None) -> Path:
     """Writes `records/<id>.json`, and beside it `predictions/<id>.npz`: which class each classifier
-    gave every test image, and whether it was right, so that comparing needs no test split."""
+    gave every test image, and whether it was right, so that comparing needs no test split. Closes
+    the record's chain."""
     path = results / "records" / f"{record.id}.json"
     if path.exists():
         raise SynthError(f"{path}: is there already, and records are not overwritten")
     if score is not None:
         with atomic_file(predictions_path(results, record)) as temporary:
             np.savez_compressed(temporary, predictions=score.predictions, correct=score.correct)
-    write_json(path, dump(record))
+    value = dump(replace(record, chain=None))
+    write_json(path, {**value, "chain": seal(value, predictions_path(results, record))})
     return path
 
 
 def predictions_path(results: Path, record: Record) -> Path:
-    """npz: `predictions` uint8 and `correct` bool, both (seeds, N); older ones lack the latter."""
+    """npz: `predictions` (uint8, or uint16 with more than 256 classes) and `correct` (bool), both
+    (seeds, N). Older ones lack the latter."""
     return results / "predictions" / f"{record.id}.npz"
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from threadpoolctl import threadpool_limits
@@ -17,6 +17,7 @@ from eval.metrics import measured
 from eval.records import Entry, Record
 from eval.selection import sample_batches
 from eval.training import train
+from eval.verified import Stage
 from synth.base.errors import SynthError
 from synth.base.files import numbered_folders, sha256
 from synth.checkpoints import read_metadata
@@ -29,8 +30,6 @@ from synth.generation import Sampling, describe_provenance, needs_classifier, sa
 from synth.runs import Run, RunConfig
 from synth.synthetic_set import read_manifest, read_synthetic
 from synth.training import check_same_images
-
-Stage = Literal["evaluate", "generate", "train"]
 
 
 @dataclass(frozen=True)
@@ -65,6 +64,12 @@ def evaluator_again(
                 f"--data-root: its {split} split of {evaluator.real.name} ({ours[:12]}) is not the "
                 f"record's, {record.real.name} ({theirs[:12]}); give the one that was scored on"
             )
+    if evaluator.real.name != record.real.name:
+        raise SynthError(
+            f"--data-root: its images are the record's, but named {evaluator.real.name} here, and "
+            f"{record.real.name} in the record; SVHN's own files are named svhn, and all others "
+            "after their folder"
+        )
     return evaluator
 
 
@@ -106,9 +111,13 @@ def make_again(record: Record, stage: Stage, evaluator: Evaluator, original: Wor
         weights, seed = run.find_checkpoint(checkpoint), entry.generation_seed
         if protocol.data == "stream":
             plain = Sampling(augment="none")  # a stream has the generator's own samples
-            described = describe_provenance(run, seed or 0, checkpoint=checkpoint, sampling=plain)
+            described = replace(
+                describe_provenance(run, seed or 0, checkpoint=checkpoint, sampling=plain),
+                config=run.config.to_json(),
+                training_log=run.read_log(),
+            )
             batches = sample_batches(protocol, weights, classes, evaluator.device)
-            return Again(entry_of(described, entry.count), batches, weights)
+            return Again(entry_of(described, protocol.steps * protocol.batch), batches, weights)
         if seed is None:
             raise SynthError(f"{record.id}: says no generation seed; use --from evaluate")
         classifier = entry.labeller or entry.rejecter
@@ -127,9 +136,11 @@ def make_again(record: Record, stage: Stage, evaluator: Evaluator, original: Wor
 
 
 def _find_set(entry: Entry, original: Workspace) -> Path:
-    """The data set of the entry's sha256, where it was or in the folder of data sets."""
+    """The data set of the entry's sha256, where it was or in the folder of data sets. Of several,
+    the first one that says of itself what the entry says."""
     was = [Path(entry.folder)] if entry.folder else []
     made = (*numbered_folders(original.datasets), *numbered_folders(original.baselines))
+    found: list[Path] = []
     for folder in (*was, *made):
         manifest = read_manifest(folder)
         if manifest is not None:
@@ -139,7 +150,11 @@ def _find_set(entry: Entry, original: Workspace) -> Path:
         else:
             continue
         if digest == entry.sha256:
-            return folder
+            found.append(folder)
+            if manifest is None or manifest.description() == entry.description():
+                return folder
+    if found:
+        return found[0]
     raise SynthError(
         f"{entry.folder}: there is no data set of the sha256 {str(entry.sha256)[:12]} there or in "
         f"--datasets {original.datasets}; find it, or make it again with --from generate"
@@ -180,7 +195,14 @@ def _train_again(record: Record, evaluator: Evaluator) -> Run:
             "trained again; use --from generate"
         )
     config, device = RunConfig.from_json(record.entry.config, record.id), evaluator.device
+    log = record.entry.training_log
+    shown = log[-1].get("images", 0) if log else config.total_images
+    if shown < config.total_images:
+        raise SynthError(
+            f"{record.id}: its run had shown {shown:,} of {config.total_images:,} images, and "
+            "training it again would not stop there; use --from generate"
+        )
     with as_recorded(record.entry.training_environment):
         run = Run.create(evaluator.workspace.runs, config, describe_environment(device))
-        train(run, evaluator.train, device)
+        train(run, evaluator.train, device, evaluator.workspace.cache)
     return run

@@ -42,7 +42,7 @@ class Score:
     """All classifiers of one evaluation. Columns are the images of the test split, in its order."""
 
     seeds: list[SeedScore]
-    predictions: np.ndarray  # uint8 (seeds, N)
+    predictions: np.ndarray  # uint8 (seeds, N); uint16 with more than 256 classes
     correct: np.ndarray  # bool (seeds, N)
 
 
@@ -88,8 +88,8 @@ def score(
         if not torch.isfinite(probabilities).all():
             raise SynthError(f"classifier seed {seed}: its outputs are not finite")
         results.append(measure(seed, probabilities, truth, time.perf_counter() - start))
-        predictions.append(probabilities.argmax(1).to(torch.uint8).numpy())
-    predicted = np.stack(predictions)
+        predictions.append(probabilities.argmax(1).numpy())
+    predicted = np.stack(predictions).astype(np.min_scalar_type(classes - 1))
     return Score(results, predicted, predicted == truth.numpy())
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import shlex
@@ -16,11 +17,13 @@ import torch
 from threadpoolctl import threadpool_info
 
 from synth.base.errors import UsageError
-from synth.base.files import portable
-from synth.ops.native import native
+from synth.base.files import portable, sha256
+from synth.ops.native import describe_machine
 
 CODE = (":(top)*.py", ":(top)*.c")  # path patterns of git for the source code
 PACKAGES = ("torch", "torchvision", "numpy", "scipy", "scikit-learn", "pandas")
+# Where these are the same, equal arithmetic gives equal bits, for equal numbers of threads.
+MACHINE = ("python", *PACKAGES, "platform", "device", "processor", "compiler", "kernels", "tiles")
 
 
 def describe_environment(device: torch.device) -> dict[str, Any]:
@@ -37,9 +40,10 @@ def describe_environment(device: torch.device) -> dict[str, Any]:
         "device": device_name,
         "threads": torch.get_num_threads(),
         "blas_threads": blas_threads(),
-        "kernels": native() is not None,
+        **describe_machine(),
         **({"deterministic": True} if deterministic else {}),
         "commit": git_commit(),
+        "code": code_hash(),
         "command": command_line(),
     }
 
@@ -96,6 +100,17 @@ def git_commit() -> str | None:
         return git("rev-parse", "--short=12", "HEAD") + ("+" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return None
+
+
+@cache
+def code_hash() -> str:
+    """sha256 of the source files of synth and eval, which decide all results. It also tells apart
+    what `git_commit` marks with `+`, and what runs outside git. Cached for the same reason."""
+    root, digest = Path(__file__).parent.parent, hashlib.sha256()
+    files = (path for room in ("synth", "eval") for path in (root / room).rglob("*"))
+    for path in sorted(path for path in files if path.suffix in (".py", ".c")):
+        digest.update(f"{path.relative_to(root).as_posix()} {sha256(path)}\n".encode())
+    return digest.hexdigest()
 
 
 def pick_device(name: str) -> torch.device:

@@ -1,7 +1,8 @@
 """The run folder: its files, and how to find and read it.
 
 config.json            everything needed to repeat the run
-environment.json       versions, device, commit, command line
+environment.json       versions, device, commit, command line: of the start, and in the list
+                       `resumed` of each time that the run was resumed
 log.jsonl              one line per tick
 generator.safetensors  the weights to sample from, with the configuration as metadata
 checkpoints/0000512k.safetensors  the weights at the last ticks, or at all if the run selects one
@@ -113,6 +114,18 @@ class Run:
             write_json(folder / "config.json", config.to_json())
 
         return Run(write_numbered_folder(root, config.slug, fill), config)
+
+    def note_start(self, images: int, environment: dict[str, Any]) -> None:
+        """Notes that training goes on from here, `images` shown, in this environment.
+
+        What ran before from the same images on, or later ones, left nothing: it is dropped.
+        """
+        path = self.folder / "environment.json"
+        if images:
+            first = read_json(path)
+            kept = [each for each in first.get("resumed", []) if each["images"] < images]
+            environment = {**first, "resumed": [*kept, {"images": images, **environment}]}
+        write_json(path, environment)
 
     @property
     def weights(self) -> Path:

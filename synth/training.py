@@ -22,6 +22,7 @@ from synth.base.locks import exclusive
 from synth.base.progress import progress_bar, say
 from synth.checkpoints import load_tensors, save_tensors
 from synth.data import ImageSet, split_validation
+from synth.environment import describe_environment
 from synth.families import Teacher, Trainer
 from synth.ops.acceleration import choose_precision
 from synth.ops.native import describe_kernels
@@ -186,6 +187,8 @@ def _train(
     last_step = math.ceil(config.total_images / batch)
     tick_steps = max(1, round(config.images_per_tick / batch))
     say(describe_kernels(device, config.precision))
+    if step < last_step:
+        run.note_start(step * batch, describe_environment(device))
     bar = progress_bar(f"train {run.folder.name}", config.total_images, "images")
 
     with _interruptible() as interrupted, bar as advance:

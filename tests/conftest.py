@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -16,7 +17,10 @@ import torch
 from hypothesis import settings
 
 import cli
+from eval.chain import seal
 from eval.protocols import PROTOCOLS, Protocol
+from eval.records import read_records
+from synth.base.files import read_json, write_json
 from synth.data import DIGITS, ImageSet
 from synth.data.house_numbers import render
 from synth.gan import GANTrainer
@@ -159,3 +163,52 @@ def mats(tmp_path: Path) -> Path:
         images, _ = render("train" if split == "train" else "test", count)
         write_mat(folder, split, images, torch.arange(count) % 10)
     return folder
+
+
+TRAIN = ("--dataset", "svhn", "--images", "64", "--precision", "fp32")
+SCORE = ("--protocol", "tiny-v1", "--precision", "fp32")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("made")
+
+
+@pytest.fixture
+def evaluated(
+    synth: Callable[..., Ran], mats: Path, made: Path, monkeypatch: pytest.MonkeyPatch
+) -> Path:
+    """A folder with a tiny conditional run, its set, and records of it and of its references: made
+    for the first test that asks, copied for the others."""
+    monkeypatch.setenv("SYNTH_DATA", str(mats))
+    if not any(made.iterdir()):
+        for command in (
+            ("train", "--recipe", "tiny", *TRAIN),
+            ("generate", "--per-class", "20"),
+            ("evaluate", *SCORE),
+        ):
+            ran = synth(*command)
+            assert ran.code == 0, ran.err
+        shutil.copytree(mats.parent, made, dirs_exist_ok=True)
+    shutil.copytree(made, mats.parent, dirs_exist_ok=True)
+    return mats.parent
+
+
+def record_of(folder: Path, kind: str = "synthetic") -> Path:
+    (found,) = (r for r in read_records(folder / "results") if r.entry.kind == kind)
+    return folder / "results" / "records" / f"{found.id}.json"
+
+
+def tamper(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """Changes a JSON file. A record's chain is made anew, as a forger would who knows synth."""
+    value = read_json(path)
+    change(value)
+    write_json(path, value)
+    if value.get("chain"):
+        reseal(path)
+
+
+def reseal(path: Path) -> None:
+    predictions = path.parent.parent / "predictions" / f"{path.stem}.npz"
+    value = read_json(path)
+    write_json(path, {**value, "chain": seal({**value, "chain": None}, predictions)})

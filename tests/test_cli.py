@@ -25,21 +25,31 @@ from cli import parse_count
 from eval import real_classifier
 from eval.protocols import PROTOCOLS, Protocol
 from eval.records import read_records
+from eval.score import score
+from eval.training import train
 from synth.base.errors import UsageError
 from synth.base.files import read_json
 from synth.data import load_training_images
 from synth.environment import command_line
 from synth.gan import GANTrainer
 from synth.published import RECIPES
-from synth.runs import all_runs, newest_run, open_run
-from tests.conftest import ROOT, Ran, in_turns, sure_of, tiny, write_mat
+from synth.runs import Run, all_runs, newest_run, open_run
+from tests.conftest import (
+    ROOT,
+    SCORE,
+    TRAIN,
+    Ran,
+    in_turns,
+    needs_bf16,
+    sure_of,
+    tiny,
+    write_mat,
+)
 
 Synth = Callable[..., Ran]
 pytestmark = pytest.mark.usefixtures("tiny_names")
-TRAIN = ("--dataset", "svhn", "--images", "64", "--precision", "fp32")
 RUN = "00001-small-svhn-tiny-cond-seed0"
 SELECT = ("--select", "cas")
-SCORE = ("--protocol", "tiny-v1", "--precision", "fp32")
 
 
 @pytest.fixture
@@ -244,6 +254,34 @@ def test_benchmark_skips_what_is_there(
     entries = [record.entry for record in read_records(trained / "results")]
     assert "tiny-uncond + pseudo-labels" in [e.name for e in entries if e.training_seed == 1]
     assert [e.name for e in entries if e.labels == "random"] == ["tiny-other + random labels"]
+
+
+@needs_bf16
+def test_benchmark_takes_nothing_in_another_precision(
+    synth: Synth, mats: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither runs nor records; with auto it takes what is there."""
+    trained: list[str] = []
+
+    def counting(run: Run, *arguments: object) -> None:
+        trained.append(run.config.precision)
+        train(run, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("eval.benchmark.train", counting)
+    monkeypatch.setattr("eval.evaluator.score", lambda *a: score(*a[:4], "fp32", *a[5:]))
+    monkeypatch.setenv("SYNTH_DATA", str(mats))
+    command = ("benchmark", "--recipes", "tiny", "--images", "64", "--per-class", "5")
+    options = ("--protocol", "tiny-v1", "--metrics", "cas")
+    for precision in ("fp32", "bf16", "fp32", "bf16"):
+        ran = synth(*command, *options, "--precision", precision)
+        assert ran.code == 0, ran.err
+    assert trained == ["fp32", "bf16"]
+    records = read_records(Path("results"))
+    kinds = [(record.entry.kind, record.precision) for record in records]
+    assert len(kinds) == len(set(kinds)) == 10
+    assert "tiny (trained in fp32)" in ran.out
+    assert synth(*command, *options, "--precision", "auto").code == 0
+    assert len(read_records(Path("results"))) == 10
 
 
 def test_a_collapsed_baseline_does_not_stop_the_scoring(

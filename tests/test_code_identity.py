@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import eval.real_classifier
-from eval.real_classifier import _sources, source_hash
-from synth.environment import CODE
-from synth.ops.native import kernel_sources
+from eval.protocols import PROTOCOLS
+from eval.real_classifier import _key, _sources, source_hash
+from synth.data import ImageSet
+from synth.environment import CODE, MACHINE, describe_environment
+from synth.ops.native import describe_machine, kernel_sources
 
 
 def git(folder: Path, *words: str) -> str:
@@ -47,6 +51,27 @@ def test_the_cache_key_follows_the_c_sources(
     changed.write_bytes(kernel_sources()[0].read_bytes() + b"\n")
     monkeypatch.setattr(eval.real_classifier, "kernel_sources", lambda: [changed])
     assert source_hash() != before
+
+
+@pytest.mark.parametrize("key", MACHINE)
+def test_the_cache_key_follows_the_machine(
+    key: str, drawn: ImageSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def key_now() -> str:
+        return _key(drawn, PROTOCOLS["fixed-v1"], torch.device("cpu"), "fp32")
+
+    before, environment = key_now(), describe_environment(torch.device("cpu"))
+    other = {**environment, key: "another"}
+    monkeypatch.setattr(eval.real_classifier, "describe_environment", lambda device: other)
+    assert key_now() != before
+
+
+def test_the_environment_names_processor_compiler_and_kernels() -> None:
+    found = describe_machine()
+    if sys.platform == "linux":
+        assert found["processor"]
+    assert bool(found["compiler"]) == found["kernels"]
+    assert found["kernels"] or not found["tiles"]
 
 
 def test_a_cache_key_of_nothing_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

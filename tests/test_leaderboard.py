@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from dataclasses import replace
 from datetime import datetime, timezone
@@ -40,6 +41,8 @@ from eval.records import (
 from eval.report import write_report
 from eval.score import Score, SeedScore
 from eval.statistics import interval
+from eval.verification import Verification
+from eval.verified import Stage, depths, keep_note
 from synth.base.errors import SynthError
 from synth.base.schema import dump
 from synth.data import ImageSet
@@ -75,6 +78,11 @@ def record(
         precision="fp32",
         seconds=1.0,
     )
+
+
+def unchained(results: Path) -> list[Record]:
+    """The records, without the chain that writing adds."""
+    return [replace(each, chain=None) for each in read_records(results)]
 
 
 def synthetic(name: str = "cdcgan", digest: str = "1", labels: str = "conditional") -> Entry:
@@ -137,7 +145,7 @@ def test_seeds_of_a_selecting_recipe_are_one_row_wherever_their_best_is() -> Non
 def test_record_survives_the_disk(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     made = record(synthetic(), 0.7, 0.72)
     path = write_record(tmp_path, made, scored(0.7, 0.72))
-    assert read_records(tmp_path) == [made]
+    assert unchained(tmp_path) == [made]
     with np.load(tmp_path / "predictions" / f"{made.id}.npz") as arrays:
         assert arrays["predictions"].shape == (2, 5)
         assert arrays["correct"].tolist() == [[True, True, False, False, False]] * 2
@@ -196,6 +204,33 @@ def test_of_two_sets_of_one_run_the_newer_counts() -> None:
     old, new = (replace(synthetic(digest=digest), checkpoint="w") for digest in ("1", "2"))
     (table,) = build_tables([record(old, 0.5, 0.5), record(new, 0.7, 0.7)])
     assert (table.rows[0].seeds, table.rows[0].accuracy) == ("1 × 2", pytest.approx(0.7))
+
+
+def test_runs_in_two_precisions_are_two_rows() -> None:
+    """Of one seed they are no two independent runs, and a mean over both would tell nothing."""
+    recipe = {"name": "x"}
+    made = [
+        replace(configured(f"{seed}{precision}", recipe, precision=precision), training_seed=seed)
+        for seed, precision in ((0, "fp32"), (0, "bf16"), (1, "bf16"))
+    ]
+    records = [record(entry, 0.5 + i / 10) for i, entry in enumerate(made)]
+    (table,) = build_tables(records[1:])
+    assert [(row.entry, row.seeds) for row in table.rows] == [("cdcgan", "2 × 1")]
+    (table,) = build_tables(records)
+    assert [(row.entry, row.seeds) for row in table.rows] == [
+        ("cdcgan (trained in bf16)", "2 × 1"),
+        ("cdcgan (trained in fp32)", "1 × 1"),
+    ]
+
+
+def test_two_runs_of_one_seed_are_not_independent() -> None:
+    """As when the same run is trained with other ticks: its weights are the same, its file not."""
+    old, new, other = (
+        replace(synthetic(digest=digest), checkpoint=digest, training_seed=seed)
+        for digest, seed in (("1", 0), ("2", 0), ("3", 1))
+    )
+    (table,) = build_tables([record(old, 0.5), record(new, 0.7), record(other, 0.8)])
+    assert [(row.seeds, row.accuracy) for row in table.rows] == [("2 × 1", pytest.approx(0.75))]
 
 
 def configured(digest: str, recipe: object, **more: object) -> Entry:
@@ -333,6 +368,70 @@ def test_a_run_shorter_than_its_recipe_says_so() -> None:
     assert table.to_frame()["recipe_images"].tolist() == [50 * 73_257]
 
 
+def note(results: Path, path: Path, stage: Stage, holds: bool = True) -> None:
+    found = Verification(read_record(path), stage)
+    found.add("it", holds, "as told", always=True)
+    keep_note(path, found)
+
+
+def test_a_row_is_as_deep_as_its_least_verified_record(tmp_path: Path) -> None:
+    made = [record(replace(synthetic(digest=d), checkpoint=d), 0.7) for d in ("1", "2")]
+    paths = [write_record(tmp_path, each, None) for each in (*made, record(CEILING, 0.8))]
+    write_leaderboard(tmp_path)
+    page, csv = ((tmp_path / name).read_text() for name in ("LEADERBOARD.md", "leaderboard.csv"))
+    assert "verified" not in page + csv  # nothing was
+
+    def shown() -> list[str]:
+        write_leaderboard(tmp_path)
+        frame = pd.read_csv(tmp_path / "leaderboard.csv")
+        assert list(frame)[-1] == "verified"
+        assert frame.drop(columns="verified").to_csv(index=False) == pd.read_csv(
+            io.StringIO(csv)
+        ).to_csv(index=False)  # all else is what it was
+        assert "**verified**: how deep" in (tmp_path / "LEADERBOARD.md").read_text()
+        return ["" if value != value else value for value in frame["verified"]]
+
+    note(tmp_path, paths[0], "train")
+    note(tmp_path, paths[2], "evaluate")
+    assert shown() == ["evaluate", ""]  # one of its two runs was never verified
+    note(tmp_path, paths[1], "record")
+    assert shown() == ["evaluate", "record"]
+    note(tmp_path, paths[1], "generate")
+    note(tmp_path, paths[1], "record")  # less than what is known
+    assert shown() == ["evaluate", "generate"]
+    note(tmp_path, paths[0], "evaluate", holds=False)
+    assert shown() == ["evaluate", "fails"]
+    note(tmp_path, paths[0], "record")
+    assert shown() == ["evaluate", "fails"]  # it still fails from where it failed
+    note(tmp_path, paths[0], "train")
+    assert shown() == ["evaluate", "generate"]
+    paths[1].write_text(paths[1].read_text() + "\n")  # another file than was verified
+    assert shown() == ["evaluate", ""]
+
+
+def test_figures_taken_from_an_older_record_count_for_the_depth(tmp_path: Path) -> None:
+    """A forged older record, which adds a metric to the row, cannot hide behind a verified one."""
+    entry = synthetic()
+    older = replace(record(entry, 0.7), metrics=measured(1.0, gan_test=0.9))
+    newer = replace(record(entry, 0.7), metrics=measured(2.0))
+    whole = replace(record(entry, 0.7), metrics=measured(3.0, gan_test=0.8))
+    verified = {newer.id: "train", whole.id: "train"}
+    assert build_tables([older, newer], verified)[0].rows[0].verified is None
+    assert build_tables([older, newer, whole], verified)[0].rows[0].verified == "train"
+    more = replace(record(entry, 0.7, 0.7), metrics=measured(1.0))
+    (row,) = build_tables([more, whole], verified)[0].rows
+    assert (row.seeds, row.verified) == ("1 × 2", None)
+
+
+def test_a_damaged_note_is_no_note(tmp_path: Path) -> None:
+    path = write_record(tmp_path, record(CEILING, 0.8), None)
+    note(tmp_path, path, "evaluate")
+    assert depths(tmp_path) == {path.stem: "evaluate"}
+    for damaged in ("{", "[]", '{"record": 1}'):
+        (tmp_path / "verified" / path.name).write_text(damaged)
+        assert depths(tmp_path) == {}
+
+
 def test_plots_that_are_kept_are_linked_by_run(tmp_path: Path) -> None:
     known = [record(synthetic(digest=digest), 0.7) for digest in ("1", "2")]
     for each in (record(CEILING, 0.8), *known):
@@ -380,7 +479,7 @@ def test_metrics_are_means_over_runs_and_absent_ones_are_dashes(tmp_path: Path) 
     for one in made:
         write_record(tmp_path, one, None)
     tables = write_leaderboard(tmp_path)
-    assert read_records(tmp_path) == made
+    assert unchained(tmp_path) == made
     csv = pd.read_csv(tmp_path / "leaderboard.csv").set_index("entry")
     assert csv.loc["cdcgan", "fid"] == 12.0
     assert csv.loc["thief", "flag"] == "near copies (features)"
@@ -451,7 +550,7 @@ def test_a_damaged_record_is_named(tmp_path: Path) -> None:
 def test_what_is_committed_follows_from_the_records() -> None:
     """The leaderboard and the METHOD page are what `synth leaderboard` writes, byte for byte."""
     results = ROOT / "results"
-    tables = build_tables(read_records(results))
+    tables = build_tables(read_records(results), depths(results))
     assert to_csv(tables).encode() == (results / "leaderboard.csv").read_bytes()
     page, committed = to_page(results, tables), (results / "LEADERBOARD.md").read_text("utf-8")
     lines = [[x for x in text.splitlines() if x.startswith("|")] for text in (page, committed)]
@@ -522,7 +621,7 @@ def test_training_stands_in_the_tables_where_a_record_has_its_log(tmp_path: Path
     assert list(shown["held-out D loss"]) == ["4.000", "–"]
     for each in records:
         write_record(tmp_path, each, scored(*each.accuracies))
-    assert read_records(tmp_path) == records
+    assert unchained(tmp_path) == records
     write_leaderboard(tmp_path)
     assert "held-out D loss" in (tmp_path / "LEADERBOARD.md").read_text(encoding="utf-8")
     assert format_training(build_tables(records[:1])[0]) is None

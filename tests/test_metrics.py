@@ -52,6 +52,7 @@ from eval.score import disk_batches, score
 from eval.statistics import difference_interval
 from synth.base.errors import SynthError, UsageError
 from synth.base.files import read_json, write_json
+from synth.checkpoints import load_tensors, save_tensors
 from synth.data import ImageSet, first_of_each_class, load_test_images, load_training_images
 from synth.data.house_numbers import render
 from tests.conftest import ROOT, Ran
@@ -331,9 +332,14 @@ def test_the_real_classifier_is_trained_once(
     kept.write_bytes(kept.read_bytes()[:100])  # damaged: trained again
     assert (probabilities() == first).all()
     assert len(trained) == 2
+    weights, metadata = load_tensors(kept)
+    weights["head.3.bias"][0] += 1.0  # not what was written
+    save_tensors(kept, weights, metadata)
+    assert (probabilities() == first).all()
+    assert len(trained) == 3
     probabilities(replace(drawn, images=255 - drawn.images))
     probabilities(precision="bf16")
-    assert len(trained) == 4
+    assert len(trained) == 5
     (tmp_path / "file").touch()
     monkeypatch.setattr(eval.real_classifier, "cache_folder", lambda: tmp_path / "file")
     assert (probabilities() == first).all()  # a cache that can't be written costs time alone

@@ -204,6 +204,22 @@ def test_figures_agree_with_scikit_learn(logits: np.ndarray, truth: np.ndarray) 
     assert 0 <= figures.calibration_error <= 1
 
 
+@pytest.mark.parametrize("classes", [10, 256, 257, 300])
+def test_predictions_of_many_classes_do_not_wrap(
+    classes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = tuple(map(str, range(classes)))
+    images = torch.zeros(classes, 3, 32, 32, dtype=torch.uint8)
+    test = ImageSet(images, torch.arange(classes), names, "many", "test")
+    monkeypatch.setattr("eval.score.predict", lambda *_: torch.eye(classes))  # all right
+    short = Protocol("short", "disk", steps=1, batch=4, seeds=1)
+    found = score(short, disk_batches(short, test, CPU), test, CPU, "fp32")
+    assert found.seeds[0].accuracy == 1.0
+    assert found.correct.all()
+    assert found.predictions.tolist() == [list(range(classes))]
+    assert found.predictions.dtype == (np.uint8 if classes <= 256 else np.uint16)
+
+
 def test_calibration_error_in_closed_form() -> None:
     sure = np.tile([0.95, 0.05], (100, 1))
     assert expected_calibration_error(sure, np.zeros(100, int)) == pytest.approx(0.05)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import os
 import signal
+from collections.abc import Iterator
+from contextlib import suppress
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
@@ -21,10 +23,12 @@ from torch.nn.functional import binary_cross_entropy_with_logits as bce
 
 from synth import training
 from synth.base.errors import SynthError
+from synth.base.files import read_json
 from synth.batches import draw_batches, draw_latents, torch_random
 from synth.checkpoints import load_tensors
 from synth.data import ImageSet
 from synth.gan import GANSampler, GANTrainer
+from synth.generation import describe_provenance, generate_set
 from synth.networks import build
 from synth.ops.acceleration import ema_decay
 from synth.published import RECIPES
@@ -309,6 +313,35 @@ def test_killed_while_it_writes_the_last_tick(
     ours, theirs = (load_tensors(run.weights)[0] for run in (killed, whole))
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)
     assert [line["images"] for line in killed.read_log()] == [160, 320, 480]
+
+
+def test_each_start_and_each_resume_is_in_the_environment(
+    tmp_path: Path, drawn: ImageSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of starts that left nothing there is no entry: the next one did their work again."""
+    run = make_run(tmp_path, drawn, tiny("tiny", True), 640)
+    step = GANTrainer.step
+    for number, fatal in ((1, 5), (2, 15), (3, 5), (4, 15), (5, 99), (6, 99)):
+        calls = itertools.count(1)
+
+        def dying(
+            self: GANTrainer, calls: Iterator[int] = calls, fatal: int = fatal
+        ) -> None:  # 10 steps are a tick of 160 images
+            if next(calls) == fatal:
+                raise RuntimeError("killed")
+            step(self)
+
+        monkeypatch.setattr(GANTrainer, "step", dying)
+        monkeypatch.setattr(training, "describe_environment", lambda _, n=number: {"start": n})
+        with suppress(RuntimeError):
+            train_run(open_run(run.folder), drawn, CPU)
+    assert run.finished()
+    found = read_json(run.folder / "environment.json")
+    later = [{"images": 160, "start": 4}, {"images": 320, "start": 5}]
+    assert found == {"start": 2, "resumed": later}
+    described = describe_provenance(run, 0)
+    manifest = read_json(generate_set(run, described, 1, tmp_path / "sets", CPU) / "manifest.json")
+    assert manifest["training_environment"] == found
 
 
 def test_two_processes_do_not_train_one_run(tmp_path: Path, drawn: ImageSet) -> None:

@@ -13,49 +13,18 @@ import pytest
 import torch
 
 from eval import real_classifier
-from eval import verify as verification
-from eval.records import read_record, read_records
-from synth.base.files import read_arrays, read_json, write_json
+from eval.checks import within
+from eval.evaluator import Evaluator
+from eval.records import read_record
+from synth.base.files import read_arrays, read_json
+from synth.checkpoints import load_tensors, save_tensors
 from synth.environment import blas_threads
-from tests.conftest import Ran, in_turns
-from tests.test_cli import SCORE, TRAIN, one_line
+from synth.ops.native import describe_machine
+from tests.conftest import SCORE, TRAIN, Ran, in_turns, record_of, reseal, tamper
+from tests.test_cli import one_line
 
 Synth = Callable[..., Ran]
 pytestmark = pytest.mark.usefixtures("tiny_names")
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("made")
-
-
-@pytest.fixture
-def evaluated(synth: Synth, mats: Path, made: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with a tiny conditional run, its set, and records of it and of its references: made
-    for the first test that asks, copied for the others."""
-    monkeypatch.setenv("SYNTH_DATA", str(mats))
-    if not any(made.iterdir()):
-        for command in (
-            ("train", "--recipe", "tiny", *TRAIN),
-            ("generate", "--per-class", "20"),
-            ("evaluate", *SCORE),
-        ):
-            ran = synth(*command)
-            assert ran.code == 0, ran.err
-        shutil.copytree(mats.parent, made, dirs_exist_ok=True)
-    shutil.copytree(made, mats.parent, dirs_exist_ok=True)
-    return mats.parent
-
-
-def record_of(folder: Path, kind: str = "synthetic") -> Path:
-    (found,) = (r for r in read_records(folder / "results") if r.entry.kind == kind)
-    return folder / "results" / "records" / f"{found.id}.json"
-
-
-def tamper(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
-    value = read_json(path)
-    change(value)
-    write_json(path, value)
 
 
 def files_below(folder: Path) -> dict[Path, bytes]:
@@ -79,17 +48,27 @@ def test_a_synthetic_record_holds_bit_for_bit(synth: Synth, evaluated: Path, sta
     told = json.loads(ran.out)
     assert told["exact"] and told["holds"], told
     assert told["differences"] == []
+    at_hand = {"code", "record", "predictions"}
+    if stage != "train":
+        at_hand |= {"checkpoint", "log", "config", "set", "manifest"}
     expected = {
+        "same id",
+        *(f"chain: {link}" for link in at_hand),
         "same description",
         "record agrees with its own predictions",
         "same predictions",
         "same scores",
         "same metrics",
+        "same flag",
         "same data set",
-        *({"generate": ["same checkpoint"], "train": ["same checkpoint"]}.get(stage, [])),
+        *(["same checkpoint"] if stage != "evaluate" else []),
+        *(["same training log"] if stage == "train" else []),
     }
     assert checks(ran) == dict.fromkeys(expected, True)
-    assert files_below(evaluated) == before  # nothing was written, in results or elsewhere
+    noted = evaluated / "results" / "verified" / path.name
+    assert read_json(noted)["from"] == stage
+    noted.unlink()
+    assert files_below(evaluated) == before  # nothing else was written, in results or elsewhere
 
 
 @pytest.mark.parametrize("kind", ["real", "real-same-size", "pca-gaussian"])
@@ -113,7 +92,7 @@ def test_labelled_sets_are_made_again(
     label_with: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def any_labels(real: object, protocol: Any, device: object, precision: str) -> Any:
+    def any_labels(real: object, protocol: Any, device: object, precision: str, *_: Any) -> Any:
         assert (protocol.name, precision) == ("tiny-v1", "fp32")  # the run's precision
         return in_turns
 
@@ -151,7 +130,9 @@ def test_tampered_images_do_not_pass(synth: Synth, evaluated: Path) -> None:
     arrays = read_arrays(folder / "images.npz")
     arrays["images"][0, 0, 0, 0] ^= 1
     np.savez(folder / "images.npz", **arrays)  # type: ignore[arg-type]
-    one_line(synth("verify", path), 1, folder.name, "do not match manifest.json")
+    ran = synth("verify", path)
+    one_line(ran, 1, "does not hold: chain: set")
+    assert f"no repetition: datasets/{folder.name}: its images do not match" in ran.out
     shutil.rmtree(folder)
     one_line(synth("verify", path), 1, folder.name, "no data set of the sha256", "--from generate")
 
@@ -165,7 +146,8 @@ def test_a_tampered_accuracy_does_not_pass(synth: Synth, evaluated: Path) -> Non
 def test_a_tampered_recall_does_not_pass(synth: Synth, evaluated: Path) -> None:
     path = record_of(evaluated)
     tamper(path, lambda value: value["scores"][1]["recalls"].__setitem__(3, 0.123))
-    one_line(synth("verify", path), 1, "does not hold: same scores")
+    own = "record agrees with its own predictions"
+    one_line(synth("verify", path), 1, f"does not hold: {own}, same scores")
 
 
 @pytest.mark.parametrize(
@@ -194,7 +176,9 @@ def test_tampered_predictions_do_not_pass(synth: Synth, evaluated: Path) -> None
     again = arrays["predictions"][0, wrong] == np.arange(80)[wrong] % 10
     arrays["predictions"][0, wrong] += int(again)
     np.savez_compressed(kept, **arrays)  # type: ignore[arg-type]
-    one_line(synth("verify", path), 1, "does not hold: same predictions")
+    reseal(path)
+    own = "record agrees with its own predictions"
+    one_line(synth("verify", path), 1, f"does not hold: {own}, same predictions")
     kept.unlink()
     one_line(synth("verify", path), 1, "is missing", "predictions cannot be compared")
 
@@ -205,6 +189,7 @@ def test_tampered_answers_do_not_pass(synth: Synth, elsewhere: Path) -> None:
     arrays = read_arrays(kept)
     arrays["correct"] = ~arrays["correct"]
     np.savez_compressed(kept, **arrays)  # type: ignore[arg-type]
+    reseal(elsewhere)
     one_line(synth("verify", elsewhere), 1, "does not hold: record agrees with its own predictions")
 
 
@@ -212,10 +197,25 @@ def test_a_generator_of_another_seed_does_not_pass(synth: Synth, evaluated: Path
     path = record_of(evaluated)
     tamper(path, lambda value: value["entry"]["config"].update(seed=1))
     ran = synth("verify", path, "--from", "train")
-    failed = "same checkpoint, same data set, same description, same predictions"
-    one_line(ran, 1, f"does not hold: {failed}")
+    failed = "same checkpoint, same data set, same description, same training log, same predictions"
+    one_line(ran, 1, f"does not hold: chain: config, {failed}")
     tamper(path, lambda value: value["entry"].update(generation_seed=1))
-    one_line(synth("verify", path, "--from", "generate"), 1, "does not hold: same data set")
+    one_line(synth("verify", path, "--from", "generate"), 1, "same data set")
+
+
+def test_a_poisoned_cache_does_not_pass(synth: Synth, evaluated: Path) -> None:
+    """The attack of issue 15, A.3: weights with noise in the cache, and the hash made to fit."""
+    (cached,) = (evaluated / "cache" / "classifiers").iterdir()
+    weights, metadata = load_tensors(cached)
+    poisoned = {
+        name: value + 0.5 * (value.dtype == torch.float32) for name, value in weights.items()
+    }
+    save_tensors(cached, poisoned, {**metadata, "sha256": real_classifier._digest(poisoned)})
+    assert "holds, bit for bit" in synth("verify", record_of(evaluated)).out
+    scored = synth("evaluate", *SCORE, "--no-references")
+    assert scored.code == 0
+    newest = max((evaluated / "results" / "records").iterdir())
+    one_line(synth("verify", newest), 1, "does not hold: same metrics")
 
 
 # Elsewhere: within the interval
@@ -223,9 +223,10 @@ def test_a_generator_of_another_seed_does_not_pass(synth: Synth, evaluated: Path
 
 @pytest.fixture
 def elsewhere(evaluated: Path) -> Path:
-    """The record of another machine."""
+    """The record of another machine, where a figure came out otherwise."""
     path = record_of(evaluated)
     tamper(path, lambda value: value["environment"].update(torch="1.0"))
+    tamper(path, lambda value: value["metrics"].update(gan_test=0.123))
     return path
 
 
@@ -238,19 +239,82 @@ def test_elsewhere_the_mean_must_lie_in_the_interval(
     assert "verdict       holds, within its interval" in ran.out
 
 
+@pytest.mark.parametrize("key", ["processor", "compiler", "tiles"])
+def test_another_processor_or_compiler_is_elsewhere(
+    synth: Synth, evaluated: Path, key: str
+) -> None:
+    """The attack of issue 15, A.4: torch calls them all AVX512, and their bits differ."""
+    path = record_of(evaluated)
+    tamper(path, lambda value: value["environment"].update({key: "another"}))
+    told = json.loads(synth("verify", path, "--json").out)
+    assert not told["exact"]
+    assert told["differences"] == [f"evaluate: {key} another, now {describe_machine()[key]}"]
+    assert told["verdict"] == "holds, bit for bit"  # which it need not
+    tamper(path, lambda value: value["metrics"].update(gan_test=0.123))
+    assert "verdict       holds, within its interval" in synth("verify", path).out
+
+
+def test_a_run_resumed_in_another_environment_need_not_repeat_its_bits(
+    synth: Synth, evaluated: Path
+) -> None:
+    path = record_of(evaluated)
+
+    def resume(value: dict[str, Any]) -> None:
+        start = value["entry"]["training_environment"]
+        start["resumed"] = [{**start, "images": 16}, {**start, "images": 32, "threads": 7}]
+
+    tamper(path, resume)
+    ran = synth("verify", path, "--from", "train")
+    one_line(ran, 1, "resumed at 32 images with threads 7", "only one run of this entry")
+    assert "at 16 images" not in ran.err
+
+
+def test_bits_of_a_record_that_names_no_processor_need_not_repeat(
+    synth: Synth, evaluated: Path
+) -> None:
+    """Older ones do not. If the bits repeat, that is told; if they do not, the spread decides."""
+    path = record_of(evaluated)
+
+    def older(value: dict[str, Any]) -> None:
+        for key in ("processor", "compiler", "tiles"):
+            del value["environment"][key]
+
+    tamper(path, older)
+    told = json.loads(synth("verify", path, "--json").out)
+    assert (told["exact"], told["differences"]) == (False, [])
+    assert told["unknown"] == ["evaluate: processor, compiler, tiles"]
+    assert told["verdict"] == "holds, bit for bit"
+    tamper(path, lambda value: value["metrics"].update(gan_test=0.123))
+    assert "verdict       holds, within its interval" in synth("verify", path).out
+    single = evaluated / "results" / "predictions" / f"{path.stem}.npz"
+    arrays = read_arrays(single)
+    np.savez_compressed(single, **{name: each[:1] for name, each in arrays.items()})  # type: ignore[arg-type]
+    tamper(path, lambda value: value.update(scores=value["scores"][:1]))
+    unknown = "the record does not say evaluate: processor, compiler, tiles"
+    one_line(synth("verify", path), 1, "cannot be verified here", unknown, "one classifier seed")
+
+
 @pytest.mark.parametrize(("count", "repeated"), [(3, 3), (3, 1), (2, 2)])
 def test_a_repetition_lies_within_in_95_percent_of_all_cases(count: int, repeated: int) -> None:
     random = np.random.default_rng(0)
     units = 0.7 + 0.02 * random.standard_normal((4000, count))
     again = (0.7 + 0.02 * random.standard_normal((4000, repeated))).mean(1)
-    met = [
-        verification._within(list(row), mean, repeated)[1]
-        for row, mean in zip(units, again, strict=True)
-    ]
+    met = [within(list(row), mean, repeated)[1] for row, mean in zip(units, again, strict=True)]
     assert 0.94 < np.mean(met) < 0.96
-    _, same, detail = verification._within([0.7, 0.7], 0.7, 2)
+    _, same, detail = within([0.7, 0.7], 0.7, 2)
     assert same
     assert "70.00 % in 70.00 to 70.00 %, a repetition's interval" in detail
+
+
+def test_elsewhere_a_flag_cannot_be_taken_away(synth: Synth, elsewhere: Path) -> None:
+    """Nor made up. The figures behind it may differ."""
+
+    def turn(value: dict[str, Any]) -> None:
+        copies = value["metrics"]["memorisation"]["pixels"]
+        copies["flagged"] = not copies["flagged"]
+
+    tamper(elsewhere, turn)
+    one_line(synth("verify", elsewhere), 1, "does not hold: same flag")
 
 
 def test_elsewhere_one_seed_tells_nothing(synth: Synth, elsewhere: Path) -> None:
@@ -279,7 +343,8 @@ def test_elsewhere_a_mean_out_of_the_interval_fails(synth: Synth, elsewhere: Pat
 
     def all_right(value: dict[str, Any]) -> None:
         for score in value["scores"]:
-            score["accuracy"] = 1.0
+            score.update(accuracy=1.0, balanced_accuracy=1.0, recalls=[1.0] * 10)
+            score["confusion"] = (8 * np.eye(10, dtype=int)).tolist()
 
     tamper(elsewhere, all_right)
     ran = synth("verify", elsewhere)
@@ -315,13 +380,13 @@ def test_the_number_of_threads_is_the_records(
     synth: Synth, evaluated: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     used: list[tuple[int, int | None]] = []
-    evaluate = verification.Evaluator.evaluate
+    evaluate = Evaluator.evaluate
 
     def look(*arguments: Any) -> Any:
         used.append((torch.get_num_threads(), blas_threads()))
         return evaluate(*arguments)
 
-    monkeypatch.setattr(verification.Evaluator, "evaluate", look)
+    monkeypatch.setattr(Evaluator, "evaluate", look)
     path, before = record_of(evaluated), (torch.get_num_threads(), blas_threads())
     other = 2 if before[1] == 1 else 1
     tamper(path, lambda value: value["environment"].update(threads=before[0] + 1))

@@ -31,6 +31,8 @@ from synth.base.locks import scratch_folder
 
 PATIENCE, COMPILING = 10.0, 60.0  # seconds for an answer of the compiler, and for its work
 FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-fPIC")
+# The lines of /proc/cpuinfo that name a model, on x86 and on ARM
+MODEL = ("model name", "cpu family", "model", "stepping", "CPU implementer", "CPU part")
 WIDE = "-mprefer-vector-width=512"  # a flag of compilers for x86
 
 # Constants that Python and C share. The compiler gets them as flags.
@@ -97,6 +99,28 @@ def kernel_sources() -> list[Path]:
     return [Path(__file__).with_name(name) for name in ("kernels.c", "tiles.c")]
 
 
+@cache
+def describe_machine() -> dict[str, Any]:
+    """What this process computes with: the processor, the compiler of the library (None without
+    one), and whether `dispatch` can choose the library's kernels and its matrix units."""
+    library = native() is not None
+    tiles = library and call("tiles_usable") == 1
+    told = str(compiler_version()).split("\n")[0] if library else None
+    return {"processor": processor(), "compiler": told, "kernels": library, "tiles": tiles}
+
+
+def processor() -> str | None:
+    """The model of the processor, such as `AMD EPYC, family 25, model 17, stepping 1`. None if the
+    system does not tell: only Linux does in these words."""
+    with suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
+        told = {key.strip(): value.strip() for key, _, value in (s.partition(":") for s in lines)}
+        found = [told[key] for key in MODEL[:1] if key in told]
+        found += [f"{key.split()[-1]} {told[key]}" for key in MODEL[1:] if key in told]
+        return ", ".join(found) or None
+    return None
+
+
 def _load_or_compile() -> ctypes.CDLL:
     """The library from the cache folder, or a new one. Raises OSError or SubprocessError."""
     sources = kernel_sources()
@@ -106,8 +130,8 @@ def _load_or_compile() -> ctypes.CDLL:
     # The key leaves out other lines about the processor, such as its clock, because they change.
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     features = [line for line in lines if line.lower().startswith(("flags", "features"))][:1]
-    words = map(str.encode, [str(compiler_version()), *flags, *features, torch.__file__])
-    parts = [*(source.read_bytes() for source in sources), *words]
+    words = [str(compiler_version()), *flags, *features, str(processor()), torch.__file__]
+    parts = [*(source.read_bytes() for source in sources), *map(str.encode, words)]
     key = hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
     folder = Path(platformdirs.user_cache_dir("synth"))
     for path in sorted(folder.glob(f"kernels-{key}-*.so")):

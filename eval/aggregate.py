@@ -67,13 +67,15 @@ ACCURACY = "on the real test split, of the classifier after its last step on the
 INTERVAL = f"""of the accuracy, over generator runs and classifier seeds. An interval with
 `{ONE_RUN}` covers classifier seeds alone, because there is one generator run, or none"""
 FLAG = "the set has more near copies of training images than held-out images explain"
+NAME = "what the classifier was trained on"
+COUNT = "number of images that the classifier was trained on"
 SHOWN = "real images shown in the training of the generator"
 LENGTH = "the number of real images in its recipe; for a published recipe the published one"
 
 # The value of a column is an attribute of the row, by default the one named by its key.
 SCORES = (
     Column("rank", "rank", "{:d}", RANK),
-    Column("entry", "entry"),
+    Column("entry", "entry", doc=NAME),
     Column("accuracy", "accuracy %", "%", ACCURACY),
     Column("", "95 % interval", "{}", INTERVAL, "shown_interval"),
     Column("interval_low", "", value="interval.low"),
@@ -83,13 +85,13 @@ SCORES = (
     Column("calibration_error", "ECE %", "%", "expected calibration error"),
     Column("ratio_to_real", "ratio to real", "{:.3f}", "accuracy over that of *real*"),
     Column("flag", "flag", "{}", FLAG),
-    Column("training_images", "training images", "{:,}", value="newest.entry.count"),
+    Column("training_images", "training images", "{:,}", COUNT, "newest.entry.count"),
     Column("images_shown", "GAN images shown", "{:,}", SHOWN, "newest.entry.length"),
     Column("recipe_images", "recipe's length", "{:,}", LENGTH),
     Column("seeds", "seeds", "{}", "generator runs × classifier seeds"),
     Column("arithmetic", "arithmetic", "{}", "precision of the classifiers' training"),
-    Column("date", "date"),
-    Column("commit", "commit"),
+    Column("date", "date", doc="of the newest record"),
+    Column("commit", "commit", doc="of the code that scored the newest record"),
 )
 COUNTS = ("{:d}", "{:,}")  # formats of whole numbers
 

@@ -396,7 +396,7 @@ def test_copies_are_flagged_in_the_leaderboard(
     assert flags.pop("copier") == flags.pop("half") == "near copies (pixels, features)"
     assert set(flags.values()) == {None}
     text = (mats.parent / "results" / "LEADERBOARD.md").read_text()
-    assert text.count("near copies (pixels, features)") == 4  # in both tables
+    assert text.count("near copies (pixels, features)") == 4  # a note and a column for each of two
     assert "near copies (pixels, features)" in (mats.parent / "results/report.html").read_text()
     assert "copier" not in [row.entry for row in table.rows if not row.is_baseline]
 

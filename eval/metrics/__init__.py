@@ -44,6 +44,8 @@ class Column:
     format: str = "{}"  # "%": in percent; "points": a difference in percentage points
     doc: str = ""  # for the legend; see `legend`
     value: str | Callable[[Any, Mapping[str, float]], Any] = ""
+    # Key of the column with the same figure of real images, where neither more nor less is better
+    real: str = ""
 
     def read(self, found: Any, baselines: Mapping[str, float]) -> float | None:
         """The number in this column, or None. Raises TypeError for anything else."""

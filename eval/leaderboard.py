@@ -26,7 +26,7 @@ METHOD = ("<!-- metrics: made by synth leaderboard -->", "<!-- end -->")
 HEADLINE = ["rank", "entry", "accuracy %", "95 % interval", "ratio to real", "seeds"]
 FLAGGED = "†"  # marks flagged entries in the headline table
 WIDTH = 100  # of the tables in LEADERBOARD.md, in characters
-NAME_WIDTH = 26  # of names in the terminal, so that a table has 80 columns
+TERMINAL = 80  # columns
 FEWEST = 3  # entries in common, for a rank correlation
 LOGGED = {
     "d_loss": "D loss",
@@ -186,14 +186,16 @@ def to_text(table: Table, wide: bool = False) -> str:
     if wide:
         first, *others = (each.to_string(index=False) for each in (frame, *details(table)))
         return "\n\n".join(["\n".join([first, *marks]), *others])
-    printed = Printed(box=None, padding=(0, 2, 0, 0))
+    printed = Printed(box=None, padding=(0, 2, 0, 0), pad_edge=False)
+    room = TERMINAL
     for title in frame:
-        left = title == "entry"
-        head = title if left else "\n".join(title.rsplit(" ", 1))
-        printed.add_column(Text(head), justify="left" if left else "right", no_wrap=True)
+        head = "\n".join(title.rsplit(" ", 1))
+        printed.add_column(head, justify="left" if title == "entry" else "right", no_wrap=True)
+        if title != "entry":
+            room -= 2 + max(map(len, [*head.splitlines(), *frame[title]]))
     for rank, entry, *others in frame.values:
-        printed.add_row(*map(Text, [rank, fill(entry, NAME_WIDTH), *others]))
-    console = Console(width=80, color_system=None)
+        printed.add_row(*map(Text, [rank, fill(entry, room), *others]))
+    console = Console(width=TERMINAL, color_system=None)
     with console.capture() as captured:
         console.print(printed, *map(Text, marks), sep="\n")
     return "\n".join(line.rstrip() for line in captured.get().splitlines())

@@ -52,6 +52,9 @@ Deterministic = Annotated[
 ]
 PerClass = Annotated[int, Option(help="Number of images of each class.")]
 AsJson = Annotated[bool, Option("--json", help="Print the result as JSON.")]
+Wide = Annotated[
+    bool, Option("--wide", help="Print all columns. The default is a table that fits 80 columns.")
+]
 Conditional = Annotated[
     bool | None,
     Option("--conditional/--unconditional", help="Train a generator with or without labels."),
@@ -296,6 +299,7 @@ def evaluate(
     device: Device = "auto",
     precision: Precision = "auto",
     deterministic: Deterministic = False,
+    wide: Wide = False,
     as_json: AsJson = False,
 ) -> None:
     """Score synthetic sets on the real test split, and print the leaderboard."""
@@ -316,19 +320,42 @@ def evaluate(
     if as_json:
         return print_json([dump(record) for record in records])
     touched = {(record.protocol["name"], record.real.name) for record in records}
-    print_tables([table for table in tables if (table.protocol, table.real) in touched])
+    print_tables([table for table in tables if (table.protocol, table.real) in touched], wide)
 
 
 @app.command()
-def leaderboard(results: Results = Path("results"), as_json: AsJson = False) -> None:
+def leaderboard(
+    results: Results = Path("results"), wide: Wide = False, as_json: AsJson = False
+) -> None:
     """Rewrite the leaderboard and the report from the records, and print the tables."""
     from eval.evaluate import publish
     from eval.leaderboard import agreement_lines
 
     tables = publish(results)
-    print_tables(tables, as_json)
+    print_tables(tables, wide, as_json)
     for line in [] if as_json else agreement_lines(tables):
         print(line)
+
+
+@app.command()
+def report(
+    results: Results = Path("results"),
+    show: Annotated[bool, Option("--open", help="Open the report in the browser.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Rewrite the leaderboard and the report from the records, and print the report's path."""
+    import webbrowser
+
+    from eval.evaluate import publish
+
+    publish(results)
+    path = results / "report.html"
+    if as_json:
+        print_json({"report": str(path)})
+    else:
+        print(path)
+    if show and not webbrowser.open(path.resolve().as_uri()):
+        raise SynthError(f"--open: found no browser; open {path} in one")
 
 
 @app.command()
@@ -439,6 +466,7 @@ def benchmark(
     results: Results = Path("results"),
     device: Device = "auto",
     precision: Precision = "auto",
+    wide: Wide = False,
     as_json: AsJson = False,
 ) -> None:
     """Train, generate and evaluate several recipes and seeds. Skips what exists already."""
@@ -457,7 +485,7 @@ def benchmark(
         Scoring(protocol, prepare(device), precision, classifier_seeds, names),
         Workspace(data_root, runs, datasets, results),
     )
-    print_tables(tables, as_json)
+    print_tables(tables, wide, as_json)
     say(f"report: {results / 'report.html'}")
 
 
@@ -613,17 +641,16 @@ def print_json(value: Any) -> None:
     print(json.dumps(value, indent=2, ensure_ascii=False))
 
 
-def print_tables(tables: list[Table], as_json: bool = False) -> None:
-    from eval.leaderboard import frames_for_people
+def print_tables(tables: list[Table], wide: bool, as_json: bool = False) -> None:
+    from eval.leaderboard import default_first, to_text
 
     if as_json:
         frames = [t.to_frame().assign(real=t.real, protocol=t.protocol) for t in tables]
         return print_json(
             [row for frame in frames for row in json.loads(frame.to_json(orient="records"))]
         )
-    for table in tables:
-        texts = [frame.to_string(index=False) for frame in frames_for_people(table)]
-        print("\n\n".join([table.title, *texts]), end="\n\n")
+    for table in default_first(tables):
+        print(table.title, to_text(table, wide), sep="\n\n", end="\n\n")
 
 
 def main() -> None:

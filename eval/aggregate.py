@@ -66,6 +66,14 @@ class Row:
         return self.ratio_interval[1] if self.ratio_interval else None
 
     @property
+    def shown_ratio_interval(self) -> str:
+        return (
+            NOTHING
+            if self.ratio_interval is None
+            else "{:.3f} to {:.3f}".format(*self.ratio_interval)
+        )
+
+    @property
     def shown_interval(self) -> str:
         """In percent; marked if it covers classifier seeds alone."""
         if self.interval.low is None or self.interval.high is None:
@@ -102,9 +110,10 @@ trained on all real labels, and the train-copy baseline (`copier`) returns train
 ACCURACY = "on the real test split, of the classifier after its last step on the entry alone"
 INTERVAL = f"""of the accuracy, over generator runs and classifier seeds. An interval with
 `{ONE_RUN}` covers classifier seeds alone, because there is one generator run, or none"""
-RATIO = """accuracy over that of *real*, with its 95 % interval over generator runs and classifier
-seeds of both"""
+RATIO = "interval of the ratio to real, over generator runs and classifier seeds of both"
 FLAG = "the set has more near copies of training images than held-out images explain"
+NAME = "what the classifier was trained on"
+COUNT = "number of images that the classifier was trained on"
 SHOWN = "real images shown in the training of the generator"
 VERIFIED = """how deep `synth verify` found here that it holds. `record`: the chains of hashes in
 its records; `evaluate`: their scores, computed again; `generate`: their sets, made again; `train`:
@@ -114,7 +123,7 @@ LENGTH = "the number of real images in its recipe; for a published recipe the pu
 # The value of a column is an attribute of the row, by default the one named by its key.
 SCORES = (
     Column("rank", "rank", "{:d}", RANK),
-    Column("entry", "entry"),
+    Column("entry", "entry", doc=NAME),
     Column("help", "help", doc=HELP),
     Column("accuracy", "accuracy %", "%", ACCURACY),
     Column("", "95 % interval", "{}", INTERVAL, "shown_interval"),
@@ -123,17 +132,18 @@ SCORES = (
     Column("interval_covers", "", value="interval.covers"),
     Column("balanced_accuracy", "balanced %", "%", "mean of the classes' recalls"),
     Column("calibration_error", "ECE %", "%", "expected calibration error"),
-    Column("ratio_to_real", "ratio to real", "{:.3f}", RATIO),
+    Column("ratio_to_real", "ratio to real", "{:.3f}", "accuracy over that of *real*"),
+    Column("", "95 % of ratio", "{}", RATIO, "shown_ratio_interval"),
     Column("ratio_to_real_low", "", value="ratio_low"),
     Column("ratio_to_real_high", "", value="ratio_high"),
     Column("flag", "flag", "{}", FLAG),
-    Column("training_images", "training images", "{:,}", value="newest.entry.count"),
+    Column("training_images", "training images", "{:,}", COUNT, "newest.entry.count"),
     Column("images_shown", "GAN images shown", "{:,}", SHOWN, "newest.entry.length"),
     Column("recipe_images", "recipe's length", "{:,}", LENGTH),
     Column("seeds", "seeds", "{}", "generator runs × classifier seeds"),
     Column("arithmetic", "arithmetic", "{}", "precision of the classifiers' training"),
-    Column("date", "date"),
-    Column("commit", "commit"),
+    Column("date", "date", doc="of the newest record"),
+    Column("commit", "commit", doc="of the code that scored the newest record"),
     Column("verified", "verified", "{}", VERIFIED),  # where there is a note, see `to_csv`
 )
 COUNTS = ("{:d}", "{:,}")  # formats of whole numbers

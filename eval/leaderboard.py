@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import combinations
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import pandas as pd
+from rich.console import Console
+from rich.table import Table as Printed
+from rich.text import Text
 from scipy.stats import kendalltau, spearmanr
 
-from eval.aggregate import SCORES, Table, build_tables, cell
+from eval.aggregate import ONE_RUN, SCORES, Table, build_tables, cell
 from eval.metrics import NOTHING, Column, all_columns, describe, legend, wrap
+from eval.protocols import DEFAULT
 from eval.records import plot_path, read_records
 from eval.verified import depths
 from synth.base.files import write_text
@@ -21,6 +26,10 @@ from synth.base.names import in_csv, in_markdown
 # The marks around its place in METHOD.md
 METHOD = ("<!-- metrics: made by synth leaderboard -->", "<!-- end -->")
 VERIFIED = "verified"  # the key of a column
+HEADLINE = ["rank", "entry", "accuracy %", "95 % interval", "ratio to real", "seeds"]
+FLAGGED = "†"  # marks flagged entries in the headline table
+WIDTH = 100  # of the tables in LEADERBOARD.md, in characters
+TERMINAL = 80  # columns
 FEWEST = 3  # entries in common, for a rank correlation
 LOGGED = {
     "d_loss": "D loss",
@@ -46,19 +55,15 @@ def shown_scores(tables: Sequence[Table]) -> list[Column]:
 def format_scores(table: Table) -> pd.DataFrame:
     """The scores as text."""
     shown = shown_scores([table])
-    rows = [{c.key: cell(c, row) for c in SCORES} for row in table.rows]
-    return pd.DataFrame([{c.title: c.show_with_interval(row) for c in shown} for row in rows])
+    return pd.DataFrame([{c.title: c.show(cell(c, row)) for c in shown} for row in table.rows])
 
 
 def format_metrics(table: Table) -> pd.DataFrame | None:
     """The metrics as text, without empty columns; None if all are empty."""
     held = {key for row in table.rows for key, value in row.metrics.items() if value == value}
     shown = [column for column in all_columns() if column.key in held]
-    rows = [
-        [row.entry, row.flag or NOTHING, *(c.show_with_interval(row.metrics) for c in shown)]
-        for row in table.rows
-    ]
-    titles = ["entry", "flag", *(column.title for column in shown)]
+    rows = [[row.entry, *(c.show_with_interval(row.metrics) for c in shown)] for row in table.rows]
+    titles = ["entry", *(column.title for column in shown)]
     return pd.DataFrame(rows, columns=titles) if shown else None
 
 
@@ -75,12 +80,20 @@ def format_calibration(table: Table) -> pd.DataFrame | None:
 
 def format_training(table: Table) -> pd.DataFrame | None:
     """Training losses as text; None if no record has a training log."""
-    rows = []
-    for row in table.rows:
+    means = training_means(table)
+    text = means.map(Column("", "", "{:.3f}").show)
+    text.insert(0, "entry", [table.rows[place].entry for place in means.index])
+    return None if means.empty else text
+
+
+def training_means(table: Table) -> pd.DataFrame:
+    """`training_values`, as means over runs. A row for each entry with a log, by its place."""
+    found: dict[int, dict[str, float]] = {}
+    for place, row in enumerate(table.rows):
         values = pd.DataFrame([training_values(r.entry.training_log or []) for r in row.records])
         if not values.empty:
-            rows.append({"entry": row.entry, **values.mean().map(Column("", "", "{:.3f}").show)})
-    return pd.DataFrame(rows).fillna(NOTHING) if rows else None
+            found[place] = values.mean().to_dict()
+    return pd.DataFrame(list(found.values()), index=list(found))
 
 
 def training_values(log: list[dict[str, Any]]) -> dict[str, float]:
@@ -103,31 +116,93 @@ def training_values(log: list[dict[str, Any]]) -> dict[str, float]:
     return found
 
 
-def frames_for_people(table: Table) -> list[pd.DataFrame]:
-    """The tables below a title: scores, metrics of the sets, training, calibration."""
-    formats = format_scores, format_metrics, format_training, format_calibration
-    return [frame for make in formats if (frame := make(table)) is not None]
+def headline(table: Table) -> pd.DataFrame:
+    """The narrow table: what each entry is worth. `notes` explains its marks."""
+    marked = [f"{row.entry} {FLAGGED}" if row.flag else row.entry for row in table.rows]
+    return format_scores(table)[HEADLINE].assign(entry=marked)
 
 
-def link_plots(results: Path, table: Table) -> pd.DataFrame | None:
-    """Links in Markdown to the plots of each entry's runs; None without plots."""
-    rows = []
+def notes(table: Table) -> list[str]:
+    """What the marks in the headline table mean."""
+    starred = any(row.shown_interval.endswith(ONE_RUN) for row in table.rows)
+    flagged = [f"{FLAGGED} {row.entry}: {row.flag}" for row in table.rows if row.flag]
+    return [f"{ONE_RUN} {STARRED}"] * starred + flagged
+
+
+def details(table: Table) -> list[pd.DataFrame]:
+    """More about the scores, metrics of the sets, training, calibration."""
+    scores = format_scores(table).drop(columns=[title for title in HEADLINE if title != "entry"])
+    found = scores, format_metrics(table), format_training(table), format_calibration(table)
+    return [frame for frame in found if frame is not None]
+
+
+def default_first(tables: Iterable[Table]) -> list[Table]:
+    """In the order for people: on the same real data, the default protocol comes first."""
+    return sorted(tables, key=lambda table: (table.real, table.protocol != DEFAULT))
+
+
+def link_plots(results: Path, table: Table, place: int) -> tuple[pd.DataFrame, str] | None:
+    """Links in Markdown to the plots of each entry's runs, and where the links lead; None without
+    plots. place: of the table in the page."""
+    rows: list[dict[str, str]] = []
+    targets: list[str] = []
     for row in table.rows:
-        links = {"entry": row.entry}
+        links: dict[str, str] = {}
         for name in ("samples", "losses"):
-            paths = enumerate((plot_path(results, each, name) for each in row.records), 1)
-            kept = [(run, path.relative_to(results)) for run, path in paths if path.exists()]
-            links[name] = ", ".join(f"[{run}]({path.as_posix()})" for run, path in kept) or NOTHING
-        if links["samples"] != NOTHING or links["losses"] != NOTHING:
-            rows.append(links)
-    return pd.DataFrame(rows) if rows else None
+            runs = []
+            for run, path in enumerate((plot_path(results, each, name) for each in row.records), 1):
+                if path.exists():
+                    target = f"{place}.{len(targets)}"
+                    targets.append(f"[{target}]: {path.relative_to(results).as_posix()}")
+                    runs.append(f"[{run}][{target}]")
+            links[name] = ", ".join(runs) or NOTHING
+        if set(links.values()) != {NOTHING}:
+            rows.append({"entry": row.entry, **links})
+    return (pd.DataFrame(rows), "\n".join(targets)) if rows else None
 
 
 def to_markdown(frame: pd.DataFrame) -> str:
-    """A GitHub table; `DataFrame.to_markdown` needs one more dependency."""
-    rows = [[in_markdown(cell) for cell in row] for row in [frame.columns, *frame.values]]
-    rows.insert(1, ["---"] * len(frame.columns))
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    """A GitHub table with aligned columns; `DataFrame.to_markdown` needs one more dependency."""
+    cells = [[in_markdown(cell) for cell in row] for row in [frame.columns, *frame.values]]
+    widths = [max(3, *map(len, column)) for column in zip(*cells, strict=True)]
+    cells.insert(1, ["-" * width for width in widths])
+    lines = (" | ".join(map(str.ljust, row, widths)) for row in cells)
+    return "\n".join(f"| {line} |" for line in lines)
+
+
+def in_parts(frame: pd.DataFrame) -> list[pd.DataFrame]:
+    """Parts of at most `WIDTH` characters, where columns allow it; each begins with the first
+    column, and lacks the rows that have no value in it."""
+    first, *others = frame.columns
+    room = {title: 3 + max(map(len, [title, *frame[title]])) for title in frame}
+    parts: list[list[str]] = []
+    for title in others:
+        if not parts or sum(room[name] for name in [first, *parts[-1], title]) >= WIDTH:
+            parts.append([])
+        parts[-1].append(title)
+    return [frame.loc[(frame[part] != NOTHING).any(axis=1), [first, *part]] for part in parts]
+
+
+def to_text(table: Table, wide: bool = False) -> str:
+    """For the terminal: all columns, or the headline table in 80 columns, where a long name takes
+    several lines."""
+    frame, marks = headline(table), notes(table)
+    if wide:
+        first, *others = (each.to_string(index=False) for each in (frame, *details(table)))
+        return "\n\n".join(["\n".join([first, *marks]), *others])
+    printed = Printed(box=None, padding=(0, 2, 0, 0), pad_edge=False)
+    room = TERMINAL
+    for title in frame:
+        head = "\n".join(title.rsplit(" ", 1))
+        printed.add_column(head, justify="left" if title == "entry" else "right", no_wrap=True)
+        if title != "entry":
+            room -= 2 + max(map(len, [*head.splitlines(), *frame[title]]))
+    for rank, entry, *others in frame.values:
+        printed.add_row(*map(Text, [rank, fill(entry, room), *others]))
+    console = Console(width=TERMINAL, color_system=None)
+    with console.capture() as captured:
+        console.print(printed, *map(Text, marks), sep="\n")
+    return "\n".join(line.rstrip() for line in captured.get().splitlines())
 
 
 def to_csv(tables: list[Table]) -> str:
@@ -144,15 +219,19 @@ def to_csv(tables: list[Table]) -> str:
 
 def to_page(results: Path, tables: list[Table]) -> str:
     """LEADERBOARD.md."""
-    metrics = METRICS_OF_SETS + legend(all_columns())
-    paragraphs = INTRODUCTION + legend(shown_scores(tables)), metrics, OTHER_TABLES
-    parts = ["# Leaderboard\n", *(f"{wrap(text)}\n" for text in paragraphs)]
-    for table in tables:
-        parts.append(f"## {in_markdown(table.title)}\n")
-        shown = [*frames_for_people(table), link_plots(results, table)]
-        parts += [f"{to_markdown(frame)}\n" for frame in shown if frame is not None]
-    lines = map(in_markdown, agreement_lines(tables))
-    return "\n".join([*parts, *(f"{line}.\n" for line in lines)])
+    parts = ["# Leaderboard", wrap(INTRODUCTION)]
+    for place, table in enumerate(default_first(tables)):
+        parts += [
+            f"## {in_markdown(table.title)}",
+            to_markdown(headline(table)),
+            *(in_markdown(note).replace("*", r"\*") for note in notes(table)),
+        ]
+        parts += [to_markdown(part) for frame in details(table) for part in in_parts(frame)]
+        links = link_plots(results, table, place)
+        parts += [] if links is None else [to_markdown(links[0]), links[1]]
+    parts += [f"{in_markdown(line)}." for line in agreement_lines(tables)]
+    legends = legend(shown_scores(tables)), METRICS_OF_SETS + legend(all_columns()), OTHER_TABLES
+    return "\n\n".join([*parts, "## Columns", *map(wrap, legends)]) + "\n"
 
 
 def write_leaderboard(results: Path) -> list[Table]:
@@ -191,10 +270,12 @@ def agreement_lines(tables: list[Table]) -> list[str]:
     return lines
 
 
-INTRODUCTION = (
-    "`synth leaderboard` makes this page from `records/`. Edit neither. METHOD.md has the details. "
-)
-METRICS_OF_SETS = "The second table has metrics of the sets, as means over generator runs. "
+INTRODUCTION = """`synth leaderboard` makes this page from `records/`. Edit neither. The first table
+under each title says what an entry is worth. Those below it have further columns, and leave out
+entries that have no value in them. The end of the page explains all columns. METHOD.md has the
+details."""
+STARRED = "covers classifier seeds alone: one generator run, or none"
+METRICS_OF_SETS = "Metrics of the sets are means over generator runs. "
 OTHER_TABLES = """The table with **D loss** has means over the second half of training: the losses
 of both networks and the outputs of the discriminator. **±**: standard deviation of a loss over
 ticks. **step ±**: its standard deviation over the steps of a tick. The recipe defines whether the D

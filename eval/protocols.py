@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from synth.base.registry import Registry
 
+DEFAULT = "fixed-v1"  # its tables come first
 LATER = ("learning_rate", "schedule", "policy", "label_smoothing")
 # The text that stands in the hash of a protocol that has all fields of `LATER` at their defaults
 TEACHER = "augmented-v1"  # trains the teachers

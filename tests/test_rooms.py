@@ -128,6 +128,8 @@ def test_the_wheel_installs_synth_eval_and_cli_alone(wheel: Path) -> None:
     tops = {name.split("/")[0] for name in names if ".dist-info" not in name}
     assert tops == {"synth", "eval", "cli.py"}
     assert {"synth/ops/kernels.c", "synth/ops/tiles.c"} <= set(names)
+    page = ("page.html", "parts.html", "style.css", "script.js")
+    assert {f"eval/report/{name}" for name in page} <= set(names)
 
 
 @pytest.fixture(scope="module")

@@ -49,6 +49,8 @@ class Column:
     doc: str = ""  # for the legend; see `legend`
     value: str | Callable[[Any], Any] = ""
     against: str | None = None
+    # Key of the column with the same figure of real images, where neither more nor less is better
+    real: str = ""
 
     @property
     def keys(self) -> list[str]:

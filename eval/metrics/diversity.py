@@ -67,15 +67,18 @@ def diversity(subject: Subject) -> dict[str, Any]:
     }
 
 
+DOC = """modes of a class, mean over classes. The best value is that of real images. Fewer modes
+are a sign of collapsed classes. More modes are a sign of wrong labels or noise, not of a better
+set"""
+
 METRIC = Metric(
     name="diversity",
     key="diversity",
     doc="""Rényi kernel entropy of order 2 with a Gaussian kernel, whose width is half the median
-    distance of two real images of the class (Jalali, Li & Farnia 2023). A collapsed class has a low
-    value. Wrong labels raise it.""",
+    distance of two real images of the class (Jalali, Li & Farnia 2023).""",
     columns=(
-        Column("diversity", "diversity", "{:.1f}", "modes of a class, mean over classes", "mean"),
-        Column("real_diversity", "real's", "{:.1f}", "that of the real training split", "real"),
+        Column("diversity", "diversity", "{:.1f}", DOC, "mean", real="real_diversity"),
+        Column("real_diversity", "real's diversity", "{:.1f}", "that of real images", "real"),
     ),
     compute=diversity,
     position=50,

@@ -16,7 +16,7 @@ from typer import Argument, Option
 from eval.protocols import PROTOCOLS, TEACHER
 from synth.base.errors import SynthError, UsageError
 from synth.base.registry import names_of
-from synth.policies import POLICIES
+from synth.ops.policies import POLICIES
 
 if TYPE_CHECKING:
     import torch

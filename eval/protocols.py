@@ -31,7 +31,7 @@ class Protocol:
     classifier: str = "fixed"  # a name in eval.classifiers.CLASSIFIERS
     learning_rate: float = 1e-3  # of Adam; the highest one of a one-cycle schedule
     schedule: Literal["constant", "one-cycle"] = "constant"  # see `one_cycle`
-    policy: str = "none"  # how training images are augmented: a name in synth.augment.POLICIES
+    policy: str = "none"  # how training images are augmented: a name in synth.ops.policies
     label_smoothing: float = 0.0
     # The protocol that trains the teacher of the baselines beside it; None: it has no such ones.
     # It is not in the hash, because it changes nothing for other entries.

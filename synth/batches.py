@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from synth.augment import NUMBERS
 from synth.data import ImageSet
+from synth.ops.augment import NUMBERS
 from synth.recipes import GeneratorRecipe, Recipe
 
 BLOCK = 64  # steps whose random numbers are drawn at once

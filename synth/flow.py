@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from synth.augment import augment, draw_numbers
 from synth.base.schema import CLOSED, Count, Number, Text
 from synth.batches import draw_images, torch_random
 from synth.data import SIZE, ImageSet, uint8_from_signed, unit_from_uint8
@@ -36,8 +35,9 @@ from synth.ops.acceleration import (
     optimizer_tensors,
     update_ema,
 )
+from synth.ops.augment import augment, draw_numbers
 from synth.ops.layers import Conv2d
-from synth.policies import POLICIES, check_policy
+from synth.ops.policies import POLICIES, check_policy
 from synth.recipes import RecipeBase
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ class FlowRecipe(RecipeBase):
     learning_rate: Number = 1e-3
     ema_half_life: Annotated[int, Field(ge=0)] = 30_000  # in images
     balanced: bool = True  # every class is equally frequent in the batches
-    augment_real: Text = "none"  # policy in synth.policies for the real images
+    augment_real: Text = "none"  # policy in synth.ops.policies for the real images
 
     @property
     def batch(self) -> int:

@@ -14,7 +14,6 @@ from torch import Tensor
 from torch.nn import BatchNorm2d, ModuleDict
 from torch.nn.functional import softplus
 
-from synth.augment import augment
 from synth.base.errors import SynthError
 from synth.batches import Batch, draw_batches, draw_latents, labels_or_zeros, torch_random
 from synth.data import ImageSet, signed_from_uint8, uint8_from_signed
@@ -39,7 +38,8 @@ from synth.ops.acceleration import (
     optimizer_tensors,
     update_ema,
 )
-from synth.policies import POLICIES, Policy
+from synth.ops.augment import augment
+from synth.ops.policies import POLICIES, Policy
 from synth.recipes import Recipe
 
 if TYPE_CHECKING:

@@ -22,7 +22,6 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from synth.augment import NUMBERS, augment
 from synth.base.errors import SynthError, UsageError
 from synth.base.files import portable, read_json, sha256
 from synth.base.progress import progress_bar
@@ -30,7 +29,8 @@ from synth.base.schema import CLOSED, Text
 from synth.data import SIZE, uint8_from_unit, unit_from_uint8
 from synth.environment import describe_environment
 from synth.families import Sampler
-from synth.policies import POLICIES, Policy
+from synth.ops.augment import NUMBERS, augment
+from synth.ops.policies import POLICIES, Policy
 from synth.provenance import Manifest, Provenance
 from synth.runs import KEPT, Run, load_generator
 from synth.synthetic_set import Generated, write_synthetic

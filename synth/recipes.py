@@ -15,7 +15,7 @@ from synth.base.errors import SynthError, UsageError
 from synth.base.files import read_text
 from synth.base.names import Name
 from synth.base.schema import CLOSED, Count, Number, Text, dump, on_disk, parse
-from synth.policies import check_policy
+from synth.ops.policies import check_policy
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -40,7 +40,7 @@ class RecipeBase:
     citation: Annotated[str, on_disk("source")] = field(compare=False)
     conditional: bool
     assumed: str = field(default="", compare=False)  # what the source does not say
-    # Policy in synth.policies: generated images are changed at random, if nothing else is asked for
+    # Policy in synth.ops.policies: generated images are changed by it, if no other is asked for
     augment: Text = "none"
 
     @model_validator(mode="after")
@@ -141,7 +141,9 @@ class TrainingRecipe:
     fakes: Literal["shared", "new"] = "shared"  # "new": the generator's step draws its own fakes
     ema_half_life: Annotated[int, Field(ge=0)] = 10_000  # in images; 0: no EMA generator
     balanced: bool = False  # every class is equally frequent in the batches
-    augment_real: Text = "none"  # policy in synth.augment for the real images: the fakes learn it
+    augment_real: Text = (
+        "none"  # policy in synth.ops.policies for the real images: the fakes learn it
+    )
     # The same for real images and fakes (DiffAugment: Zhao et al. 2020, arXiv:2006.10738): the
     # fakes do not learn it
     augment_both: Text = "none"

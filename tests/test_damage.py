@@ -44,7 +44,7 @@ TENSORS = {
     "mask": torch.tensor([True, False]),
     "nothing": torch.zeros(0),
 }
-BLACK = Generated(lambda: iter([np.zeros((10, 32, 32, 3), np.uint8)]), 10, None, 10)
+BLACK = Generated(lambda: iter([np.zeros((10, 32, 32, 3), np.uint8)]), 10, None, lambda: 10)
 METADATA = {"images": 64, "config": {"seed": 1, "precision": "fp32"}}
 
 

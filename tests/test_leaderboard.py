@@ -368,7 +368,7 @@ def test_tables_for_people_are_narrow(tmp_path: Path) -> None:
     made = [
         record(synthetic("a", digest="1"), 0.7, name="augmented-v1"),
         replace(record(synthetic(name, digest="2"), 0.1, 0.9), metrics=thief),
-        record(synthetic("b | c\n# d", digest="3"), 0.7),
+        record(synthetic("b | c # d", digest="3"), 0.7),
     ]
     tables = default_first(build_tables(made))
     assert [table.protocol for table in tables] == ["fixed-v1", "augmented-v1"]

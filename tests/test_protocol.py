@@ -32,7 +32,7 @@ from synth.data.house_numbers import render
 from synth.gan import GANSampler
 from synth.generation import fresh_batch
 from synth.networks import build
-from synth.policies import POLICIES
+from synth.ops.policies import POLICIES
 from tests.conftest import ROOT, needs_bf16, tiny
 
 CPU = torch.device("cpu")

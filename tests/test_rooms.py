@@ -86,6 +86,7 @@ def test_what_is_imported_is_declared() -> None:
         re.split(r"[<>=; \[]", line)[0].lower() for line in metadata.requires("synth") or []
     }
     renamed = {"sklearn": "scikit-learn", "PIL": "pillow", "tomllib": "tomli"}
+    renamed["pydantic_core"] = "pydantic-core"
     optional = {"torch_fidelity": "torch-fidelity"}
     for path in [*ROOT.glob("synth/**/*.py"), *ROOT.glob("eval/**/*.py"), ROOT / "cli.py"]:
         for node in ast.walk(ast.parse(path.read_text())):

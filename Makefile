@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test lint bench bench-smoke clean
+.PHONY: demo test lint bench bench-smoke speedrun docs clean
 
 demo: $(INSTALLED)
 	$(BIN)/synth benchmark --dataset house-numbers --recipes cdcgan-quick,dcgan-quick \
@@ -25,6 +25,15 @@ bench: $(INSTALLED)
 	$(BIN)/pip install --quiet lightning keras
 	$(BIN)/python -m benchmarks
 	$(BIN)/python -m benchmarks.growth
+
+# Seconds until a generator's images are worth 0.80, 0.90, 0.95 and 1.00 of the real ones.
+speedrun: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.speedrun
+
+# The pages of docs/ in build/docs. A warning is an error.
+docs: $(INSTALLED)
+	$(BIN)/pip install --quiet --editable '.[docs]'
+	$(BIN)/mkdocs build --quiet
 
 bench-smoke: $(INSTALLED)
 	$(BIN)/python -m benchmarks --smoke

@@ -329,7 +329,7 @@ def leaderboard(
 ) -> None:
     """Rewrite the leaderboard and the report from the records, and print the tables."""
     from eval.evaluate import publish
-    from eval.leaderboard import agreement_lines
+    from eval.tables import agreement_lines
 
     tables = publish(results)
     print_tables(tables, wide, as_json)
@@ -642,7 +642,7 @@ def print_json(value: Any) -> None:
 
 
 def print_tables(tables: list[Table], wide: bool, as_json: bool = False) -> None:
-    from eval.leaderboard import default_first, to_text
+    from eval.tables import default_first, to_text
 
     if as_json:
         frames = [t.to_frame().assign(real=t.real, protocol=t.protocol) for t in tables]

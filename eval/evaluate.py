@@ -14,14 +14,14 @@ from eval import real_classifier
 from eval.aggregate import Table
 from eval.baselines import BASELINES
 from eval.evaluator import Evaluator, Scoring, Workspace, make_evaluator
-from eval.leaderboard import write_leaderboard
 from eval.metrics.memorisation import closest_pairs as find_closest_pairs
 from eval.protocols import PROTOCOLS, TEACHER, Protocol
 from eval.real_classifier import real_protocol
 from eval.records import Entry, Record, plot_path
 from eval.report import keep_plots, write_report
-from eval.score import MakeBatches
+from eval.scoring import MakeBatches
 from eval.selection import sample_batches
+from eval.tables import write_leaderboard
 from synth.base.errors import SynthError
 from synth.base.files import numbered_folders, portable, sha256
 from synth.base.locks import LOCKS, clear_leftovers, do_all, exclusive, task

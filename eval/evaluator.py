@@ -36,7 +36,7 @@ from eval.records import (
     record_id,
     write_record,
 )
-from eval.score import MakeBatches, Score, disk_batches, score
+from eval.scoring import MakeBatches, Score, disk_batches, score
 from synth.base.errors import UsageError
 from synth.base.files import check_writable
 from synth.base.progress import progress_bar, say

@@ -15,7 +15,7 @@ from typer import Argument, Option
 
 from eval.protocols import PROTOCOLS, TEACHER
 from synth.base.errors import SynthError, UsageError
-from synth.base.registry import names_of
+from synth.base.registry import names_of, plugin_at_fault
 from synth.policies import POLICIES
 
 if TYPE_CHECKING:
@@ -690,7 +690,9 @@ def explain(error: Exception) -> tuple[str, int]:
         return f"{error.object!a}: is no UTF-8; rename the file or folder", 1
     if isinstance(error, OSError):
         return f"{error.filename or 'file'}: {error.strerror or error}", 1
-    return f"{name}: {error} (a fault in synth; --debug shows where)", 1
+    plugin = plugin_at_fault(error)
+    culprit = "synth" if plugin is None else f"the plug-in {plugin}"
+    return f"{name}: {error} (a fault in {culprit}; --debug shows where)", 1
 
 
 def fail(message: str, code: int) -> int:

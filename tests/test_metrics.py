@@ -620,7 +620,7 @@ def test_inception_without_its_parts_is_one_line(
     with pytest.raises(SynthError, match="is not there; download https://"):
         load_inception(CPU)
     monkeypatch.setitem(sys.modules, "torch_fidelity.feature_extractor_inceptionv3", None)
-    with pytest.raises(SynthError, match=r"pip install 'synth\[inception\]'"):
+    with pytest.raises(SynthError, match=r"pip install 'synth-cas\[inception\]'"):
         load_inception(CPU)
 
 

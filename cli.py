@@ -7,16 +7,21 @@ import os
 import shlex
 import signal
 import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from textwrap import fill
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer import Argument, Option
 
 from eval.protocols import PROTOCOLS, TEACHER
+from synth import __version__
 from synth.base.errors import SynthError, UsageError
-from synth.base.registry import names_of
+from synth.base.registry import names_of, plugin_at_fault
 from synth.ops.policies import POLICIES
+
+LOGS = ("tensorboard", "wandb", "mlflow")  # those of synth.trackers
 
 if TYPE_CHECKING:
     import torch
@@ -29,10 +34,37 @@ def _names(group: str, modules: str = "") -> str:
     return ", ".join(names_of(group, modules or group))
 
 
-Dataset = Annotated[str, Option(help=f"The real data: {_names('synth.datasets', 'synth.data')}.")]
+def _complete(names: Callable[[], Iterable[str]]) -> Callable[[str], list[str]]:
+    """For the completion of an option's value in a shell."""
+
+    def begun(incomplete: str) -> list[str]:
+        return [name for name in names() if name.startswith(incomplete)]
+
+    return begun
+
+
+def _recipe_names() -> list[str]:
+    from synth.published import RECIPES
+
+    return RECIPES.names()
+
+
+_complete_dataset = _complete(lambda: names_of("synth.datasets", "synth.data"))
+Dataset = Annotated[
+    str,
+    Option(
+        help=f"The real data: {_names('synth.datasets', 'synth.data')}. NAME:tenth trains on the "
+        "first tenth of each class. NAME:validation scores on the last fifth of the training "
+        "split, and trains on the rest.",
+        autocompletion=_complete_dataset,
+    ),
+]
 ScoredOn = Annotated[
     str | None,
-    Option(help="Real data to score on. Default: what the set (or the record) was made from."),
+    Option(
+        help="Real data to score on. Default: what the set (or the record) was made from.",
+        autocompletion=_complete_dataset,
+    ),
 ]
 DataRoot = Annotated[
     Path | None,
@@ -72,7 +104,13 @@ Results = Annotated[Path, Option(help="Folder with the records, leaderboard and 
 ClassifierSeeds = Annotated[
     int | None, Option(help="Number of classifiers. The protocol sets the default.")
 ]
-Protocol = Annotated[str, Option(help=f"How sets are scored: {', '.join(PROTOCOLS.names())}.")]
+Protocol = Annotated[
+    str,
+    Option(
+        help=f"How sets are scored: {', '.join(PROTOCOLS.names())}.",
+        autocompletion=_complete(PROTOCOLS.names),
+    ),
+]
 Metrics = Annotated[
     str,
     Option(
@@ -97,16 +135,17 @@ Select = Annotated[
 ]
 
 app = typer.Typer(
-    no_args_is_help=True,
+    invoke_without_command=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    add_completion=False,
     context_settings={"auto_envvar_prefix": "SYNTH", "help_option_names": ["-h", "--help"]},
     help="How much of a real data set can a generator replace?\n\n"
     "Run train, generate and evaluate in this order. benchmark runs all three.",
 )
 
 DEBUG = False  # set by --debug or SYNTH_DEBUG before any command runs
+# They say at once that they run, because loading torch takes seconds.
+SLOW = ("train", "generate", "evaluate", "benchmark", "study", "verify")
 
 
 @app.command()
@@ -114,7 +153,11 @@ def train(
     context: typer.Context,
     conditional: Conditional = None,
     recipe: Annotated[
-        str | None, Option(help="A name that 'synth recipes' lists, or a TOML file.")
+        str | None,
+        Option(
+            help="A name that 'synth recipes' lists, or a TOML file.",
+            autocompletion=_complete(_recipe_names),
+        ),
     ] = None,
     overrides: Overrides = None,
     dataset: Dataset = "svhn",
@@ -135,6 +178,13 @@ def train(
     resume: Annotated[bool, Option(help="Continue the newest unfinished run.")] = False,
     run: Annotated[Path | None, Option(help="Continue this run; needs --resume.")] = None,
     deterministic: Deterministic = False,
+    log: Annotated[
+        str | None,
+        Option(
+            help=f"Also send the log to one of: {', '.join(LOGS)}.",
+            autocompletion=_complete(lambda: LOGS),
+        ),
+    ] = None,
     dry_run: Annotated[bool, Option(help="Print the configuration and stop.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -145,9 +195,11 @@ def train(
     from synth.data import load_training_images
     from synth.environment import describe_environment
     from synth.runs import Run, newest_run, open_run
+    from synth.trackers import check_tracker, tracker
     from synth.training import Interrupted
 
     check_choice("--select", select, "cas")
+    check_tracker(log)
     torch_device = prepare(device, deterministic)
     if run is not None and not resume:
         raise UsageError("--run: goes with --resume")
@@ -162,6 +214,7 @@ def train(
         if epochs is not None and length is not None:
             raise UsageError("--images and --epochs: give one of them")
         resolved = resolve_recipe(recipe, conditional, overrides)
+        say(f"reads {dataset}")
         real = load_training_images(dataset, data_root)
         config = plan_training(
             resolved,
@@ -179,7 +232,8 @@ def train(
         training_run = Run.create(out, config, describe_environment(torch_device))
     say(f"{training_run.folder}: {training_run.config.total_images:,} images of {real.name}")
     try:
-        train_given(training_run, real, torch_device)
+        with tracker(log, training_run) as note:
+            train_given(training_run, real, torch_device, note=note)
     except Interrupted as stopped:
         data_option = f" --data-root {shlex.quote(str(data_root))}" if data_root else ""
         raise Interrupted(f"{stopped}{data_option}") from None
@@ -226,10 +280,17 @@ def generate(
         str | None,
         Option(
             help="Change each image at random after the generator: "
-            f"{', '.join(POLICIES.names())}. By default as the recipe says."
+            f"{', '.join(POLICIES.names())}. By default as the recipe says.",
+            autocompletion=_complete(POLICIES.names),
         ),
     ] = None,
-    format: Annotated[str, Option(help=f"File format: {_names('synth.formats')}.")] = "npz",
+    format: Annotated[
+        str,
+        Option(
+            help=f"File format: {_names('synth.formats')}.",
+            autocompletion=_complete(lambda: names_of("synth.formats", "synth.formats")),
+        ),
+    ] = "npz",
     out: Annotated[Path, Option(help="Make the set in this folder.")] = Path("datasets"),
     runs: Runs = Path("runs"),
     data_root: DataRoot = None,
@@ -329,7 +390,7 @@ def leaderboard(
 ) -> None:
     """Rewrite the leaderboard and the report from the records, and print the tables."""
     from eval.evaluate import publish
-    from eval.leaderboard import agreement_lines
+    from eval.tables import agreement_lines
 
     tables = publish(results)
     print_tables(tables, wide, as_json)
@@ -521,6 +582,7 @@ def recipes(
     name: Annotated[str | None, Argument(help="Show this recipe: a name or a TOML file.")] = None,
     conditional: Conditional = None,
     overrides: Overrides = None,
+    wide: Annotated[bool, Option("--wide", help="Also print the source of each recipe.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """List the recipes, or show all hyperparameters of one."""
@@ -533,14 +595,16 @@ def recipes(
     rows = [describe_recipe(recipe, whole=False) for recipe in RECIPES.values()]
     if as_json:
         return print_json(rows)
-    print(f"{'recipe':<24} {'kind':<13} {'parameters of G, D':>21} {'GFLOP of G, D':>15}  source")
+    head = f"{'recipe':<24} {'kind':<13} {'parameters of G, D':>21} {'GFLOP of G, D':>15}"
+    print(f"{head}  source" if wide else head)
     for row in rows:
         kind = "conditional" if row["conditional"] else "unconditional"
         sizes = [row.get(f"{network}_parameters") for network in ("generator", "discriminator")]
         costs = [row.get(f"{network}_gflop") for network in ("generator", "discriminator")]
         size = " ".join("–".rjust(10) if n is None else f"{n:>10,}" for n in sizes)
         cost = " ".join("–".rjust(7) if n is None else f"{n:>7.4f}" for n in costs)
-        print(f"{row['name']:<24} {kind:<13} {size} {cost}  {row['source']}")
+        line = f"{row['name']:<24} {kind:<13} {size} {cost}"
+        print(f"{line}  {row['source']}" if wide else line)
 
 
 @app.command()
@@ -551,15 +615,25 @@ def datasets(as_json: AsJson = False) -> None:
     if as_json:
         return print_json([{"name": k, "description": v.description} for k, v in DATASETS.items()])
     for name, source in DATASETS.items():
-        print(f"{name:<15} {source.description}")
+        print(fill(f"{name:<15} {source.description}", 80, subsequent_indent=" " * 16))
 
 
 @app.callback()
 def options(
+    context: typer.Context,
     debug: Annotated[bool, Option(help="Show the Python traceback of an error.")] = False,
+    version: Annotated[
+        bool, Option("--version", allow_from_autoenv=False, help="Print the version of synth.")
+    ] = False,
 ) -> None:
     global DEBUG
     DEBUG = debug
+    command = context.invoked_subcommand
+    if version or command is None:
+        print(f"synth {__version__}" if version else context.get_help())
+        raise typer.Exit()
+    if command in SLOW and not {*context.help_option_names} & {*sys.argv}:
+        print(f"{command}: starts (synth {__version__})", file=sys.stderr, flush=True)
 
 
 def prepare(device: str, deterministic: bool = False) -> torch.device:
@@ -614,7 +688,7 @@ def parse_count(option: str, text: str | None) -> int | None:
 
 def check_resume_options(context: typer.Context) -> None:
     """Refuses options that --resume would ignore, because the run folder holds their values."""
-    read = ("resume", "run", "out", "data_root", "device", "deterministic", "as_json")
+    read = ("resume", "run", "out", "data_root", "device", "deterministic", "log", "as_json")
     for parameter in context.command.params:
         source = context.get_parameter_source(parameter.name or "")
         if parameter.name not in read and source is not None and source.name == "COMMANDLINE":
@@ -642,7 +716,7 @@ def print_json(value: Any) -> None:
 
 
 def print_tables(tables: list[Table], wide: bool, as_json: bool = False) -> None:
-    from eval.leaderboard import default_first, to_text
+    from eval.tables import default_first, to_text
 
     if as_json:
         frames = [t.to_frame().assign(real=t.real, protocol=t.protocol) for t in tables]
@@ -690,7 +764,9 @@ def explain(error: Exception) -> tuple[str, int]:
         return f"{error.object!a}: is no UTF-8; rename the file or folder", 1
     if isinstance(error, OSError):
         return f"{error.filename or 'file'}: {error.strerror or error}", 1
-    return f"{name}: {error} (a fault in synth; --debug shows where)", 1
+    plugin = plugin_at_fault(error)
+    culprit = "synth" if plugin is None else f"the plug-in {plugin}"
+    return f"{name}: {error} (a fault in {culprit}; --debug shows where)", 1
 
 
 def fail(message: str, code: int) -> int:

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from eval.protocols import PROTOCOLS
-from eval.score import disk_batches, score
+from eval.scoring import disk_batches, score
 from synth.base.files import write_json, write_text
 from synth.data import VALIDATION, ImageSet, load_test_images, load_training_images
 from synth.environment import describe_environment

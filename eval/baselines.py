@@ -186,6 +186,7 @@ class Baseline:
 BASELINES: Registry[Baseline] = Registry(
     "baseline",
     "eval.baselines",
+    Baseline,
     {
         "real": Baseline(
             "real",

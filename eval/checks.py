@@ -22,7 +22,7 @@ from eval.evaluator import Evaluator, Workspace
 from eval.metrics import flags, measured
 from eval.records import Entry, Record, predictions_path
 from eval.repeat import Again, find_weights
-from eval.score import SeedScore
+from eval.scoring import SeedScore
 from eval.verification import Verification, differing
 from synth.base.errors import SynthError
 from synth.base.files import read_arrays, read_json

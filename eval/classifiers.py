@@ -95,5 +95,5 @@ class _Block(nn.Module):
 
 Classifier = FixedClassifier | ResNet20
 CLASSIFIERS: Registry[Callable[[int], Classifier]] = Registry(  # number of classes → network
-    "classifier", "eval.classifiers", {"fixed": FixedClassifier, "resnet20": ResNet20}
+    "classifier", "eval.classifiers", entries={"fixed": FixedClassifier, "resnet20": ResNet20}
 )

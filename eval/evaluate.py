@@ -14,18 +14,18 @@ from eval import real_classifier
 from eval.aggregate import Table
 from eval.baselines import BASELINES
 from eval.evaluator import Evaluator, Scoring, Workspace, make_evaluator
-from eval.leaderboard import write_leaderboard
 from eval.metrics.memorisation import closest_pairs as find_closest_pairs
 from eval.protocols import PROTOCOLS, TEACHER, Protocol
 from eval.real_classifier import real_protocol
 from eval.records import Entry, Record, plot_path
 from eval.report import keep_plots, write_report
-from eval.score import MakeBatches
+from eval.scoring import MakeBatches
 from eval.selection import sample_batches
+from eval.tables import write_leaderboard
 from synth.base.errors import SynthError
 from synth.base.files import numbered_folders, portable, sha256
 from synth.base.locks import LOCKS, clear_leftovers, do_all, exclusive, task
-from synth.base.progress import say
+from synth.base.progress import progress_bar, say
 from synth.data import ImageSet
 from synth.generation import (
     DEFAULTS,
@@ -64,11 +64,13 @@ def evaluate_sets(
     keys = [dataset_key or synthetic.dataset_key for synthetic in sets]
     evaluators = {key: make_evaluator(scoring, key, workspace) for key in dict.fromkeys(keys)}
     records = []
-    for synthetic, key in zip(sets, keys, strict=True):
-        evaluator = evaluators[key]
-        records.append(evaluate_set(evaluator, synthetic, closest_pairs))
-        if baselines:
-            ensure_baselines(evaluator, len(synthetic.images) // len(evaluator.test.classes))
+    with progress_bar("evaluate", len(sets), "sets") as advance:
+        for synthetic, key in zip(sets, keys, strict=True):
+            evaluator = evaluators[key]
+            records.append(evaluate_set(evaluator, synthetic, closest_pairs))
+            if baselines:
+                ensure_baselines(evaluator, len(synthetic.images) // len(evaluator.test.classes))
+            advance(1)
     return records, publish(workspace.results)
 
 

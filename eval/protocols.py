@@ -88,5 +88,5 @@ _TABLE = (
     ),
 )
 PROTOCOLS: Registry[Protocol] = Registry(
-    "--protocol", "eval.protocols", {protocol.name: protocol for protocol in _TABLE}
+    "--protocol", "eval.protocols", Protocol, {protocol.name: protocol for protocol in _TABLE}
 )

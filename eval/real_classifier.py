@@ -18,7 +18,7 @@ import torch
 from eval.classifier_training import choose_classifier_precision, predict, train_classifier
 from eval.classifiers import FixedClassifier
 from eval.protocols import PROTOCOLS, Protocol
-from eval.score import disk_batches
+from eval.scoring import disk_batches
 from synth.base.errors import SynthError
 from synth.base.locks import task
 from synth.base.progress import progress_bar, say

@@ -18,7 +18,7 @@ from pydantic.dataclasses import dataclass
 from eval.chain import seal
 from eval.metrics import check, measured
 from eval.protocols import Protocol
-from eval.score import Score, SeedScore
+from eval.scoring import Score, SeedScore
 from synth.base.errors import SynthError
 from synth.base.files import atomic_file, read_json, slug, write_json
 from synth.base.names import FileName, Line, Name

@@ -47,9 +47,9 @@ from eval.benchmark import Plan, find_or_train
 from eval.compare import compare_records
 from eval.evaluate import ensure_baseline, ensure_evaluated, publish
 from eval.evaluator import Scoring, Workspace, make_evaluator
-from eval.leaderboard import to_markdown
 from eval.metrics import wrap
 from eval.records import Record
+from eval.tables import to_markdown
 from synth.base.errors import UsageError
 from synth.base.files import atomic_file, write_json, write_text
 from synth.base.locks import do_all

@@ -79,5 +79,6 @@ class Family:
 FAMILIES: Registry[Family] = Registry(
     "family",
     "synth.families",
+    Family,
     later={"gan": "synth.gan:FAMILY", "flow": "synth.flow:FAMILY"},
 )

@@ -202,6 +202,7 @@ _TABLE = (
 RECIPES: Registry[RecipeBase] = Registry(
     "--recipe",
     "synth.recipes",
+    RecipeBase,
     {recipe.name: recipe for recipe in _TABLE},
     later={"flow": "synth.flow:RECIPE"},
 )

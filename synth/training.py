@@ -28,6 +28,7 @@ from synth.ops.acceleration import choose_precision
 from synth.ops.native import describe_kernels
 from synth.recipes import RecipeBase
 from synth.runs import Run, RunConfig, checkpoint_name
+from synth.trackers import Note, ignore
 from synth.visuals import draw_losses, save_grid
 
 try:
@@ -144,11 +145,12 @@ def train_run(
     device: torch.device,
     score_checkpoint: ScoreCheckpoint | None = None,
     make_teacher: MakeTeacher | None = None,
+    note: Note = ignore,
 ) -> None:
     """Trains the run to its length. Starts from its last checkpoint if there is one.
 
     make_teacher: real images that the generator learns from → the teacher, for a recipe that needs
-    one.
+    one. note: is given each line of the log.
 
     A run that selects its checkpoint does not learn from the validation part. It needs
     `score_checkpoint`, which scores the weights of each tick on that part. The score must depend
@@ -164,7 +166,7 @@ def train_run(
     if run.config.recipe.needs_teacher and make_teacher is None:
         raise ValueError(f"{run.folder}: needs a teacher, and nothing is given to make it")
     with exclusive(run.folder / ".lock", f"training of {run.folder}"):
-        _train(run, images, device, score_checkpoint, make_teacher)
+        _train(run, images, device, score_checkpoint, make_teacher, note)
     if run.config.select:
         best = run.best_checkpoint()
         accuracy = 100 * run.validation_scores()[best]
@@ -177,6 +179,7 @@ def _train(
     device: torch.device,
     score: ScoreCheckpoint | None,
     make_teacher: MakeTeacher | None,
+    note: Note,
 ) -> None:
     config, batch = run.config, run.config.recipe.batch
     training, heldout = training_parts(config.recipe, images, config.select is not None)
@@ -189,10 +192,10 @@ def _train(
     say(describe_kernels(device, config.precision))
     if step < last_step:
         run.note_start(step * batch, describe_environment(device))
-    bar = progress_bar(f"train {run.folder.name}", config.total_images, "images")
+    title, shown = f"train {run.folder.name}", step * batch
+    bar = progress_bar(title, config.total_images, "images", shown)
 
     with _interruptible() as interrupted, bar as advance:
-        advance(step * batch)
         tick_start, tick_time = step, time.perf_counter()
         while step < last_step:
             trainer.step()
@@ -224,6 +227,7 @@ def _train(
             line["images_per_second"] = round((step - tick_start) * batch / seconds, 1)
             line["memory_mib"] = memory_mib(device)
             run.append_log(line)
+            note(line)
             if step >= last_step or interrupted() or seconds > 10:
                 draw_losses(run.read_log(), run.folder / "losses.png")
             save_tensors(run.state, state, {"step": step})

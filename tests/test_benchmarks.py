@@ -9,7 +9,7 @@ import torch
 
 from benchmarks import growth, precision
 from eval.protocols import PROTOCOLS, Protocol
-from eval.score import disk_batches, score
+from eval.scoring import disk_batches, score
 from synth.data import ImageSet
 
 CPU = torch.device("cpu")

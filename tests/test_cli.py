@@ -25,7 +25,7 @@ from cli import parse_count
 from eval import real_classifier
 from eval.protocols import PROTOCOLS, Protocol
 from eval.records import read_records
-from eval.score import score
+from eval.scoring import score
 from eval.training import train
 from synth.base.errors import UsageError
 from synth.base.files import read_json

@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from eval.leaderboard import agreement_lines, build_tables
 from eval.protocols import PROTOCOLS
 from eval.records import (
     Entry,
@@ -22,8 +21,9 @@ from eval.records import (
     record_id,
     write_record,
 )
-from eval.score import Score, SeedScore
+from eval.scoring import Score, SeedScore
 from eval.statistics import compare
+from eval.tables import agreement_lines, build_tables
 from tests.conftest import Ran
 from tests.test_cli import one_line
 

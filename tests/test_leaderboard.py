@@ -16,18 +16,6 @@ from hypothesis import strategies as st
 
 from eval.aggregate import build_tables, configuration_key, recipe_length
 from eval.evaluator import metrics_for
-from eval.leaderboard import (
-    METHOD,
-    default_first,
-    format_metrics,
-    format_scores,
-    format_training,
-    to_csv,
-    to_page,
-    to_text,
-    training_values,
-    write_leaderboard,
-)
 from eval.metrics import describe
 from eval.protocols import PROTOCOLS
 from eval.records import (
@@ -41,8 +29,20 @@ from eval.records import (
     write_record,
 )
 from eval.report import write_report
-from eval.score import Score, SeedScore
+from eval.scoring import Score, SeedScore
 from eval.statistics import interval
+from eval.tables import (
+    METHOD,
+    default_first,
+    format_metrics,
+    format_scores,
+    format_training,
+    to_csv,
+    to_page,
+    to_text,
+    training_values,
+    write_leaderboard,
+)
 from eval.verification import Verification
 from eval.verified import Stage, depths, keep_note
 from synth.base.errors import SynthError

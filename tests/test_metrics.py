@@ -24,7 +24,6 @@ from eval.baselines import BASELINES, train_copy
 from eval.classifier_training import predict, train_classifier
 from eval.classifiers import FixedClassifier
 from eval.features import FEATURE_SPACES, features, label, load_inception
-from eval.leaderboard import format_calibration, format_metrics, format_scores
 from eval.metrics import (
     CLASSIFIER,
     METRICS,
@@ -48,8 +47,9 @@ from eval.metrics.fidelity import fid, halves, kid, statistics
 from eval.protocols import PROTOCOLS, Protocol
 from eval.real_classifier import real_classifier, real_protocol
 from eval.records import Record, read_records
-from eval.score import disk_batches, score
+from eval.scoring import disk_batches, score
 from eval.statistics import difference_interval
+from eval.tables import format_calibration, format_metrics, format_scores
 from synth.base.errors import SynthError, UsageError
 from synth.base.files import read_json, write_json
 from synth.data import ImageSet, first_of_each_class, load_test_images, load_training_images
@@ -619,7 +619,7 @@ def test_inception_without_its_parts_is_one_line(
     with pytest.raises(SynthError, match="is not there; download https://"):
         load_inception(CPU)
     monkeypatch.setitem(sys.modules, "torch_fidelity.feature_extractor_inceptionv3", None)
-    with pytest.raises(SynthError, match=r"pip install 'synth\[inception\]'"):
+    with pytest.raises(SynthError, match=r"pip install 'synth-cas\[inception\]'"):
         load_inception(CPU)
 
 

@@ -15,8 +15,8 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from eval.aggregate import build_tables
-from eval.leaderboard import to_csv, to_page
 from eval.report import keep_plots
+from eval.tables import to_csv, to_page
 from synth.base.errors import SynthError, UsageError
 from synth.base.files import read_json, write_json
 from synth.base.names import check_file_name, check_line

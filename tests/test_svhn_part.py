@@ -11,7 +11,7 @@ import torch
 
 from eval.protocols import PROTOCOLS, Protocol
 from eval.records import read_records
-from eval.score import disk_batches, score
+from eval.scoring import disk_batches, score
 from synth.data import load_test_images, load_training_images
 from tests.conftest import FAST, Ran, needs_bf16
 

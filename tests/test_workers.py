@@ -18,12 +18,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from eval import leaderboard, real_classifier
+from eval import real_classifier, tables
 from eval.aggregate import build_tables
 from eval.evaluate import publish
-from eval.leaderboard import to_csv
 from eval.protocols import Protocol
 from eval.records import read_records
+from eval.tables import to_csv
 from synth.base.locks import Busy, do_all, exclusive, task
 from synth.data import ImageSet, load_training_images
 from synth.runs import all_runs
@@ -269,13 +269,13 @@ def test_publishing_at_once_leaves_a_leaderboard_with_all_records(
     for path in (tmp_path / "records").iterdir():
         path.unlink()
     (tmp_path / "records").mkdir(exist_ok=True)
-    write = leaderboard.write_text
+    write = tables.write_text
 
     def slowly(path: Path, text: str) -> None:
         time.sleep(0.05)
         write(path, text)
 
-    monkeypatch.setattr(leaderboard, "write_text", slowly)
+    monkeypatch.setattr(tables, "write_text", slowly)
 
     def add(number: int) -> None:
         value = json.loads(kept[number])

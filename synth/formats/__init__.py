@@ -31,5 +31,5 @@ class Format:
 
 
 FORMATS: Registry[Format] = Registry(
-    "--format", "synth.formats", modules="synth.formats", attribute="FORMAT"
+    "--format", "synth.formats", Format, modules="synth.formats", attribute="FORMAT"
 )

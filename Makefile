@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test lint bench bench-smoke speedrun docs clean
+.PHONY: demo test lint bench bench-smoke speedrun docs attack attack-short clean
 
 demo: $(INSTALLED)
 	$(BIN)/synth benchmark --dataset house-numbers --recipes cdcgan-quick,dcgan-quick \
@@ -37,6 +37,13 @@ docs: $(INSTALLED)
 
 bench-smoke: $(INSTALLED)
 	$(BIN)/python -m benchmarks --smoke
+
+# About an hour on two cores: kills, full disks, many writers, mutated files, forged records.
+attack: $(INSTALLED)
+	$(BIN)/python -m tests.attack --table results/RELIABILITY.md
+
+attack-short: $(INSTALLED)
+	$(BIN)/python -m tests.attack --short
 
 clean:
 	rm -rf $(VENV) demo build *.egg-info

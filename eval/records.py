@@ -25,7 +25,7 @@ from synth.base.names import FileName, Line, Name
 from synth.base.progress import say
 from synth.base.schema import CLOSED, Number, Whole, dump, on_disk, parse
 from synth.data import ImageSet
-from synth.provenance import Provenance
+from synth.provenance import Environment, Provenance
 
 PROTOCOL = {"name": str, "hash": str, "data": str}  # keys of a protocol that tables need
 
@@ -81,7 +81,7 @@ class Record:
     protocol: dict[str, Any]  # Protocol.to_json()
     real: RealSplits
     scores: list[SeedScore]  # one per classifier seed
-    environment: dict[str, Any]  # synth.environment.describe_environment()
+    environment: Environment
     precision: Line
     seconds: Number
     error: str | None = None

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from synth.base.schema import CLOSED, Count, Number, Text
+from synth.base.schema import CLOSED, Count, Number, Size, Text
 from synth.batches import draw_images, torch_random
 from synth.data import SIZE, ImageSet, uint8_from_signed, unit_from_uint8
 from synth.families import Family
@@ -54,8 +54,8 @@ class FlowRecipe(RecipeBase):
     family: ClassVar[str] = "flow"
 
     # Channels at 32×32, 16×16, …: multiples of GROUPS
-    widths: Annotated[tuple[Count, ...], Field(min_length=1, max_length=4)] = (24, 40, 64)
-    condition_size: Count = 128  # of the vector that carries time and label
+    widths: Annotated[tuple[Size, ...], Field(min_length=1, max_length=4)] = (24, 40, 64)
+    condition_size: Size = 128  # of the vector that carries time and label
     sampling_steps: Count = 5  # of the midpoint rule: two evaluations each
     images: Count = 1_000_000  # default length, in real images shown
     batch_size: Count = 128

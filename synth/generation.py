@@ -23,7 +23,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from synth.base.errors import SynthError, UsageError
-from synth.base.files import portable, read_json, sha256
+from synth.base.files import portable, sha256
 from synth.base.progress import progress_bar
 from synth.base.schema import CLOSED, Text
 from synth.data import SIZE, uint8_from_unit, unit_from_uint8
@@ -274,7 +274,7 @@ def generate_set(
         manifest = Manifest(
             **provenance.description(),
             config=config.to_json(),
-            training_environment=read_json(run.folder / "environment.json"),
+            training_environment=run.read_environment(),
             generation_environment=environment,
             training_log=run.read_log(),
             format=format,

@@ -14,7 +14,7 @@ from pydantic.dataclasses import dataclass
 from synth.base.errors import SynthError, UsageError
 from synth.base.files import read_text
 from synth.base.names import Name
-from synth.base.schema import CLOSED, Count, Number, Text, dump, on_disk, parse
+from synth.base.schema import CLOSED, Count, Number, Size, Text, dump, on_disk, parse
 from synth.ops.policies import check_policy
 
 if sys.version_info >= (3, 11):
@@ -81,15 +81,15 @@ class Norm:
 class GeneratorRecipe:
     """Latent → stem → `base`×`base` map → transposed convolutions that double it → 32×32, tanh."""
 
-    latent_size: Count = 100
+    latent_size: Size = 100
     latent_distribution: Literal["normal", "uniform"] = "normal"  # N(0, 1) or U(-1, 1)
-    label_size: Count = 5  # width of the label embedding that a conditional generator appends
+    label_size: Size = 5  # width of the label embedding that a conditional generator appends
     stem: Literal["conv", "linear"] = "conv"  # a transposed convolution or a linear layer
     stem_bias: bool = False
     stem_norm: bool = True
     stem_activation: Activation = "relu"
-    base: Count = 4
-    widths: Annotated[tuple[Count, ...], Field(min_length=1)] = (256, 128, 64)  # channels per map
+    base: Size = 4
+    widths: Annotated[tuple[Size, ...], Field(min_length=1)] = (256, 128, 64)  # channels per map
     kernel: Literal[4, 5] = 4  # these double the side exactly
     activation: Activation = "relu"
     bias: Bias = "without_norm"  # of the transposed convolutions after the stem
@@ -117,7 +117,7 @@ class DiscriminatorRecipe:
     # arXiv:2108.09016). `adc`: the logit ignores the label; a head of 2K classes tells real and
     # fake images of each class apart (ADC-GAN: Hou et al. 2022, arXiv:2107.10060).
     label: Literal["plane", "projection", "dual-projection", "adc"] = "plane"
-    widths: Annotated[tuple[Count, ...], Field(min_length=1, max_length=5)] = (64, 128, 256)
+    widths: Annotated[tuple[Size, ...], Field(min_length=1, max_length=5)] = (64, 128, 256)
     kernel: Literal[4, 5] = 4  # these halve the side exactly
     slope: Number = 0.2  # of the LeakyReLU
     first_norm: bool = False  # BatchNorm after the first convolution too

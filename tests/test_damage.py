@@ -175,6 +175,25 @@ def test_a_damaged_line_of_the_log_is_left_out(
     assert logged.log.read_bytes() == first + b"".join(rest)
 
 
+# The environment
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        *({"threads": "x"}, {"threads": 0}, {"blas_threads": 1e9}, {"device": 5}, {"resumed": 5}),
+        *({"resumed": [5]}, {"resumed": [{}]}, {"resumed": [{"images": "x"}]}),
+    ],
+)
+def test_a_damaged_environment_is_named(logged: Run, damage: dict[str, object]) -> None:
+    """It is read when a run goes on, and copied into manifests and records."""
+    path = logged.folder / "environment.json"
+    path.write_text(json.dumps({"device": "CPU", "threads": 1, **damage}))
+    for read in (logged.read_environment, lambda: logged.note_start(160, {})):
+        with pytest.raises(SynthError, match=r"environment\.json: is damaged.*environment"):
+            read()
+
+
 # Files that are far larger than they seem, or never end
 
 

@@ -35,6 +35,28 @@ def checks(ran: Ran) -> dict[str, bool]:
     return {check["what"]: check["met"] for check in json.loads(ran.out)["checks"]}
 
 
+def test_what_a_killed_verification_left_is_cleared(
+    synth: Synth, evaluated: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its folder for temporary files is one that the next one can clear."""
+    temporary, path = evaluated / "tmp", record_of(evaluated)
+    temporary.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(temporary))
+    made: list[str] = []
+    evaluate = Evaluator.evaluate
+
+    def watched(self: Evaluator, *arguments: Any) -> Any:
+        made.extend(folder.name for folder in temporary.iterdir())
+        return evaluate(self, *arguments)
+
+    monkeypatch.setattr(Evaluator, "evaluate", watched)
+    (temporary / ".partial-of-the-killed").mkdir()
+    (temporary / ".partial-of-the-killed" / "lock").touch()
+    assert synth("verify", path).code == 0
+    assert [name[:9] for name in made] == [".partial-"]
+    assert list(temporary.iterdir()) == []
+
+
 @pytest.mark.parametrize("stage", ["evaluate", "generate", "train"])
 def test_a_synthetic_record_holds_bit_for_bit(synth: Synth, evaluated: Path, stage: str) -> None:
     before = files_below(evaluated)

@@ -194,6 +194,7 @@ def train(
     from synth.base.progress import say
     from synth.data import load_training_images
     from synth.environment import describe_environment
+    from synth.ops.parallel import from_first, is_first, joined, starts_first
     from synth.runs import Run, newest_run, open_run
     from synth.trackers import check_tracker, tracker
     from synth.training import Interrupted
@@ -203,7 +204,10 @@ def train(
     torch_device = prepare(device, deterministic)
     if run is not None and not resume:
         raise UsageError("--run: goes with --resume")
-    if resume:
+    if not starts_first():  # the first process of torchrun finds the run or makes it
+        if dry_run:
+            return
+    elif resume:
         check_resume_options(context)
         training_run = open_run(run) if run else newest_run(out, finished=False)
         real = load_training_images(training_run.config.dataset_key, data_root)
@@ -230,13 +234,21 @@ def train(
         if dry_run:
             return print_json(config.to_json())
         training_run = Run.create(out, config, describe_environment(torch_device))
-    say(f"{training_run.folder}: {training_run.config.total_images:,} images of {real.name}")
-    try:
-        with tracker(log, training_run) as note:
-            train_given(training_run, real, torch_device, note=note)
-    except Interrupted as stopped:
-        data_option = f" --data-root {shlex.quote(str(data_root))}" if data_root else ""
-        raise Interrupted(f"{stopped}{data_option}") from None
+    with joined(torch_device):
+        if is_first():
+            from_first(training_run.folder)
+        else:
+            training_run = open_run(from_first(Path()))
+            real = load_training_images(training_run.config.dataset_key, data_root)
+        say(f"{training_run.folder}: {training_run.config.total_images:,} images of {real.name}")
+        try:
+            with tracker(log if is_first() else None, training_run) as note:
+                train_given(training_run, real, torch_device, note=note)
+        except Interrupted as stopped:
+            data_option = f" --data-root {shlex.quote(str(data_root))}" if data_root else ""
+            raise Interrupted(f"{stopped}{data_option}") from None
+        if not is_first():
+            return
     if as_json:
         return print_json({"run": str(training_run.folder), "log": training_run.read_log()})
     print(training_run.folder)

@@ -99,6 +99,8 @@ def compare_environments(found: Verification, now: dict[str, Any]) -> None:
             continue
         if not now["device"].startswith("CPU"):
             found.differences.append(f"{stage}: on a GPU, which need not repeat its bits")
+        if recorded.get("processes", 1) != 1:
+            found.differences.append(f"{stage}: by {recorded['processes']} processes, now by one")
         lacking = []
         for key in MACHINE:
             was = recorded.get(key)
@@ -110,7 +112,7 @@ def compare_environments(found: Verification, now: dict[str, Any]) -> None:
         if lacking:
             found.unknown.append(f"{stage}: {', '.join(lacking)}")
         for later in recorded.get("resumed", []):  # a repetition runs through in the first one
-            for key in (*MACHINE, "threads", "blas_threads", "deterministic"):
+            for key in (*MACHINE, "threads", "blas_threads", "deterministic", "processes"):
                 was, became = recorded.get(key), later.get(key)
                 if became != was:
                     at = f"resumed at {later.get('images')} images with {key} {became}"

@@ -37,6 +37,7 @@ from synth.ops.acceleration import (
 )
 from synth.ops.augment import augment, draw_numbers
 from synth.ops.layers import Conv2d
+from synth.ops.parallel import average, own_part
 from synth.ops.policies import POLICIES, check_policy
 from synth.recipes import RecipeBase
 
@@ -183,7 +184,8 @@ class FlowTrainer:
             noise = torch.randn(pixels.shape, generator=random)
             times = torch.rand(len(pixels), generator=random)
             numbers = draw_numbers(len(pixels), random)
-            yield pixels, labels, *(each.to(self.device) for each in (noise, times, numbers))
+            drawn_too = (each.to(self.device) for each in (noise, times, numbers))
+            yield tuple(map(own_part, (pixels, labels, *drawn_too)))
 
     def update(
         self, pixels: Tensor, labels: Tensor, noise: Tensor, times: Tensor, numbers: Tensor
@@ -195,9 +197,9 @@ class FlowTrainer:
         with autocast(self.device, self.precision):
             velocity = self.network((1 - t) * noise + t * images, times, labels)
         loss = F.mse_loss(velocity.float(), images - noise)
-        optimizer_step(self.optimizer, loss)
+        optimizer_step(self.optimizer, loss, shared=True)
         update_ema(self.ema, self.network, self.recipe.ema_half_life, self.recipe.batch)
-        self.loss += loss.detach()
+        self.loss += average([loss.detach()])[0]
 
     def log_values(self) -> dict[str, Any]:
         mean = float(self.loss) / (self.steps - self.logged_steps)
@@ -288,4 +290,6 @@ RECIPE = FlowRecipe(
     citation="flow matching of Lipman et al. 2023 (arXiv:2210.02747), at about cdcgan's cost",
     conditional=True,
 )
-FAMILY = Family(FlowRecipe, FlowTrainer, _load_sampler, ("fp32", "bf16"), measure)
+FAMILY = Family(
+    FlowRecipe, FlowTrainer, _load_sampler, ("fp32", "bf16"), measure, shares_batches=True
+)

@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 .PHONY: demo test lint bench bench-smoke speedrun docs attack attack-short clean
 
 demo: $(INSTALLED)
-	$(BIN)/synth benchmark --dataset house-numbers --recipes cdcgan-quick,dcgan-quick \
+	$(BIN)/synth benchmark --dataset house-numbers --recipes cdcgan-v2-quick,dcgan-quick \
 	    --per-class 1000 --protocol quick-v1 \
 	    --runs demo/runs --datasets demo/datasets --results demo/results
 

@@ -57,6 +57,12 @@ _CDCGAN_QUICK = replace(
     discriminator=DiscriminatorRecipe(label="projection"),
     training=TrainingRecipe(images=100_000, batch=64, learning_rate_g=5e-4, learning_rate_d=5e-4),
 )
+_CDCGAN_V2_QUICK = replace(
+    _CDCGAN_QUICK,
+    name="cdcgan-v2-quick",
+    citation="cdcgan-quick, its images changed at random after generation, for demos",
+    augment="digits-v1",
+)
 _SHAHRULLO = Recipe(
     name="shahrullo",
     citation="https://github.com/Shahrullo/GAN, dcgan/DCGAN.ipynb",
@@ -147,6 +153,7 @@ _TABLE = (
         conditional=False,
         assumed="",
     ),
+    _CDCGAN_V2_QUICK,
     _CDCGAN_QUICK,
     replace(
         _CDCGAN_QUICK,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -192,3 +193,10 @@ def test_a_recipe_with_a_teacher_is_for_the_command(notebook: Callable[..., cas.
     guided = replace(recipe, training=replace(recipe.training, teacher_weight=0.5))
     with pytest.raises(UsageError, match="synth train --recipe guided"):
         library.train(guided)
+
+
+def test_the_page_names_all_public_names() -> None:
+    table = (ROOT / "docs" / "python.md").read_text().partition("## All names")[2]
+    for room, module in (("synth", library), ("eval", cas)):
+        named = re.findall(rf"`{room}\.(\w+)`", table)
+        assert sorted(named) == sorted(module.__all__)

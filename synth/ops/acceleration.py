@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from synth.base.errors import UsageError
+from synth.base.progress import say
 from synth.ops import parallel
 from synth.ops.native import native
 
@@ -159,6 +160,7 @@ def choose_precision(
         return cast(Precision, asked), "as asked"
     if asked != "auto":
         raise UsageError(f"--precision {asked}: choose auto, fp32 or bf16")
+    say(f"times some steps in {' and '.join(get_args(Precision))}")
     if device.type == "cpu":
         native()  # compiles the kernels now, outside the timed steps
     seconds: dict[Precision, float] = {}

@@ -149,9 +149,9 @@ def score(
     whole numbers (N,), places in the classes of `dataset`; every class needs an image.
     dataset: a name that `synth datasets` lists. protocol: one on finished sets, such as `fixed-v1`.
     name: of the row in the leaderboard; by default `images`. seed: of the training of the
-    generator; sets with one name and several seeds are the runs of one row. metrics: as for `--metrics`, such as
-    `fidelity,diversity`; `cas` is the accuracy alone. data_root: folder of the real data; by
-    default the environment variable SYNTH_DATA.
+    generator; sets with one name and several seeds are the runs of one row. metrics: as for
+    `--metrics`, such as `fidelity,diversity`; `cas` is the accuracy alone. data_root: folder of the
+    real data; by default the environment variable SYNTH_DATA.
 
     It writes a record into `results`, and one of the real images if there is none. `synth
     leaderboard` reads them. Where `results` has a record of the same images, name and protocol with

@@ -407,7 +407,7 @@ def leaderboard(
     tables = publish(results)
     print_tables(tables, wide, as_json)
     for line in [] if as_json else agreement_lines(tables):
-        print(line)
+        print(fill(line, 80))
 
 
 @app.command()

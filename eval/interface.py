@@ -134,7 +134,7 @@ def score(
     *,
     dataset: str = "svhn",
     protocol: str = DEFAULT,
-    name: str = "images",
+    name: str | None = None,
     seed: int | None = None,
     metrics: str = "cas",
     data_root: Path | str | None = None,
@@ -148,10 +148,10 @@ def score(
     images: uint8 (N, height, width, 3), RGB from 0 to 255, of the size of the real ones. labels:
     whole numbers (N,), places in the classes of `dataset`; every class needs an image.
     dataset: a name that `synth datasets` lists. protocol: one on finished sets, such as `fixed-v1`.
-    name: of the row in the leaderboard. seed: of the training of the generator; sets with one name
-    and several seeds are the runs of one row. metrics: as for `--metrics`, such as
-    `fidelity,diversity`; `cas` is the accuracy alone. data_root: folder of the real data; by
-    default the environment variable SYNTH_DATA.
+    name: of the row in the leaderboard; by default `images`. seed: of the training of the
+    generator; sets with one name and several seeds are the runs of one row. metrics: as for
+    `--metrics`, such as `fidelity,diversity`; `cas` is the accuracy alone. data_root: folder of the
+    real data; by default the environment variable SYNTH_DATA.
 
     It writes a record into `results`, and one of the real images if there is none. `synth
     leaderboard` reads them. Where `results` has a record of the same images, name and protocol with
@@ -166,9 +166,16 @@ def score(
     scoring = Scoring(protocol, pick_device(device), precision, None, parse_metrics(metrics))
     workspace = Workspace(data_folder(data_root), results=Path(results))
     evaluator = make_evaluator(scoring, dataset, workspace)
-    given = image_set(images, labels, name, evaluator.test)
-    values = {"kind": "synthetic", "name": name, "count": len(given), "sha256": given.fingerprint}
-    described = {**values, "labels": "conditional", "training_seed": seed}
+    shown = "images" if name is None else name
+    given = image_set(images, labels, shown, evaluator.test)
+    described = {
+        "kind": "synthetic",
+        "name": shown,
+        "count": len(given),
+        "sha256": given.fingerprint,
+        "labels": "conditional",
+        "training_seed": seed,
+    }
     entry = parse(Entry, described, "score", UsageError)
     known = evaluator.find(entry)
     if known is None or known.entry != entry:

@@ -156,8 +156,9 @@ def _find_set(entry: Entry, original: Workspace) -> Path:
     if found:
         return found[0]
     raise SynthError(
-        f"{entry.folder}: there is no data set of the sha256 {str(entry.sha256)[:12]} there or in "
-        f"--datasets {original.datasets}; find it, or make it again with --from generate"
+        f"{entry.folder or entry.name}: there is no data set of the sha256 "
+        f"{str(entry.sha256)[:12]} there or in --datasets {original.datasets}; find it, or make it "
+        "again with --from generate"
     )
 
 

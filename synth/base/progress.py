@@ -28,6 +28,11 @@ def say(message: str) -> None:
     CONSOLE.print(message, markup=False)
 
 
+def hide_bars() -> None:
+    """This process shows no bars from now on. Its messages go on."""
+    _SHOWN.set(progress.Progress(disable=True))
+
+
 @contextmanager
 def progress_bar(title: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
     """Shows a bar while the block runs. Yields a function: call it with the amount of new progress.

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     import torch
 
     from eval.aggregate import Table
+    from eval.spread import Spread
     from synth.recipes import RecipeBase
 
 
@@ -131,6 +132,22 @@ Select = Annotated[
     Option(
         help="cas: score every checkpoint on the last tenth of the training split, and mark the "
         "best. Training leaves that tenth out. Only for conditional recipes."
+    ),
+]
+
+Jobs = Annotated[
+    int | None,
+    Option(
+        min=1,
+        help="Processes that share the work, with one thread each. By default one for each thread, "
+        "if there are as many runs to train, and else one process with all threads.",
+    ),
+]
+Ray = Annotated[
+    str | None,
+    Option(
+        help="Address of a Ray cluster that does the work, or auto. Its machines must have synth, "
+        "and share this folder. Needs synth[ray].",
     ),
 ]
 
@@ -322,6 +339,7 @@ def generate(
         generate_set,
         needs_classifier,
     )
+    from synth.ops.parallel import is_first, joined
     from synth.runs import newest_run, open_run
 
     check_count(per_class)
@@ -333,10 +351,13 @@ def generate(
     sampling = parse(Sampling, given, "generate", UsageError)
     protocol = LABELLER_PROTOCOL if label_with == "classifier" else TEACHER
     provenance = describe_provenance(source, seed, label_with, protocol, checkpoint, sampling)
-    classify = None
-    if needs_classifier(provenance):
-        classify = classify_for(source, protocol, data_root, torch_device)
-    folder = generate_set(source, provenance, per_class, out, torch_device, classify, format)
+    with joined(torch_device):
+        classify = None
+        if needs_classifier(provenance):
+            classify = classify_for(source, protocol, data_root, torch_device)
+        folder = generate_set(source, provenance, per_class, out, torch_device, classify, format)
+        if not is_first():
+            return
     if as_json:
         return print_json({"dataset": str(folder), **read_json(folder / "manifest.json")})
     print(folder)
@@ -539,6 +560,8 @@ def benchmark(
     results: Results = Path("results"),
     device: Device = "auto",
     precision: Precision = "auto",
+    jobs: Jobs = None,
+    ray: Ray = None,
     wide: Wide = False,
     as_json: AsJson = False,
 ) -> None:
@@ -553,10 +576,12 @@ def benchmark(
     names = parse_metrics(metrics, feature_space)
     chosen = [resolve_recipe(name.strip(), None, overrides) for name in recipes.split(",")]
     length = parse_count("--images", images)
+    torch_device = prepare(device)
     tables = run_benchmark(
         Plan(chosen, dataset, seeds, per_class, length, select is not None),
-        Scoring(protocol, prepare(device), precision, classifier_seeds, names),
+        Scoring(protocol, torch_device, precision, classifier_seeds, names),
         Workspace(data_root, runs, datasets, results),
+        plan_spread(jobs, ray, len(chosen) * seeds, torch_device),
     )
     print_tables(tables, wide, as_json)
     say(f"report: {results / 'report.html'}")
@@ -574,16 +599,19 @@ def study(
         "results/studies"
     ),
     device: Device = "auto",
+    jobs: Jobs = None,
+    ray: Ray = None,
     as_json: AsJson = False,
 ) -> None:
     """Compare variants of a recipe on a part of the training split. Never opens the test split."""
     from dataclasses import asdict
 
     from eval.evaluator import Workspace
-    from eval.study import run_study
+    from eval.study import read_study, run_study, runs_of
 
-    workspace = Workspace(data_root, runs, datasets, results)
-    found = run_study(file, prepare(device), workspace)
+    workspace, torch_device = Workspace(data_root, runs, datasets, results), prepare(device)
+    spread = plan_spread(jobs, ray, len(runs_of(read_study(file))), torch_device)
+    found = run_study(file, torch_device, workspace, spread)
     if as_json:
         return print_json([asdict(result) for result in found])
     print((results / f"{file.stem}.md").read_text(encoding="utf-8"))
@@ -657,6 +685,15 @@ def prepare(device: str, deterministic: bool = False) -> torch.device:
     if deterministic:
         make_deterministic()
     return pick_device(device)
+
+
+def plan_spread(jobs: int | None, ray: str | None, runs: int, device: torch.device) -> Spread:
+    """Where the work on so many runs is done."""
+    from eval.spread import Spread, jobs_that_pay
+
+    if jobs is not None and ray is not None:
+        raise UsageError("--jobs, --ray: give one of them")
+    return Spread(1, ray) if ray else Spread(jobs or jobs_that_pay(runs, device))
 
 
 def resolve_recipe(

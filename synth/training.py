@@ -26,7 +26,7 @@ from synth.environment import describe_environment
 from synth.families import FAMILIES, Teacher, Trainer
 from synth.ops.acceleration import choose_precision
 from synth.ops.native import describe_kernels
-from synth.ops.parallel import any_of, is_first, processes, started
+from synth.ops.parallel import is_first, processes, started, total_count
 from synth.recipes import RecipeBase
 from synth.runs import Run, RunConfig, checkpoint_name
 from synth.trackers import Note, ignore
@@ -222,7 +222,7 @@ def _train(
             trainer.step()
             advance(min(batch, config.total_images - step * batch))
             step += 1
-            stopping = any_of(interrupted())
+            stopping = total_count(interrupted()) > 0
             if step % tick_steps and step < last_step and not stopping:
                 continue
 

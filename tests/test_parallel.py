@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,7 @@ from synth.ops import parallel
 from synth.recipes import RecipeBase, override
 from synth.runs import Run
 from synth.training import check_shares, train_run
-from tests.conftest import ROOT, config_of, tiny
+from tests.conftest import ROOT, Ran, config_of, tiny
 from tests.world import as_torchrun, free_port
 
 LIKE_V2 = (
@@ -97,6 +98,20 @@ def test_two_processes_train_as_one_does(tmp_path: Path) -> None:
                 assert error < (1e-9 if precise else 1e-3), f"{name}: {key} is off by {error:.1e}"
 
 
+def as_processes(mats: Path, commands: list[list[str]]) -> None:
+    """Runs the processes that torchrun would start. Writes `0.out`, `0.err`, `1.out` and so on."""
+    told = {"SYNTH_DATA": str(mats), "SYNTH_TEST_COMMANDS": json.dumps(commands)}
+    ran = subprocess.run(
+        [sys.executable, "-m", "tests.world"],
+        env={**ENVIRONMENT, **told, "SYNTH_TEST_TORCHRUN": "1"},
+        cwd=mats.parent,
+        capture_output=True,
+        check=True,
+    )
+    errors = "".join(path.read_text() for path in sorted(mats.parent.glob("*.err")))
+    assert json.loads(ran.stdout)[1] == [0] * len(commands), errors
+
+
 def test_two_processes_resume_a_run_and_the_first_one_writes(
     mats: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -115,14 +130,7 @@ def test_two_processes_resume_a_run_and_the_first_one_writes(
     monkeypatch.setattr(GANTrainer, "step", dying)
     with pytest.raises(RuntimeError, match="killed"):
         train_run(shared, real, CPU)
-    words = [["train", "--resume", "--device", "cpu"]] * 2
-    told = {"SYNTH_DATA": str(mats), "SYNTH_TEST_COMMANDS": json.dumps(words)}
-    subprocess.run(
-        [sys.executable, "-m", "tests.world"],
-        env={**ENVIRONMENT, **told, "SYNTH_TEST_TORCHRUN": "1"},
-        cwd=folder,
-        check=True,
-    )
+    as_processes(mats, [["train", "--resume", "--device", "cpu"]] * 2)
     assert (folder / "0.out").read_text() == f"runs/{shared.folder.name}\n"
     assert (folder / "1.out").read_text() == (folder / "1.err").read_text() == ""
     assert shared.finished()
@@ -132,6 +140,25 @@ def test_two_processes_resume_a_run_and_the_first_one_writes(
     expected, state = (load_tensors(run.state)[0] for run in (whole, shared))
     for key in expected:
         torch.testing.assert_close(state[key], expected[key], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.usefixtures("tiny_names")
+def test_a_set_is_the_same_from_any_number_of_processes(
+    synth: Callable[..., Ran], mats: Path
+) -> None:
+    """Three processes share ten classes."""
+    train = ("--recipe", "tiny", "--images", "64", "--precision", "fp32", "--data-root", mats)
+    assert synth("train", *train, "--device", "cpu").code == 0
+    words = ["generate", "--per-class", "260", "--augment", "digits-v1", "--device", "cpu"]
+    assert synth(*words).code == 0
+    as_processes(mats, [words] * 3)
+    alone, shared = (
+        read_json(path) for path in sorted((mats.parent / "datasets").glob("*/*.json"))
+    )
+    assert shared.pop("environment")["processes"] == 3
+    del alone["environment"], alone["command"], shared["command"]
+    assert shared == alone
+    assert [path for path in (mats.parent / "datasets").iterdir() if "partial" in path.name] == []
 
 
 def test_processes_that_cannot_share_a_run_are_told_so() -> None:

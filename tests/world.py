@@ -105,8 +105,9 @@ def fork(
         os._exit(code)
 
 
-if __name__ == "__main__":
+if __name__ in ("__main__", "__mp_main__"):  # the latter in processes that it spawns
     build()
+if __name__ == "__main__":
     slow_down(float(os.environ.pop("SYNTH_TEST_PAUSE", "0")))
     journal = os.environ.pop("SYNTH_TEST_JOURNAL", None)
     if journal:

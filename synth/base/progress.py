@@ -31,6 +31,11 @@ def say(message: str) -> None:
     CONSOLE.print(message, markup=False)
 
 
+def hide_bars() -> None:
+    """This process shows no bars from now on. Its messages go on."""
+    _SHOWN.set(progress.Progress(disable=True))
+
+
 @contextmanager
 def progress_bar(
     title: str, total: int, unit: str, done: int = 0

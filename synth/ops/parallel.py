@@ -73,13 +73,18 @@ def from_first(value: Value) -> Value:
     return values[0]
 
 
-def any_of(flag: bool) -> bool:
-    """True if the flag is true in any process."""
+def total_count(count: int) -> int:
+    """The sum of the counts of all processes. Waits for them."""
     if processes() == 1:
-        return flag
-    count = torch.tensor(int(flag))
-    distributed.all_reduce(count)
-    return bool(count)
+        return count
+    summed = torch.tensor(count)
+    distributed.all_reduce(summed)
+    return int(summed)
+
+
+def own_share(items: Sequence[Value]) -> Sequence[Value]:
+    """Those of the items that this process works on."""
+    return items[distributed.get_rank() :: processes()] if processes() > 1 else items
 
 
 def own_part(tensor: Tensor, dimension: int = 0) -> Tensor:

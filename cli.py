@@ -147,7 +147,7 @@ Ray = Annotated[
     str | None,
     Option(
         help="Address of a Ray cluster that does the work, or auto. Its machines must have synth, "
-        "and share this folder. Needs synth[ray].",
+        "and share this folder. Needs synth-cas[ray].",
     ),
 ]
 

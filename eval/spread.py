@@ -80,7 +80,7 @@ def on_ray(address: str, tasks: Sequence[Work], device: torch.device) -> None:
     try:
         import ray
     except ImportError as error:
-        raise UsageError("--ray: Ray is not installed; pip install 'synth[ray]'") from error
+        raise UsageError("--ray: Ray is not installed; pip install 'synth-cas[ray]'") from error
     try:
         ray.init(address, runtime_env={"env_vars": ONE_THREAD})
     except (ConnectionError, ValueError) as error:

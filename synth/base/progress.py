@@ -23,7 +23,11 @@ _SHOWN: ContextVar[progress.Progress | None] = ContextVar(
 class _Rate(progress.ProgressColumn):
     def render(self, task: progress.Task) -> Text:
         speed = task.finished_speed or task.speed
-        return Text("" if speed is None else f"{speed:,.3g} {task.fields['unit']}/s")
+        return Text("" if speed is None else _rate(speed, task.fields["unit"]))
+
+
+def _rate(speed: float, unit: str) -> str:
+    return f"{speed:,.0f} {unit}/s" if speed >= 100 else f"{speed:.3g} {unit}/s"
 
 
 def say(message: str) -> None:
@@ -92,5 +96,5 @@ def _describe(task: progress.Task) -> str:
     unit, left = task.fields["unit"], task.time_remaining
     text = f"{task.description}: {task.completed:,.0f} of {task.total:,.0f} {unit}"
     if task.speed is not None:
-        text += f", {task.speed:,.3g} {unit}/s"
+        text += f", {_rate(task.speed, unit)}"
     return text if left is None else f"{text}, {timedelta(seconds=int(left))} left"

@@ -28,6 +28,7 @@ once.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
@@ -224,7 +225,8 @@ def _result(results: Path, variant: str, records: list[Record], base: list[Recor
 def _training_seconds(log: list[dict[str, Any]]) -> float:
     """The time in the steps of a run, from the log of its ticks."""
     shown = [0, *(line["images"] for line in log)]
-    rates: list[float] = [line["images_per_second"] for line in log]
+    found = [line.get("images_per_second") for line in log]
+    rates = [rate if isinstance(rate, int | float) and rate > 0 else math.nan for rate in found]
     ticks = zip(shown, shown[1:], rates, strict=False)
     return float(sum((after - before) / rate for before, after, rate in ticks))
 

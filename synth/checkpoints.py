@@ -53,7 +53,7 @@ def read_metadata(path: Path) -> dict[str, Any]:
 def read_count(path: Path, key: str) -> int:
     """The whole number `key` in the metadata. Raises `SynthError` if there is none."""
     found = read_metadata(path).get(key)
-    if not isinstance(found, int) or found < 0:
+    if type(found) is not int or not 0 <= found < 1 << 63:
         raise SynthError(f"{path}: is damaged ({key} is {found!r}); train the run again")
     return found
 

@@ -17,8 +17,9 @@ MOST = {"threads": 1 << 16, "blas_threads": 1 << 16, "images": 1 << 63}  # of an
 
 
 def _check_line(line: dict[str, Any]) -> dict[str, Any]:
-    if not isinstance(line.get("images"), int):
-        raise ValueError(f"a line of the log has {line.get('images')!r} images")
+    images = line.get("images")
+    if type(images) is not int or not 0 <= images < MOST["images"]:
+        raise ValueError(f"a line of the log has {images!r:.50} images")
     for key, found in line.items():
         for value in found if isinstance(found, list) else [found]:
             number = isinstance(value, int | float) and not abs(value) > LARGEST

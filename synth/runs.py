@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from synth.base.errors import SynthError, UsageError
@@ -36,9 +37,9 @@ from synth.base.files import (
     write_numbered_folder,
     write_text,
 )
-from synth.base.names import FileName, Name
+from synth.base.names import FileName, Line, Name
 from synth.base.progress import say
-from synth.base.schema import CLOSED, Count, dump, on_disk, parse
+from synth.base.schema import CLOSED, Count, Whole, dump, on_disk, parse
 from synth.checkpoints import load_tensors, read_count
 from synth.families import FAMILIES, Family, Sampler
 from synth.provenance import Environment, LogLine
@@ -55,16 +56,16 @@ class RunConfig:
 
     recipe: RecipeBase
     dataset: Name  # name of the images, such as svhn-part
-    dataset_key: Annotated[str, on_disk("source")]  # name in the registry, such as svhn
-    fingerprint: str  # of the training split
-    training_size: int
-    classes: tuple[FileName, ...]
+    dataset_key: Annotated[Name, on_disk("source")]  # name in the registry, such as svhn
+    fingerprint: Line  # of the training split
+    training_size: Whole
+    classes: Annotated[tuple[FileName, ...], Field(min_length=1)]
     total_images: Annotated[Count, on_disk("images")]  # length, in real images shown
     images_per_tick: Annotated[Count, on_disk("tick")]  # real images between two checkpoints
-    seed: int
-    precision: str
-    select: str | None = None  # protocol that scores the checkpoints, if any
-    teacher: str | None = None  # protocol of the classifier that guides the training, if any
+    seed: Whole
+    precision: str  # one of the family's
+    select: Name | None = None  # protocol that scores the checkpoints, if any
+    teacher: Name | None = None  # protocol of the classifier that guides the training, if any
     schema: Literal[1] = 1
 
     def to_json(self) -> dict[str, Any]:
@@ -88,7 +89,10 @@ class RunConfig:
         rest = parse(dict[str, Any], value, what)
         family = FAMILIES.find(parse(str, rest.pop("family", DEFAULT_FAMILY), f"{what}, family"))
         recipe = parse(family.recipe, rest.get("recipe"), f"{what}, recipe")
-        return parse(RunConfig, {**rest, "recipe": recipe}, what)
+        config = parse(RunConfig, {**rest, "recipe": recipe}, what)
+        if config.precision not in family.precisions:
+            raise SynthError(f"{what}: precision is {config.precision!r:.50}")
+        return config
 
     @property
     def family(self) -> Family:
@@ -170,7 +174,7 @@ class Run:
         return {
             checkpoint_name(line["images"]): line["validation_accuracy"]
             for line in self.read_log()
-            if "validation_accuracy" in line
+            if isinstance(line.get("validation_accuracy"), int | float)
         }
 
     def best_checkpoint(self) -> str:

@@ -20,7 +20,7 @@ import torch
 from synth.base.errors import SynthError, UsageError
 from synth.base.locks import exclusive
 from synth.base.progress import progress_bar, say
-from synth.checkpoints import load_tensors, save_tensors
+from synth.checkpoints import load_tensors, read_count, save_tensors
 from synth.data import ImageSet, split_validation
 from synth.environment import describe_environment
 from synth.families import FAMILIES, Teacher, Trainer
@@ -277,9 +277,9 @@ def _restore(run: Run, trainer: Trainer) -> int:
     """Loads the last checkpoint, if any. Returns the number of steps taken."""
     if not run.state.exists():
         return 0
-    tensors, metadata = load_tensors(run.state)
+    step = read_count(run.state, "step")
     try:
-        step = int(metadata["step"])
+        tensors, _ = load_tensors(run.state)
         trainer.load_state(tensors, step)
         return step
     except (KeyError, ValueError, RuntimeError) as error:

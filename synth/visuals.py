@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,12 @@ def draw_losses(log: Sequence[dict[str, Any]], path: Path) -> None:
         rows[0].plot(at, heldout, lw=0.7, color="0.6", label="discriminator, held-out images")
     for axes, (title, keys) in zip(rows, panels, strict=True):
         for key in keys:
-            axes.plot(shown, [line[key] for line in log], marker=".", label=NAMES.get(key, key))
+            axes.plot(
+                shown,
+                [_number(line.get(key)) for line in log],
+                marker=".",
+                label=NAMES.get(key, key),
+            )
         axes.set_ylabel(title)
         axes.grid(alpha=0.3)
         if axes.get_legend_handles_labels()[0]:
@@ -55,6 +61,11 @@ def draw_losses(log: Sequence[dict[str, Any]], path: Path) -> None:
         figure.savefig(temporary, dpi=90, metadata={"Software": None})
 
 
+def _number(value: object) -> float:
+    """NaN, which is not drawn, where a log has no number."""
+    return value if isinstance(value, int | float) else math.nan
+
+
 def _heldout_losses(log: Sequence[dict[str, Any]]) -> tuple[list[float], list[float]]:
     """Thousands of images shown, and losses. A tick's losses are spaced evenly in the tick."""
     at: list[float] = []
@@ -62,6 +73,7 @@ def _heldout_losses(log: Sequence[dict[str, Any]]) -> tuple[list[float], list[fl
     before = 0
     for line in log:
         found = line.get("heldout_d_losses", [])
+        found = list(map(_number, found)) if isinstance(found, list) else []
         at += np.linspace(line["images"], before, len(found), endpoint=False)[::-1].tolist()
         losses += found
         before = line["images"]

@@ -29,9 +29,10 @@ from synth.checkpoints import load_tensors, old_sha256, read_metadata, save_tens
 from synth.data import DATASETS, ImageSet, load_training_images
 from synth.generation import generate
 from synth.recipes import read_toml
-from synth.runs import Run, load_generator, newest_run
+from synth.runs import Run, load_generator, newest_run, open_run
 from synth.synthetic_set import Generated, read_synthetic, write_synthetic
 from synth.training import train_run
+from synth.visuals import draw_losses
 from tests.conftest import Ran, tiny
 from tests.test_cli import one_line
 from tests.test_generation import MANIFEST
@@ -142,7 +143,40 @@ def test_a_full_disk_during_a_checkpoint_is_no_fault_of_synth(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("seed", -1), ("classes", []), ("precision", "x"), ("fingerprint", "a\nb"), ("select", "")],
+)
+def test_a_configuration_that_no_run_can_have_is_named(
+    tmp_path: Path, drawn: ImageSet, key: str, value: object
+) -> None:
+    run = make_run(tmp_path, drawn, tiny("tiny", True), 160)
+    path = run.folder / "config.json"
+    path.write_text(json.dumps({**read_json(path), key: value}))
+    with pytest.raises(SynthError, match=rf"config\.json: is damaged.*{key} is"):
+        open_run(run.folder)
+
+
+@pytest.mark.parametrize("step", [None, "x", -5, True, 2**63])
+def test_a_state_without_a_number_of_steps_is_named(
+    tmp_path: Path, drawn: ImageSet, step: object
+) -> None:
+    run = make_run(tmp_path, drawn, tiny("tiny", True), 160)
+    save_tensors(run.state, TENSORS, {"step": step})
+    with pytest.raises(SynthError, match=r"latest\.safetensors: is damaged \(step is"):
+        train_run(run, drawn, CPU)
+
+
 # The log
+
+
+def test_a_log_without_numbers_is_drawn_and_selects_nothing(logged: Run, tmp_path: Path) -> None:
+    for line in ({"g_loss": None}, {"heldout_d_losses": 1, "validation_accuracy": None}):
+        logged.append_log({"images": 640, **line})
+    log = logged.read_log()
+    for last in log:
+        draw_losses([*log, last], tmp_path / "losses.png")
+    assert logged.validation_scores() == {}
 
 
 @pytest.fixture
@@ -238,6 +272,7 @@ ZEROS = npy(np.zeros(0, np.uint8)).replace(b"(0,), }" + b" " * 9, b"(300000000,)
         ({"images": IMAGES, "labels": npy(np.full(20, 2**64 - 1, np.uint64))}, "labels are from"),
         ({"images": IMAGES[:128].replace(b"(20", b"(2000000000") + bytes(60_000)}, "cannot be re"),
         ({"images": npy(np.array(5, np.uint8))}, "not uint8"),
+        ({"images": IMAGES.replace(b"'|u1'", b"()   ")}, "cannot be read"),
     ],
 )
 def test_a_set_cannot_fill_the_memory(
@@ -259,6 +294,16 @@ def test_an_image_cannot_fill_the_memory(tmp_path: Path) -> None:
     (tmp_path / "train" / "a").mkdir(parents=True)
     Image.new("L", (9000, 9000)).save(tmp_path / "train" / "a" / "0.png")
     with little_memory(100_000_000), pytest.raises(SynthError, match=r"0\.png.*9000×9000 pixels"):
+        DATASETS["folder"].load("train", tmp_path)
+
+
+def test_whatever_pillow_raises_names_the_image(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "train" / "a").mkdir(parents=True)
+    Image.new("L", (32, 32)).save(tmp_path / "train" / "a" / "0.png")
+    monkeypatch.setattr("PIL.ImageOps.exif_transpose", lambda image: {}[image])
+    with pytest.raises(SynthError, match=r"0\.png: cannot be read"):
         DATASETS["folder"].load("train", tmp_path)
 
 

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from textwrap import indent
+from typing import Any
 
 import pytest
 
@@ -96,6 +97,29 @@ def test_leftovers_without_a_lock(tmp_path: Path) -> None:
         "mine",
     ]
     assert (tmp_path / "mine" / "lock").exists()
+
+
+@pytest.mark.parametrize("removed", range(12))
+def test_what_a_killed_removal_left_is_cleared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, removed: int
+) -> None:
+    """A scratch folder loses its lock last, in whatever order the file system lists its files."""
+    unlink, count = os.unlink, iter(range(100))
+
+    def kill(*arguments: Any, **options: Any) -> None:
+        if next(count) >= removed:
+            raise KeyboardInterrupt
+        unlink(*arguments, **options)
+
+    with pytest.raises(KeyboardInterrupt), scratch_folder(tmp_path) as folder:
+        (folder / "made").mkdir()
+        for name in "abcdefgh":
+            (folder / name).touch()
+            (folder / "made" / name).touch()
+        monkeypatch.setattr(os, "unlink", kill)
+    monkeypatch.undo()
+    clear_leftovers(tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_leftovers_of_another_user_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,9 +29,10 @@ MOST_TEXT = 1 << 28  # bytes of a text file
 EXPANSION, ROOM = 100, 1 << 26
 # Errors for npz files that are damaged, besides OSError
 DAMAGE = (
-    *(ValueError, EOFError, AttributeError, KeyError, SyntaxError, RecursionError, MemoryError),
+    *(ValueError, EOFError, AttributeError, LookupError, SyntaxError, RecursionError, MemoryError),
     *(
         OverflowError,
+        TypeError,
         RuntimeError,
         struct.error,
         tokenize.TokenError,

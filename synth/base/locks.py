@@ -112,7 +112,8 @@ def scratch_folder(parent: Path) -> Iterator[Path]:
                 return
         finally:
             lock.release()
-            shutil.rmtree(folder, ignore_errors=True)
+            with suppress(OSError):
+                _remove(folder)
 
 
 def _locked(lock: FileLock) -> bool:
@@ -129,6 +130,16 @@ def _user() -> int:
     return os.geteuid() if hasattr(os, "geteuid") else 0
 
 
+def _remove(folder: Path) -> None:
+    """Removes a scratch folder, its lock last: without one, nobody could clear the rest."""
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path.name != "lock":
+            path.unlink()
+    shutil.rmtree(folder)
+
+
 def clear_leftovers(folder: Path, depth: int = 0) -> None:
     """Removes scratch folders whose process has ended, in `folder` and `depth` levels below it.
 
@@ -141,6 +152,6 @@ def clear_leftovers(folder: Path, depth: int = 0) -> None:
                     continue
                 if (found / "lock").exists():
                     with FileLock(found / "lock", timeout=0):
-                        shutil.rmtree(found)
+                        _remove(found)
                 else:
                     found.rmdir()  # it is empty if its process ended before it locked it

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import struct
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,8 +19,6 @@ from synth.data import DATASETS, SIZE, Dataset, ImageSet, Split
 
 MOST_PIXELS = 36_000_000  # of an image; 32×32 of them are used
 MOST_THREADS = 8  # each holds an image of full size
-# Errors of Pillow, besides OSError, for files that are damaged, too large or no images
-DAMAGE = (SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
 
 
 def load(split: Split, root: Path | None) -> ImageSet:
@@ -91,8 +88,8 @@ def _read_image(path: Path) -> np.ndarray:
         if colour.size != (SIZE, SIZE):
             colour = colour.resize((SIZE, SIZE), Image.Resampling.BICUBIC)
         return np.asarray(colour)
-    except (OSError, *DAMAGE) as error:
-        reason = str(error)
+    except Exception as error:  # Pillow raises many kinds for a damaged file
+        reason = str(error) or type(error).__name__
         if isinstance(error, OSError):
             reason = error.strerror or "cut short or no image"
         raise SynthError(f"{path}: cannot be read ({reason}); mend or remove it") from error

@@ -79,9 +79,10 @@ def loops(loop: Any, images: int) -> dict[str, tuple[Loop, int]]:
 
 def _built(net: nn.Module, on: Switches) -> nn.Module:
     if on.channels_last:
-        net = net.to(memory_format=torch.channels_last)
-    compiled: nn.Module = torch.compile(net) if on.compiled else net
-    return compiled
+        net.to(memory_format=torch.channels_last)
+    if on.compiled:
+        net.compile()
+    return net
 
 
 def _adam(net: nn.Module, on: Switches, rate: float, beta: float) -> torch.optim.Adam:

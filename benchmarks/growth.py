@@ -21,15 +21,17 @@ from eval.classifier_training import shuffled_batches, train_classifier
 from eval.evaluate import publish
 from eval.protocols import PROTOCOLS
 from eval.records import Entry, RealSplits, Record, write_record
-from eval.scoring import measure
+from eval.scoring import disk_batches, measure, score
 from synth.base.files import write_json
 from synth.checkpoints import save_tensors
 from synth.data import SIZE, ImageSet
 from synth.environment import describe_environment
+from synth.formats import npz
 from synth.generation import describe_provenance, generate_set
 from synth.ops.acceleration import keep_freed_memory
 from synth.published import RECIPES
 from synth.runs import Run, RunConfig
+from synth.synthetic_set import read_synthetic
 from synth.training import memory_mib, plan_run
 
 CPU = torch.device("cpu")
@@ -84,6 +86,29 @@ def images_generated(count: int) -> float:
         return time.perf_counter() - start
 
 
+def images_evaluated(count: int) -> float:
+    """From a set on disk to a score; the classifier takes few steps."""
+    protocol = replace(PROTOCOLS["quick-v1"], steps=20)
+    labels = np.repeat(np.arange(10, dtype=np.int64), count // 10)
+    chunk = noise_images(count // 10).images.permute(0, 2, 3, 1).numpy()
+    with tempfile.TemporaryDirectory() as name:
+        npz.write(Path(name), (chunk for _ in range(10)), count, labels, ())
+        del chunk
+        start = time.perf_counter()
+        made = read_synthetic(Path(name)).images
+        score(protocol, disk_batches(protocol, made, CPU), noise_images(1_000), CPU, "bf16", 1)
+        return time.perf_counter() - start
+
+
+def own_mib() -> int | None:
+    """Memory that belongs to this process alone: without pages of files, which the system can drop.
+    It is that of the end; freed memory is kept, so it is near the peak. Only Linux tells it."""
+    status = Path("/proc/self/status")
+    lines = status.read_text().splitlines() if status.exists() else []
+    found = [int(line.split()[1]) >> 10 for line in lines if line.startswith("RssAnon:")]
+    return found[0] if found else None
+
+
 def classifier_steps(count: int) -> float:
     images = noise_images(4_000)
     labels = images.require_labels()
@@ -126,6 +151,7 @@ def records(count: int) -> float:
 AXES: dict[Callable[[int], float], tuple[int, ...]] = {
     images_shown: (8_192, 16_384, 32_768, 65_536),
     images_generated: (1_000, 10_000, 100_000, 1_000_000),
+    images_evaluated: (1_000, 10_000, 100_000, 1_000_000),
     classes: (2, 10, 100, 1_000),
     real_images: (10_000, 75_000, 300_000, 600_000),
     classifier_steps: (50, 100, 200, 400),
@@ -160,6 +186,10 @@ def draw(figures: dict[str, list[dict[str, float]]], path: Path) -> None:
         for panel, key, unit in zip(column, ("seconds", "mib"), ("s", "MiB"), strict=True):
             values = [point[key] for point in points]
             panel.plot(sizes, values, "o-")
+            own = [point.get("own_mib") for point in points]
+            if key == "mib" and None not in own:
+                panel.plot(sizes, own, ".:", label="without files' pages")
+                panel.legend(fontsize="x-small")
             panel.set(xlim=(0, 1.08 * sizes[-1]), ylim=(0, 1.2 * max(values)), ylabel=unit)
             panel.locator_params(nbins=3)
             panel.xaxis.set_major_formatter(EngFormatter(sep=""))
@@ -176,4 +206,4 @@ if __name__ == "__main__":
         keep_freed_memory()
         work = {axis.__name__: axis for axis in AXES}[sys.argv[1]]
         seconds = round(work(int(sys.argv[2])), 3)
-        print(json.dumps({"seconds": seconds, "mib": memory_mib(CPU)}))
+        print(json.dumps({"seconds": seconds, "mib": memory_mib(CPU), "own_mib": own_mib()}))

@@ -79,7 +79,7 @@ def loops(loop: Any, images: int) -> dict[str, tuple[Loop, int]]:
 
 def _built(net: nn.Module, on: Switches) -> nn.Module:
     if on.channels_last:
-        net = net.to(memory_format=torch.channels_last)
+        net.to(memory_format=torch.channels_last)
     if on.compiled:
         net.compile()
     return net

@@ -58,10 +58,11 @@ def on_processes(jobs: int, work: Work) -> None:
         for worker in workers:
             worker.join()
     except BaseException:
-        for worker in workers:
-            if worker.is_alive():
-                worker.terminate()  # a training saves what it has
-                worker.join()
+        alive = [worker for worker in workers if worker.is_alive()]
+        for worker in alive:
+            worker.terminate()  # a training saves what it has
+        for worker in alive:
+            worker.join()
         raise
     failed = [worker.exitcode for worker in workers if worker.exitcode]
     if failed:
@@ -83,7 +84,7 @@ def on_ray(address: str, tasks: Sequence[Work], device: torch.device) -> None:
         raise UsageError("--ray: Ray is not installed; pip install 'synth-cas[ray]'") from error
     try:
         ray.init(address, runtime_env={"env_vars": ONE_THREAD})
-    except (ConnectionError, ValueError) as error:
+    except (ConnectionError, RuntimeError, ValueError) as error:
         raise UsageError(f"--ray {address}: no Ray cluster answers there ({error})") from error
     try:
         gpus = int(device.type == "cuda")

@@ -21,6 +21,7 @@ CPU = torch.device("cpu")
     [
         (growth.images_shown, 256),
         (growth.images_generated, 20),
+        (growth.images_evaluated, 20),
         (growth.classifier_steps, 2),
         (growth.records, 3),
     ],

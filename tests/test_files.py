@@ -13,8 +13,10 @@ from pathlib import Path
 from textwrap import indent
 from typing import Any
 
+import numpy as np
 import pytest
 
+from synth.base import files
 from synth.base.errors import SynthError
 from synth.base.files import (
     atomic_file,
@@ -24,6 +26,7 @@ from synth.base.files import (
     write_text,
 )
 from synth.base.locks import clear_leftovers, scratch_folder
+from synth.formats import npz
 from tests.conftest import ROOT
 
 WRITERS = 8
@@ -201,3 +204,23 @@ def test_a_command_that_is_asked_to_end_cleans_up(tmp_path: Path) -> None:
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 130
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_large_set_is_mapped_and_a_damaged_one_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "MAPPED", 1)
+    pixels = np.random.default_rng(0).integers(256, size=(20, 32, 32, 3), dtype=np.uint8)
+    labels, path = np.arange(20), tmp_path / npz.FILE
+    npz.write(tmp_path, [pixels[:7], pixels[7:]], 20, labels, ())
+    images, found = npz.read(tmp_path, ())
+    assert isinstance(images, np.memmap) and found is not None
+    assert (images == pixels).all() and (found == labels).all()
+    images[:] = 0
+    assert (npz.read(tmp_path, ())[0] == pixels).all()
+    data = path.read_bytes()
+    for at in (data.find(pixels[9].tobytes()), data.find(b"descr"), 26, 30):
+        path.write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
+        assert files.map_array(path, "images") is None
+    np.savez_compressed(path, images=pixels)
+    assert files.map_array(path, "images") is None

@@ -15,7 +15,6 @@ import torch
 
 from eval.benchmark import Plan, benchmark
 from eval.evaluator import Scoring, Workspace
-from eval.protocols import PROTOCOLS
 from eval.records import read_records
 from eval.spread import Spread, jobs_that_pay
 from synth.base.errors import UsageError
@@ -23,7 +22,7 @@ from synth.base.files import read_arrays, read_json
 from synth.environment import command_line
 from synth.runs import all_runs
 from tests.conftest import ROOT, tiny
-from tests.spread_world import ENTRY_POINT, PROTOCOL
+from tests.spread_world import ENTRY_POINT
 
 CPU = torch.device("cpu")
 SCORING = Scoring("spread-v1", CPU, "fp32")
@@ -40,7 +39,7 @@ def shared(mats: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     (plugin / "entry_points.txt").write_text(ENTRY_POINT)
     monkeypatch.chdir(folder)
     monkeypatch.setenv("PYTHONPATH", f"{ROOT}{os.pathsep}{plugin.parent}")
-    monkeypatch.setitem(PROTOCOLS.entries, "spread-v1", PROTOCOL)
+    monkeypatch.syspath_prepend(plugin.parent)  # processes that this one spawns get it too
     threads = torch.get_num_threads()
     yield folder
     torch.set_num_threads(threads)

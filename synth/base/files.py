@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import lzma
+import math
 import os
 import re
 import stat
@@ -27,6 +28,7 @@ MOST_TEXT = 1 << 28  # bytes of a text file
 # An array of an npz file may be larger than the file by this factor and this many bytes. Images,
 # which are stored as they are, do not come near, and a small file cannot fill the memory.
 EXPANSION, ROOM = 100, 1 << 26
+MAPPED = 1 << 28  # bytes of an array from which on `map_array` maps it: 87,000 images
 # Errors for npz files that are damaged, besides OSError
 DAMAGE = (
     *(ValueError, EOFError, AttributeError, LookupError, SyntaxError, RecursionError, MemoryError),
@@ -119,6 +121,34 @@ def read_arrays(path: Path, *names: str) -> dict[str, np.ndarray]:
         return found
     except (OSError, *DAMAGE) as error:
         raise SynthError(f"{path}: cannot be read ({error}); make it again") from error
+
+
+def map_array(path: Path, name: str) -> np.ndarray | None:
+    """An array of an npz file, whose values the system reads when they are needed, and can drop.
+
+    None if it is small, is not stored as it is, or is damaged: `read_arrays` then reads it, or says
+    why not. Changes of the array do not reach the file.
+    """
+    try:
+        with regular(path).open("rb") as file, zipfile.ZipFile(file) as archive:
+            member = archive.getinfo(f"{name}.npy")
+            if member.compress_type != zipfile.ZIP_STORED or member.file_size < MAPPED:
+                return None
+            with archive.open(member) as stream:
+                while stream.read(1 << 20):  # raises where the checksum at the end is wrong
+                    pass
+            file.seek(member.header_offset)
+            name_length, extra_length = struct.unpack("<26xHH", file.read(30))
+            start = file.seek(name_length + extra_length, os.SEEK_CUR)
+            if np.lib.format.read_magic(file) != (1, 0):
+                return None
+            shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
+            whole = file.tell() - start + math.prod(shape) * dtype.itemsize == member.file_size
+            if dtype.hasobject or fortran or not whole:
+                return None
+            return np.memmap(file, dtype, "c", file.tell(), shape)
+    except (OSError, *DAMAGE):
+        return None
 
 
 def sha256(path: Path) -> str:

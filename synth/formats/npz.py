@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from synth.base.errors import SynthError
-from synth.base.files import read_arrays
+from synth.base.files import map_array, read_arrays
 from synth.data import SIZE
 from synth.formats import Chunks, Format, Labels
 
@@ -32,7 +32,11 @@ def write(folder: Path, chunks: Chunks, count: int, labels: Labels, classes: Seq
 
 def read(folder: Path, classes: Sequence[str]) -> tuple[np.ndarray, Labels]:
     path = folder / FILE
-    arrays = read_arrays(path, "images", "labels")
+    mapped = map_array(path, "images")
+    if mapped is None:
+        arrays = read_arrays(path, "images", "labels")
+    else:
+        arrays = {"images": mapped, **read_arrays(path, "labels")}
     if "images" not in arrays:
         raise SynthError(f"{path}: holds no array named images")
     images, labels = arrays["images"], arrays.get("labels")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer import Argument, Option
 
-from eval.protocols import PROTOCOLS, TEACHER
+from eval.protocols import PROTOCOLS, TEACHER, protocol_for
 from synth.base.errors import SynthError, UsageError
 from synth.base.registry import names_of
 from synth.policies import POLICIES
@@ -258,7 +258,8 @@ def generate(
     source = open_run(run) if run else newest_run(runs, finished=True)
     given = {"augment": augment, "reject": reject, "latent_scale": latent_scale, "mix": mix}
     sampling = parse(Sampling, given, "generate", UsageError)
-    protocol = LABELLER_PROTOCOL if label_with == "classifier" else TEACHER
+    labeller = LABELLER_PROTOCOL if label_with == "classifier" else TEACHER
+    protocol = protocol_for(labeller, source.config.recipe.side).name
     provenance = describe_provenance(source, seed, label_with, protocol, checkpoint, sampling)
     classify = None
     if needs_classifier(provenance):
@@ -273,8 +274,29 @@ def generate(
 def evaluate(
     folders: Annotated[
         list[Path] | None,
-        Argument(help="Folders of synthetic sets. The default is the newest in datasets/."),
+        Argument(
+            help="Synthetic sets. The default is the newest in datasets/. A set of your own is an "
+            "npz, mat, parquet or tar file, a folder with one, or class folders of pictures."
+        ),
     ] = None,
+    name: Annotated[
+        str | None,
+        Option(help="Name of the method of your own sets. Its sets are runs of one row."),
+    ] = None,
+    seed: Annotated[
+        int | None,
+        Option(min=0, help="Seed of your generator. Further sets have the seeds after it."),
+    ] = None,
+    classes: Annotated[
+        str | None,
+        Option(
+            help="The real data's class of each class of your set, with commas. The default is the "
+            "one of the same name."
+        ),
+    ] = None,
+    resize: Annotated[
+        bool, Option("--resize", help="Resize your images to the size of the real data.")
+    ] = False,
     protocol: Protocol = "fixed-v1",
     classifier_seeds: ClassifierSeeds = None,
     metrics: Metrics = "default",
@@ -303,7 +325,7 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Score synthetic sets on the real test split, and print the leaderboard."""
-    from eval.evaluate import evaluate_sets
+    from eval.evaluate import Brought, evaluate_sets
     from eval.evaluator import Scoring, Workspace
     from eval.metrics import parse_metrics
     from synth.base.schema import dump
@@ -314,8 +336,16 @@ def evaluate(
     workspace = Workspace(data_root, runs, datasets, results)
     torch_device = prepare(device, deterministic)
     scoring = Scoring(protocol, torch_device, precision, classifier_seeds, names)
+    given = None if classes is None else tuple(each.strip() for each in classes.split(","))
+    told = Brought(check_name("--name", name), seed, given, resize)
     records, tables = evaluate_sets(
-        folders or [], scoring, dataset, workspace, baselines and references, closest_pairs
+        folders or [],
+        scoring,
+        dataset,
+        workspace,
+        baselines and references,
+        closest_pairs,
+        told if told != Brought() else None,
     )
     if as_json:
         return print_json([dump(record) for record in records])
@@ -625,6 +655,17 @@ def check_resume_options(context: typer.Context) -> None:
 def check_choice(option: str, value: str | None, *choices: str) -> None:
     if value is not None and value not in choices:
         raise UsageError(f"{option} {value}: choose {' or '.join(choices)}")
+
+
+def check_name(option: str, value: str | None) -> str | None:
+    from synth.base.names import check_line
+
+    try:
+        if value is not None and not check_line(value).strip():
+            raise ValueError("it is empty")
+    except ValueError as error:
+        raise UsageError(f"{option} {value!r}: give one line of text ({error})") from error
+    return value
 
 
 def describe_recipe(recipe: RecipeBase, whole: bool) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from synth.base.errors import SynthError, UsageError
 from synth.base.files import portable, read_json, sha256
 from synth.base.progress import progress_bar
 from synth.base.schema import CLOSED, Text
-from synth.data import SIZE, uint8_from_unit, unit_from_uint8
+from synth.data import uint8_from_unit, unit_from_uint8
 from synth.environment import describe_environment
 from synth.families import Sampler
 from synth.policies import POLICIES, Policy
@@ -120,10 +120,12 @@ def generate_labelled(
 
     Raises `ShortClass` if a class is not full after `TRIES` candidates per image.
     """
-    images = np.empty((len(classes), per_class, SIZE, SIZE, 3), np.uint8)
+    images = np.empty(0, np.uint8)
     filled = [0] * len(classes)
     candidates = [0]
     for chunk in stream_images(sampler, 0, seed, sampling, None, candidates):
+        if not len(images):
+            images = np.empty((len(classes), per_class, *chunk.shape[2:], 3), np.uint8)
         assigned = labeller(chunk).argmax(1)
         for label in range(len(classes)):
             room = per_class - filled[label]

@@ -551,15 +551,23 @@ def recipes(
     name: Annotated[str | None, Argument(help="Show this recipe: a name or a TOML file.")] = None,
     conditional: Conditional = None,
     overrides: Overrides = None,
+    toml: Annotated[
+        bool, Option("--toml", help="Print the recipe as a TOML file, which --recipe reads.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """List the recipes, or show all hyperparameters of one."""
-    from synth.published import RECIPES
+    from synth.published import RECIPES, recipe_to_toml
 
+    if toml and as_json:
+        raise UsageError("--toml and --json: give one of them")
     if name is not None:
-        return print_json(describe_recipe(resolve_recipe(name, conditional, overrides), whole=True))
-    if conditional is not None or overrides:
-        raise UsageError("--set, --conditional, --unconditional: go with a recipe's name")
+        recipe = resolve_recipe(name, conditional, overrides)
+        if toml:
+            return print(recipe_to_toml(recipe), end="")
+        return print_json(describe_recipe(recipe, whole=True))
+    if conditional is not None or overrides or toml:
+        raise UsageError("--set, --conditional, --unconditional, --toml: go with a recipe's name")
     rows = [describe_recipe(recipe, whole=False) for recipe in RECIPES.values()]
     if as_json:
         return print_json(rows)

@@ -17,9 +17,9 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 from synth.base.errors import SynthError, UsageError
 from synth.base.files import read_text, regular
 from synth.base.names import check_line
+from synth.base.pictures import read_pictures, resize
 from synth.data import ImageSet
 from synth.formats import Found, mat, npz, number, parquet, webdataset
-from synth.pictures import read_pictures, resize
 
 FORMS = "an npz, mat, parquet or tar file, class folders of pictures, or a folder with one of them"
 Read = Callable[[int | None], Found]  # the side to resize to, or None

@@ -85,7 +85,7 @@ def test_what_is_imported_is_declared() -> None:
     declared = {
         re.split(r"[<>=; \[]", line)[0].lower() for line in metadata.requires("synth") or []
     }
-    renamed = {"sklearn": "scikit-learn", "PIL": "pillow", "tomllib": "tomli"}
+    renamed = {"sklearn": "scikit-learn", "PIL": "pillow", "tomllib": "tomli", "tomli_w": "tomli-w"}
     optional = {"torch_fidelity": "torch-fidelity"}
     for path in [*ROOT.glob("synth/**/*.py"), *ROOT.glob("eval/**/*.py"), ROOT / "cli.py"]:
         for node in ast.walk(ast.parse(path.read_text())):

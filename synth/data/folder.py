@@ -11,9 +11,9 @@ from synth.base.errors import SynthError, UsageError
 from synth.base.files import slug
 from synth.base.images import SIDES
 from synth.base.names import check_file_name
+from synth.base.pictures import read_pictures, size_of
 from synth.base.progress import say
 from synth.data import DATASETS, SIZE, Dataset, ImageSet, Split
-from synth.pictures import read_pictures, size_of
 
 
 def load(split: Split, root: Path | None) -> ImageSet:

@@ -12,8 +12,8 @@ import numpy as np
 from PIL import Image
 
 from synth.base.errors import SynthError
+from synth.base.pictures import read_pictures
 from synth.formats import Chunks, Format, Labels
-from synth.pictures import read_pictures
 
 SPLIT = "train"  # the folder that holds the class folders
 

@@ -12,8 +12,8 @@ import scipy.io
 
 from synth.base.errors import SynthError
 from synth.base.files import regular
+from synth.base.pictures import measured
 from synth.formats import Chunks, Format, Found, Labels
-from synth.pictures import measured
 
 FILE = "train.mat"
 MOST = (1 << 32) - 256  # bytes of an array in this version of the format

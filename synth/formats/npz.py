@@ -10,8 +10,8 @@ import numpy as np
 
 from synth.base.errors import SynthError
 from synth.base.files import read_arrays
+from synth.base.pictures import measured
 from synth.formats import Chunks, Format, Found, Labels, number
-from synth.pictures import measured
 
 FILE = "images.npz"
 MOST_LABEL = 1 << 31

@@ -12,8 +12,8 @@ import numpy as np
 
 from synth.base.errors import SynthError
 from synth.base.files import regular
+from synth.base.pictures import Encoded, read_pictures, to_png
 from synth.formats import Chunks, Format, Found, Labels, number
-from synth.pictures import Encoded, read_pictures, to_png
 
 FILE = "data/train-00000-of-00001.parquet"
 IMAGES = ("image", "img", "images", "picture")  # usual names of a column

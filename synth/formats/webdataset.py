@@ -11,8 +11,8 @@ import numpy as np
 
 from synth.base.errors import SynthError
 from synth.base.files import regular
+from synth.base.pictures import MOST_PIXELS, Encoded, read_pictures, to_png
 from synth.formats import Chunks, Format, Found, Labels, number
-from synth.pictures import MOST_PIXELS, Encoded, read_pictures, to_png
 
 SHARD = 10_000  # images in a file
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".ppm")

@@ -7,7 +7,6 @@ import os
 import struct
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -79,9 +78,14 @@ def to_png(chunk: np.ndarray) -> list[bytes]:
 def measured(chunks: Iterable[np.ndarray]) -> tuple[tuple[int, int, int], Iterator[np.ndarray]]:
     """The shape (H, W, 3) of the images, and all chunks again."""
     iterator = iter(chunks)
-    first = next(iterator)
-    height, width, channels = first.shape[1:]
-    return (height, width, channels), chain([first], iterator)
+    taken = [next(iterator)]
+    height, width, channels = taken[0].shape[1:]
+
+    def everything() -> Iterator[np.ndarray]:
+        yield taken.pop()  # so that nothing holds it
+        yield from iterator
+
+    return (height, width, channels), everything()
 
 
 def _read(picture: Picture, side: int | None) -> np.ndarray:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer import Argument, Option
 
-from eval.protocols import PROTOCOLS, TEACHER, protocol_for
+from eval.protocols import TEACHER, names_for_32, protocol_for
 from synth.base.errors import SynthError, UsageError
 from synth.base.registry import names_of
 from synth.policies import POLICIES
@@ -72,7 +72,13 @@ Results = Annotated[Path, Option(help="Folder with the records, leaderboard and 
 ClassifierSeeds = Annotated[
     int | None, Option(help="Number of classifiers. The protocol sets the default.")
 ]
-Protocol = Annotated[str, Option(help=f"How sets are scored: {', '.join(PROTOCOLS.names())}.")]
+Protocol = Annotated[
+    str,
+    Option(
+        help=f"How sets are scored: {', '.join(names_for_32())}. Each has forms for "
+        "images of 28×28 and 64×64, such as fixed-64-v1, which synth takes where they fit."
+    ),
+]
 Metrics = Annotated[
     str,
     Option(

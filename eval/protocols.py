@@ -119,6 +119,12 @@ PROTOCOLS: Registry[Protocol] = Registry(
 )
 
 
+def names_for_32() -> list[str]:
+    """The names of all protocols but the forms for other sizes."""
+    own = PROTOCOLS.entries
+    return [name for name in PROTOCOLS.names() if name not in own or own[name].side == SIDE]
+
+
 def protocol_for(name: str, side: int) -> Protocol:
     """The protocol of this name for images of this side."""
     return PROTOCOLS.find(at_side(PROTOCOLS.find(name), side).name)

@@ -215,8 +215,8 @@ class Recipe(RecipeBase):
         generator, discriminator = self.generator, self.discriminator
         head, comma, rest = self.name.partition(",")
         if side != self.side:
-            base = generator.base if side % generator.base == 0 else (7 if side == 28 else 4)
-            layers = (side // base).bit_length() - 1
+            bases = (generator.base, 7, 4)
+            base, layers = next((b, n) for b in bases for n in range(1, 7) if b << n == side)
             widths = generator.widths[-layers:]
             while len(widths) < layers:
                 widths = (2 * widths[0], *widths)

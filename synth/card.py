@@ -22,6 +22,7 @@ BODY = """
 
 {count:,} synthetic {side}×{side} images{per_class} of {classes} classes, made by synth
 with the generator {recipe} (seed {seed}) that was trained on {dataset}. {labels}
+The classes from label 0 on are: {names}.
 
 The generator learned from {dataset}, so the terms of {dataset} go on to apply to what it makes
 (SVHN, for one, is for non-commercial research).
@@ -49,6 +50,7 @@ def card(title: str, form: Format, manifest: dict[str, Any], side: int) -> str:
         {
             **{"title": title, "side": side, "count": count, "seed": manifest["seed"], **shown},
             "classes": len(manifest["classes"]),
+            "names": in_markdown(", ".join(manifest["classes"])),
             "per_class": f", {per_class[0]:,} of each" if per_class else "",
             "labels": LABELS[manifest["labels"]],
             "loading": LOADABLE if form.builder else NOT_LOADABLE.format(data=form.data),

@@ -214,6 +214,8 @@ class Recipe(RecipeBase):
         new has twice the channels of its neighbour, as the layers of DCGAN have."""
         generator, discriminator = self.generator, self.discriminator
         head, comma, rest = self.name.partition(",")
+        if side not in SIDES:
+            raise UsageError(f"--dataset: images have {side}×{side} pixels; give one of {SIDES}")
         if side != self.side:
             bases = (generator.base, 7, 4)
             base, layers = next((b, n) for b in bases for n in range(1, 7) if b << n == side)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from huggingface_hub import DatasetCard, DatasetCardData
 from PIL import Image
 from torchvision.datasets import ImageFolder
 
+from synth.base.errors import SynthError
 from synth.card import SIZES
 from synth.formats import FORMATS
 from synth.synthetic_set import Generated, read_synthetic, write_synthetic
@@ -49,7 +51,8 @@ def equal(images: Sequence[Any], labels: Sequence[int]) -> bool:
 
 
 def load_dataset(folder: Path, cache: Path) -> Any:
-    datasets = pytest.importorskip("datasets")
+    import datasets  # slow to import
+
     datasets.disable_progress_bars()
     return datasets.load_dataset(str(folder), cache_dir=str(cache))
 
@@ -129,6 +132,14 @@ def test_the_card_is_what_the_hub_reads(write: Callable[[str], Path], form: str)
         label = data["dataset_info"]["features"][1]
         names = label["dtype"]["class_label"]["names"]
         assert list(names.values()) == list(CLASSES)
+
+
+def test_parquet_without_pyarrow_is_one_clear_line(
+    write: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(SynthError, match="needs the package pyarrow"):
+        write("parquet")
 
 
 def test_sizes_have_the_words_of_the_hub() -> None:

@@ -4,10 +4,10 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test lint bench bench-smoke clean
+.PHONY: demo test lint bench bench-smoke speedrun docs attack attack-short clean
 
 demo: $(INSTALLED)
-	$(BIN)/synth benchmark --dataset house-numbers --recipes cdcgan-quick,dcgan-quick \
+	$(BIN)/synth benchmark --dataset house-numbers --recipes cdcgan-v2-quick,dcgan-quick \
 	    --per-class 1000 --protocol quick-v1 \
 	    --runs demo/runs --datasets demo/datasets --results demo/results
 
@@ -26,8 +26,24 @@ bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks
 	$(BIN)/python -m benchmarks.growth
 
+# Seconds until a generator's images are worth 0.80, 0.90, 0.95 and 1.00 of the real ones.
+speedrun: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.speedrun
+
+# The pages of docs/ in build/docs. A warning is an error.
+docs: $(INSTALLED)
+	$(BIN)/pip install --quiet --editable '.[docs]'
+	$(BIN)/mkdocs build --quiet
+
 bench-smoke: $(INSTALLED)
 	$(BIN)/python -m benchmarks --smoke
+
+# About an hour on two cores: kills, full disks, many writers, mutated files, forged records.
+attack: $(INSTALLED)
+	$(BIN)/python -m tests.attack --table results/RELIABILITY.md
+
+attack-short: $(INSTALLED)
+	$(BIN)/python -m tests.attack --short
 
 clean:
 	rm -rf $(VENV) demo build *.egg-info

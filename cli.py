@@ -7,21 +7,27 @@ import os
 import shlex
 import signal
 import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from textwrap import fill
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer import Argument, Option
 
-from eval.protocols import TEACHER, names_for_32, protocol_for
+from eval.protocols import PROTOCOLS, TEACHER, names_for_32, protocol_for
+from synth import __version__
 from synth.base.errors import SynthError, UsageError
-from synth.base.registry import names_of
-from synth.policies import POLICIES
+from synth.base.registry import names_of, plugin_at_fault
+from synth.ops.policies import POLICIES
+
+LOGS = ("tensorboard", "wandb", "mlflow")  # those of synth.trackers
 
 if TYPE_CHECKING:
     import torch
 
     from eval.aggregate import Table
+    from eval.spread import Spread
     from synth.recipes import RecipeBase
 
 
@@ -29,10 +35,37 @@ def _names(group: str, modules: str = "") -> str:
     return ", ".join(names_of(group, modules or group))
 
 
-Dataset = Annotated[str, Option(help=f"The real data: {_names('synth.datasets', 'synth.data')}.")]
+def _complete(names: Callable[[], Iterable[str]]) -> Callable[[str], list[str]]:
+    """For the completion of an option's value in a shell."""
+
+    def begun(incomplete: str) -> list[str]:
+        return [name for name in names() if name.startswith(incomplete)]
+
+    return begun
+
+
+def _recipe_names() -> list[str]:
+    from synth.published import RECIPES
+
+    return RECIPES.names()
+
+
+_complete_dataset = _complete(lambda: names_of("synth.datasets", "synth.data"))
+Dataset = Annotated[
+    str,
+    Option(
+        help=f"The real data: {_names('synth.datasets', 'synth.data')}. NAME:tenth trains on the "
+        "first tenth of each class. NAME:validation scores on the last fifth of the training "
+        "split, and trains on the rest.",
+        autocompletion=_complete_dataset,
+    ),
+]
 ScoredOn = Annotated[
     str | None,
-    Option(help="Real data to score on. Default: what the set (or the record) was made from."),
+    Option(
+        help="Real data to score on. Default: what the set (or the record) was made from.",
+        autocompletion=_complete_dataset,
+    ),
 ]
 DataRoot = Annotated[
     Path | None,
@@ -76,7 +109,8 @@ Protocol = Annotated[
     str,
     Option(
         help=f"How sets are scored: {', '.join(names_for_32())}. Each has forms for "
-        "images of 28×28 and 64×64, such as fixed-64-v1, which synth takes where they fit."
+        "images of 28×28 and 64×64, such as fixed-64-v1, which synth takes where they fit.",
+        autocompletion=_complete(PROTOCOLS.names),
     ),
 ]
 Metrics = Annotated[
@@ -102,17 +136,34 @@ Select = Annotated[
     ),
 ]
 
+Jobs = Annotated[
+    int | None,
+    Option(
+        min=1,
+        help="Processes that share the work, with one thread each. By default one for each thread, "
+        "if there are as many runs to train, and else one process with all threads.",
+    ),
+]
+Ray = Annotated[
+    str | None,
+    Option(
+        help="Address of a Ray cluster that does the work, or auto. Its machines must have synth, "
+        "and share this folder. Needs synth[ray].",
+    ),
+]
+
 app = typer.Typer(
-    no_args_is_help=True,
+    invoke_without_command=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    add_completion=False,
     context_settings={"auto_envvar_prefix": "SYNTH", "help_option_names": ["-h", "--help"]},
     help="How much of a real data set can a generator replace?\n\n"
     "Run train, generate and evaluate in this order. benchmark runs all three.",
 )
 
 DEBUG = False  # set by --debug or SYNTH_DEBUG before any command runs
+# They say at once that they run, because loading torch takes seconds.
+SLOW = ("train", "generate", "evaluate", "benchmark", "study", "verify")
 
 
 @app.command()
@@ -120,7 +171,11 @@ def train(
     context: typer.Context,
     conditional: Conditional = None,
     recipe: Annotated[
-        str | None, Option(help="A name that 'synth recipes' lists, or a TOML file.")
+        str | None,
+        Option(
+            help="A name that 'synth recipes' lists, or a TOML file.",
+            autocompletion=_complete(_recipe_names),
+        ),
     ] = None,
     overrides: Overrides = None,
     dataset: Dataset = "svhn",
@@ -141,6 +196,13 @@ def train(
     resume: Annotated[bool, Option(help="Continue the newest unfinished run.")] = False,
     run: Annotated[Path | None, Option(help="Continue this run; needs --resume.")] = None,
     deterministic: Deterministic = False,
+    log: Annotated[
+        str | None,
+        Option(
+            help=f"Also send the log to one of: {', '.join(LOGS)}.",
+            autocompletion=_complete(lambda: LOGS),
+        ),
+    ] = None,
     dry_run: Annotated[bool, Option(help="Print the configuration and stop.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -150,14 +212,20 @@ def train(
     from synth.base.progress import say
     from synth.data import load_training_images
     from synth.environment import describe_environment
+    from synth.ops.parallel import from_first, is_first, joined, starts_first
     from synth.runs import Run, newest_run, open_run
+    from synth.trackers import check_tracker, tracker
     from synth.training import Interrupted
 
     check_choice("--select", select, "cas")
+    check_tracker(log)
     torch_device = prepare(device, deterministic)
     if run is not None and not resume:
         raise UsageError("--run: goes with --resume")
-    if resume:
+    if not starts_first():  # the first process of torchrun finds the run or makes it
+        if dry_run:
+            return
+    elif resume:
         check_resume_options(context)
         training_run = open_run(run) if run else newest_run(out, finished=False)
         real = load_training_images(training_run.config.dataset_key, data_root)
@@ -168,6 +236,7 @@ def train(
         if epochs is not None and length is not None:
             raise UsageError("--images and --epochs: give one of them")
         resolved = resolve_recipe(recipe, conditional, overrides)
+        say(f"reads {dataset}")
         real = load_training_images(dataset, data_root)
         config = plan_training(
             resolved,
@@ -183,12 +252,21 @@ def train(
         if dry_run:
             return print_json(config.to_json())
         training_run = Run.create(out, config, describe_environment(torch_device))
-    say(f"{training_run.folder}: {training_run.config.total_images:,} images of {real.name}")
-    try:
-        train_given(training_run, real, torch_device)
-    except Interrupted as stopped:
-        data_option = f" --data-root {shlex.quote(str(data_root))}" if data_root else ""
-        raise Interrupted(f"{stopped}{data_option}") from None
+    with joined(torch_device):
+        if is_first():
+            from_first(training_run.folder)
+        else:
+            training_run = open_run(from_first(Path()))
+            real = load_training_images(training_run.config.dataset_key, data_root)
+        say(f"{training_run.folder}: {training_run.config.total_images:,} images of {real.name}")
+        try:
+            with tracker(log if is_first() else None, training_run) as note:
+                train_given(training_run, real, torch_device, note=note)
+        except Interrupted as stopped:
+            data_option = f" --data-root {shlex.quote(str(data_root))}" if data_root else ""
+            raise Interrupted(f"{stopped}{data_option}") from None
+        if not is_first():
+            return
     if as_json:
         return print_json({"run": str(training_run.folder), "log": training_run.read_log()})
     print(training_run.folder)
@@ -232,10 +310,17 @@ def generate(
         str | None,
         Option(
             help="Change each image at random after the generator: "
-            f"{', '.join(POLICIES.names())}. By default as the recipe says."
+            f"{', '.join(POLICIES.names())}. By default as the recipe says.",
+            autocompletion=_complete(POLICIES.names),
         ),
     ] = None,
-    format: Annotated[str, Option(help=f"File format: {_names('synth.formats')}.")] = "npz",
+    format: Annotated[
+        str,
+        Option(
+            help=f"File format: {_names('synth.formats')}.",
+            autocompletion=_complete(lambda: names_of("synth.formats", "synth.formats")),
+        ),
+    ] = "npz",
     out: Annotated[Path, Option(help="Make the set in this folder.")] = Path("datasets"),
     runs: Runs = Path("runs"),
     data_root: DataRoot = None,
@@ -255,6 +340,7 @@ def generate(
         generate_set,
         needs_classifier,
     )
+    from synth.ops.parallel import is_first, joined
     from synth.runs import newest_run, open_run
 
     check_count(per_class)
@@ -267,10 +353,13 @@ def generate(
     labeller = LABELLER_PROTOCOL if label_with == "classifier" else TEACHER
     protocol = protocol_for(labeller, source.config.recipe.side).name
     provenance = describe_provenance(source, seed, label_with, protocol, checkpoint, sampling)
-    classify = None
-    if needs_classifier(provenance):
-        classify = classify_for(source, protocol, data_root, torch_device)
-    folder = generate_set(source, provenance, per_class, out, torch_device, classify, format)
+    with joined(torch_device):
+        classify = None
+        if needs_classifier(provenance):
+            classify = classify_for(source, protocol, data_root, torch_device)
+        folder = generate_set(source, provenance, per_class, out, torch_device, classify, format)
+        if not is_first():
+            return
     if as_json:
         return print_json({"dataset": str(folder), **read_json(folder / "manifest.json")})
     print(folder)
@@ -365,12 +454,12 @@ def leaderboard(
 ) -> None:
     """Rewrite the leaderboard and the report from the records, and print the tables."""
     from eval.evaluate import publish
-    from eval.leaderboard import agreement_lines
+    from eval.tables import agreement_lines
 
     tables = publish(results)
     print_tables(tables, wide, as_json)
     for line in [] if as_json else agreement_lines(tables):
-        print(line)
+        print(fill(line, 80))
 
 
 @app.command()
@@ -502,6 +591,8 @@ def benchmark(
     results: Results = Path("results"),
     device: Device = "auto",
     precision: Precision = "auto",
+    jobs: Jobs = None,
+    ray: Ray = None,
     wide: Wide = False,
     as_json: AsJson = False,
 ) -> None:
@@ -516,10 +607,12 @@ def benchmark(
     names = parse_metrics(metrics, feature_space)
     chosen = [resolve_recipe(name.strip(), None, overrides) for name in recipes.split(",")]
     length = parse_count("--images", images)
+    torch_device = prepare(device)
     tables = run_benchmark(
         Plan(chosen, dataset, seeds, per_class, length, select is not None),
-        Scoring(protocol, prepare(device), precision, classifier_seeds, names),
+        Scoring(protocol, torch_device, precision, classifier_seeds, names),
         Workspace(data_root, runs, datasets, results),
+        plan_spread(jobs, ray, len(chosen) * seeds, torch_device),
     )
     print_tables(tables, wide, as_json)
     say(f"report: {results / 'report.html'}")
@@ -537,16 +630,19 @@ def study(
         "results/studies"
     ),
     device: Device = "auto",
+    jobs: Jobs = None,
+    ray: Ray = None,
     as_json: AsJson = False,
 ) -> None:
     """Compare variants of a recipe on a part of the training split. Never opens the test split."""
     from dataclasses import asdict
 
     from eval.evaluator import Workspace
-    from eval.study import run_study
+    from eval.study import read_study, run_study, runs_of
 
-    workspace = Workspace(data_root, runs, datasets, results)
-    found = run_study(file, prepare(device), workspace)
+    workspace, torch_device = Workspace(data_root, runs, datasets, results), prepare(device)
+    spread = plan_spread(jobs, ray, len(runs_of(read_study(file))), torch_device)
+    found = run_study(file, torch_device, workspace, spread)
     if as_json:
         return print_json([asdict(result) for result in found])
     print((results / f"{file.stem}.md").read_text(encoding="utf-8"))
@@ -560,6 +656,7 @@ def recipes(
     toml: Annotated[
         bool, Option("--toml", help="Print the recipe as a TOML file, which --recipe reads.")
     ] = False,
+    wide: Annotated[bool, Option("--wide", help="Also print the source of each recipe.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """List the recipes, or show all hyperparameters of one."""
@@ -577,14 +674,16 @@ def recipes(
     rows = [describe_recipe(recipe, whole=False) for recipe in RECIPES.values()]
     if as_json:
         return print_json(rows)
-    print(f"{'recipe':<24} {'kind':<13} {'parameters of G, D':>21} {'GFLOP of G, D':>15}  source")
+    head = f"{'recipe':<24} {'kind':<13} {'parameters of G, D':>21} {'GFLOP of G, D':>15}"
+    print(f"{head}  source" if wide else head)
     for row in rows:
         kind = "conditional" if row["conditional"] else "unconditional"
         sizes = [row.get(f"{network}_parameters") for network in ("generator", "discriminator")]
         costs = [row.get(f"{network}_gflop") for network in ("generator", "discriminator")]
         size = " ".join("–".rjust(10) if n is None else f"{n:>10,}" for n in sizes)
         cost = " ".join("–".rjust(7) if n is None else f"{n:>7.4f}" for n in costs)
-        print(f"{row['name']:<24} {kind:<13} {size} {cost}  {row['source']}")
+        line = f"{row['name']:<24} {kind:<13} {size} {cost}"
+        print(f"{line}  {row['source']}" if wide else line)
 
 
 @app.command()
@@ -595,15 +694,25 @@ def datasets(as_json: AsJson = False) -> None:
     if as_json:
         return print_json([{"name": k, "description": v.description} for k, v in DATASETS.items()])
     for name, source in DATASETS.items():
-        print(f"{name:<15} {source.description}")
+        print(fill(f"{name:<15} {source.description}", 80, subsequent_indent=" " * 16))
 
 
 @app.callback()
 def options(
+    context: typer.Context,
     debug: Annotated[bool, Option(help="Show the Python traceback of an error.")] = False,
+    version: Annotated[
+        bool, Option("--version", allow_from_autoenv=False, help="Print the version of synth.")
+    ] = False,
 ) -> None:
     global DEBUG
     DEBUG = debug
+    command = context.invoked_subcommand
+    if version or command is None:
+        print(f"synth {__version__}" if version else context.get_help())
+        raise typer.Exit()
+    if command in SLOW and not {*context.help_option_names} & {*sys.argv}:
+        print(f"{command}: starts (synth {__version__})", file=sys.stderr, flush=True)
 
 
 def prepare(device: str, deterministic: bool = False) -> torch.device:
@@ -615,6 +724,15 @@ def prepare(device: str, deterministic: bool = False) -> torch.device:
     if deterministic:
         make_deterministic()
     return pick_device(device)
+
+
+def plan_spread(jobs: int | None, ray: str | None, runs: int, device: torch.device) -> Spread:
+    """Where the work on so many runs is done."""
+    from eval.spread import Spread, jobs_that_pay
+
+    if jobs is not None and ray is not None:
+        raise UsageError("--jobs, --ray: give one of them")
+    return Spread(1, ray) if ray else Spread(jobs or jobs_that_pay(runs, device))
 
 
 def resolve_recipe(
@@ -658,7 +776,7 @@ def parse_count(option: str, text: str | None) -> int | None:
 
 def check_resume_options(context: typer.Context) -> None:
     """Refuses options that --resume would ignore, because the run folder holds their values."""
-    read = ("resume", "run", "out", "data_root", "device", "deterministic", "as_json")
+    read = ("resume", "run", "out", "data_root", "device", "deterministic", "log", "as_json")
     for parameter in context.command.params:
         source = context.get_parameter_source(parameter.name or "")
         if parameter.name not in read and source is not None and source.name == "COMMANDLINE":
@@ -697,7 +815,7 @@ def print_json(value: Any) -> None:
 
 
 def print_tables(tables: list[Table], wide: bool, as_json: bool = False) -> None:
-    from eval.leaderboard import default_first, to_text
+    from eval.tables import default_first, to_text
 
     if as_json:
         frames = [t.to_frame().assign(real=t.real, protocol=t.protocol) for t in tables]
@@ -745,7 +863,9 @@ def explain(error: Exception) -> tuple[str, int]:
         return f"{error.object!a}: is no UTF-8; rename the file or folder", 1
     if isinstance(error, OSError):
         return f"{error.filename or 'file'}: {error.strerror or error}", 1
-    return f"{name}: {error} (a fault in synth; --debug shows where)", 1
+    plugin = plugin_at_fault(error)
+    culprit = "synth" if plugin is None else f"the plug-in {plugin}"
+    return f"{name}: {error} (a fault in {culprit}; --debug shows where)", 1
 
 
 def fail(message: str, code: int) -> int:

@@ -23,6 +23,7 @@ from typing import Any
 import torch
 
 from benchmarks.contenders import CPU, STAGES, flops_per_image
+from benchmarks.tuned import SWITCHES
 from benchmarks.workers import LeftOut, running
 from synth.base.files import write_json, write_text
 from synth.environment import describe_environment
@@ -166,6 +167,26 @@ def ratio(rates: dict[str, list[float]]) -> float:
     return median(rates["synth"]) / max(others)
 
 
+def over_peers(rates: dict[str, list[float]]) -> str:
+    """synth over the loops that people write, and over torch with its switches on, in words."""
+    medians = {name: median(values) for name, values in rates.items()}
+    tuned = {name: rate for name, rate in medians.items() if name.startswith("torch,")}
+    fp32 = {name: rate for name, rate in tuned.items() if not SWITCHES[name[7:]].bf16}
+    written = {
+        name: rate for name, rate in medians.items() if name not in tuned and name[:5] != "synth"
+    }
+    parts = []
+    for words, own, others in (
+        ("the fastest loop that people write", "synth", written),
+        ("torch with its best switches", "synth", tuned),
+        ("torch with its best switches in fp32, synth in fp32", "synth, fp32", fp32),
+    ):
+        if others and own in medians:
+            best = max(others, key=lambda name: others[name])
+            parts.append(f"{medians[own] / others[best]:.2f}× {words} ({best})")
+    return "; ".join(parts)
+
+
 def summary(rates: dict[str, list[float]]) -> str:
     parts = [f"{name} {median(values):,.0f}/s" for name, values in rates.items()]
     return f"{ratio(rates):.2f}× the fastest other; {', '.join(parts)}"
@@ -194,6 +215,8 @@ def to_markdown(report: dict[str, Any]) -> str:
                 f"{max(values):,.0f} | {median(rates['synth']) / median(values):.2f}× | "
                 f"{gflops:,.0f} | {gflops / ceilings['bf16']:.0%} |"
             )
+    for stage, rates in report["images_per_second"].items():
+        lines += ["", f"In {stage}, synth is {over_peers(rates)}."]
     startup = {name: median(values) for name, values in report["startup_seconds"].items()}
     times = startup["synth --help"] / startup["import typer"]
     lines += [

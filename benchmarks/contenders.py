@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import peers
+from benchmarks import peers, tuned
 from eval.classifier_training import (
     ClassifierTrainer,
     choose_classifier_precision,
@@ -84,17 +84,20 @@ STAGES: dict[str, dict[str, tuple[Loop, int]]] = {
         "notebook loop": (peers.train_notebook, 128),
         "Lightning Fabric": (peers.train_fabric, 128),
         "Keras on torch": (peers.train_keras, 128),
+        **tuned.loops(tuned.train, peers.BATCH),
     },
     "sampling": {
         "synth": (sample, CHUNK),
         "synth, fp32": (sample_fp32, CHUNK),
         "batches of 128": (peers.sample_examples, 128),
         "notebook's generate(1000)": (peers.sample_notebook, 1000),
+        **tuned.loops(tuned.sample, tuned.SAMPLED),
     },
     "classifier": {
         "synth": (classify, 256),
         "synth, fp32": (classify_fp32, 256),
         "notebook loop": (peers.classify_notebook, 256),
+        **tuned.loops(tuned.classify, peers.CLASSIFIER_BATCH),
     },
 }
 

@@ -21,7 +21,7 @@ from eval.classifier_training import shuffled_batches, train_classifier
 from eval.evaluate import publish
 from eval.protocols import PROTOCOLS
 from eval.records import Entry, RealSplits, Record, write_record
-from eval.score import measure
+from eval.scoring import measure
 from synth.base.files import write_json
 from synth.checkpoints import save_tensors
 from synth.data import SIZE, ImageSet

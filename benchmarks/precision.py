@@ -17,7 +17,7 @@ import torch
 from scipy import stats
 
 from eval.protocols import PROTOCOLS
-from eval.score import disk_batches, score
+from eval.scoring import disk_batches, score
 from synth.base.files import write_json
 from synth.data import FIFTH, ImageSet, load_training_images, split_validation
 from synth.environment import describe_environment

@@ -44,8 +44,8 @@ def _serve(stage: str, name: str, connection: Connection) -> None:
     loop = STAGES[stage][name][0](images, labels)
     try:
         next(loop)  # builds everything
-    except ImportError as error:
-        return connection.send(str(error))
+    except (ImportError, RuntimeError) as error:  # the latter where nothing can be compiled
+        return connection.send(str(error).strip().split("\n")[0])
     connection.send("")
     while True:
         try:

@@ -15,11 +15,11 @@ from sklearn.decomposition import PCA
 from torch import Tensor
 
 from eval.protocols import Protocol
-from synth.augment import augment, draw_numbers
 from synth.base.registry import Registry
 from synth.data import SIZE, TENTH, ImageSet, first_of_each_class, uint8_from_unit, unit_from_uint8
 from synth.generation import Classify, ShortClass
-from synth.policies import POLICIES
+from synth.ops.augment import augment, draw_numbers
+from synth.ops.policies import POLICIES
 
 PCA_COMPONENTS = 100
 POLICY = "digits-v1"  # of the augmented real images
@@ -188,6 +188,7 @@ class Baseline:
 BASELINES: Registry[Baseline] = Registry(
     "baseline",
     "eval.baselines",
+    Baseline,
     {
         "real": Baseline(
             "real",

@@ -16,6 +16,7 @@ from eval.aggregate import Table
 from eval.evaluate import baseline_tasks, ensure_baselines, ensure_evaluated, publish
 from eval.evaluator import Evaluator, Scoring, Workspace, make_evaluator
 from eval.protocols import PROTOCOLS
+from eval.spread import ALONE, Spread, on_processes, on_ray
 from eval.training import plan_training, train
 from synth.base.errors import UsageError
 from synth.base.locks import do_all, task
@@ -39,7 +40,9 @@ class Plan:
     select: bool = False  # conditional recipes choose their checkpoint; the others use their last
 
 
-def benchmark(plan: Plan, scoring: Scoring, workspace: Workspace) -> list[Table]:
+def benchmark(
+    plan: Plan, scoring: Scoring, workspace: Workspace, spread: Spread = ALONE
+) -> list[Table]:
     """Trains, generates and evaluates every recipe and seed, skipping what is there already."""
     if plan.seeds < 1:
         raise UsageError(f"--seeds {plan.seeds}: must be 1 or more")
@@ -54,20 +57,44 @@ def benchmark(plan: Plan, scoring: Scoring, workspace: Workspace) -> list[Table]
     evaluator = make_evaluator(scoring, plan.dataset_key, workspace)
     for recipe in plan.recipes:
         training_parts(recipe, evaluator.train, plan.select and recipe.conditional)
-    with progress_bar("benchmark", len(plan.recipes) * plan.seeds + 1, "stages") as advance:
-
-        def evaluate_run(recipe: RecipeBase, seed: int) -> None:
-            run = find_or_train(plan, recipe, seed, scoring.precision, evaluator)
-            label_with = None if recipe.conditional else "classifier"
-            ensure_evaluated(evaluator, run, plan.per_class, label_with)
-            publish(workspace.results)
-            advance(1)
-
-        runs = product(plan.recipes, range(plan.seeds))
-        tasks: list[Callable[[], object]] = [partial(evaluate_run, *run) for run in runs]
-        do_all([*tasks, *baseline_tasks(evaluator, plan.per_class)])
+    tasks = tasks_of(plan, evaluator)
+    if spread.jobs > 1:
+        on_processes(spread.jobs, partial(benchmark, plan, scoring, workspace))
+    if spread.ray is not None:
+        numbers = range(len(tasks))
+        remote = [partial(do_one, plan, scoring, workspace, number) for number in numbers]
+        on_ray(spread.ray, remote, scoring.device)
+    with progress_bar("benchmark", len(tasks), "tasks") as advance:
+        do_all([partial(_then, task, advance) for task in tasks])
         ensure_baselines(evaluator, plan.per_class)
     return publish(workspace.results)
+
+
+def tasks_of(plan: Plan, evaluator: Evaluator) -> list[Callable[[], object]]:
+    """A task for each run, and for each baseline. They do not need each other."""
+
+    def evaluate_run(recipe: RecipeBase, seed: int) -> None:
+        run = find_or_train(plan, recipe, seed, evaluator.asked, evaluator)
+        label_with = None if recipe.conditional else "classifier"
+        ensure_evaluated(evaluator, run, plan.per_class, label_with)
+        publish(evaluator.workspace.results)
+
+    runs = product(plan.recipes, range(plan.seeds))
+    return [
+        *(partial(evaluate_run, *run) for run in runs),
+        *baseline_tasks(evaluator, plan.per_class),
+    ]
+
+
+def do_one(plan: Plan, scoring: Scoring, workspace: Workspace, number: int) -> None:
+    """Does one task of `tasks_of`."""
+    evaluator = make_evaluator(scoring, plan.dataset_key, workspace)
+    do_all([tasks_of(plan, evaluator)[number]])
+
+
+def _then(task: Callable[[], object], advance: Callable[[int], None]) -> None:
+    task()
+    advance(1)
 
 
 def find_or_train(

@@ -41,6 +41,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from synth.base.errors import SynthError
 from synth.base.files import sha256, sha256_arrays
+from synth.checkpoints import read_count
 from synth.environment import code_hash
 from synth.foreign import renumber
 from synth.formats import FORMATS
@@ -141,10 +142,10 @@ def _check_file(name: str, links: Links, path: Path) -> Iterator[Link]:
 def _check_run(links: Links, entry: dict[str, Any], workspace: Workspace) -> Iterator[Link]:
     expected = [name for name in ("checkpoint", "log", "config") if links.get(name) is not None]
     for folder in _places(entry.get("run"), workspace.runs):
-        here, gone_on = _run_at(folder, entry)
-        if any(links[name] in here[name] for name in expected if name != "config"):
+        here, gone_on = _run_at(folder, entry, links.get("checkpoint"))
+        if any(here[name] == {links[name]} for name in expected if name != "config"):
             for name in expected:
-                if links[name] in here[name]:
+                if here[name] == {links[name]}:
                     yield Link(name, "same", str(folder))
                 elif not here[name] or (name == "checkpoint" and gone_on):
                     yield Link(name, "not at hand", f"{folder} has none, or has gone on since")
@@ -154,11 +155,26 @@ def _check_run(links: Links, entry: dict[str, Any], workspace: Workspace) -> Ite
     yield from (Link(name, "not at hand", f"no {entry.get('run')}") for name in expected)
 
 
-def _run_at(folder: Path, entry: dict[str, Any]) -> tuple[dict[str, set[str]], bool]:
+def _weights_at(folder: Path, link: str | None) -> set[str]:
+    """The hashes of a run's weights: of those after as many images as the linked ones, if these are
+    there, and otherwise of all. Damaged ones may be of any number of images."""
+    paths = [folder / "generator.safetensors", *folder.glob("checkpoints/*.safetensors")]
+    hashes = {path: sha256(path) for path in paths if path.exists()}
+    counts: dict[Path, int] = {}
+    for path in hashes:
+        with suppress(SynthError):
+            counts[path] = read_count(path, "images")
+    linked = {counts.get(path) for path in hashes if hashes[path] == link}
+    alike = {path for path in hashes if counts.get(path) in {*linked, None}}
+    return {hashes[path] for path in (alike if linked else hashes)}
+
+
+def _run_at(
+    folder: Path, entry: dict[str, Any], checkpoint: str | None
+) -> tuple[dict[str, set[str]], bool]:
     """The hashes of a run folder's files by link, and whether the run has gone on since the entry.
     The log is taken as far as the entry's goes."""
-    weights = [folder / "generator.safetensors", *folder.glob("checkpoints/*.safetensors")]
-    found = {"checkpoint": {sha256(path) for path in weights if path.exists()}}
+    found = {"checkpoint": _weights_at(folder, checkpoint)}
     found["log"], found["config"], gone_on = set(), set(), False
     if (folder / "config.json").exists():
         found["config"] = {"damaged"}

@@ -22,7 +22,7 @@ from eval.evaluator import Evaluator, Workspace
 from eval.metrics import flags, measured
 from eval.records import Entry, Record, predictions_path
 from eval.repeat import Again, find_weights
-from eval.score import SeedScore
+from eval.scoring import SeedScore
 from eval.verification import Verification, differing
 from synth.base.errors import SynthError
 from synth.base.files import read_arrays, read_json
@@ -99,6 +99,8 @@ def compare_environments(found: Verification, now: dict[str, Any]) -> None:
             continue
         if not now["device"].startswith("CPU"):
             found.differences.append(f"{stage}: on a GPU, which need not repeat its bits")
+        if stage == "train" and recorded.get("processes", 1) != 1:
+            found.differences.append(f"{stage}: by {recorded['processes']} processes, now by one")
         lacking = []
         for key in MACHINE:
             was = recorded.get(key)
@@ -110,7 +112,7 @@ def compare_environments(found: Verification, now: dict[str, Any]) -> None:
         if lacking:
             found.unknown.append(f"{stage}: {', '.join(lacking)}")
         for later in recorded.get("resumed", []):  # a repetition runs through in the first one
-            for key in (*MACHINE, "threads", "blas_threads", "deterministic"):
+            for key in (*MACHINE, "threads", "blas_threads", "deterministic", "processes"):
                 was, became = recorded.get(key), later.get(key)
                 if became != was:
                     at = f"resumed at {later.get('images')} images with {key} {became}"

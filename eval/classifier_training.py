@@ -12,7 +12,6 @@ from torch.nn.functional import cross_entropy
 
 from eval.classifiers import CLASSIFIERS, Classifier
 from eval.protocols import Protocol
-from synth.augment import augment, draw_numbers
 from synth.base.images import SIDE
 from synth.data import uint8_from_unit, unit_from_uint8
 from synth.ops.acceleration import (
@@ -23,7 +22,8 @@ from synth.ops.acceleration import (
     optimizer_step,
     optimizer_tensors,
 )
-from synth.policies import POLICIES, Policy
+from synth.ops.augment import augment, draw_numbers
+from synth.ops.policies import POLICIES, Policy
 
 Batches = Iterator[tuple[Tensor, Tensor]]  # uint8 (B, 3, 32, 32), int64 (B,)
 SCORING_BATCH = 1000

@@ -101,5 +101,5 @@ class _Block(nn.Module):
 Classifier = FixedClassifier | ResNet20
 # Number of classes, and side of the images where it is not 32 → network
 CLASSIFIERS: Registry[Callable[..., Classifier]] = Registry(
-    "classifier", "eval.classifiers", {"fixed": FixedClassifier, "resnet20": ResNet20}
+    "classifier", "eval.classifiers", entries={"fixed": FixedClassifier, "resnet20": ResNet20}
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import numpy as np
 from eval.aggregate import Table, build_tables
 from eval.records import Record, predictions_path, read_records
 from eval.statistics import Comparison, compare
+from eval.tables import TERMINAL
 from synth.base.errors import SynthError, UsageError
 from synth.base.files import read_arrays
 
@@ -37,15 +39,20 @@ class NamedComparison:
         seeds = " against ".join(
             f"{len(side)} × {'/'.join(map(str, sorted(set(side))))}" for side in result.seeds
         )
-        return (
-            f"{self.a} - {self.b}, {self.protocol} on {self.real}\n"
-            f"difference    {100 * result.difference:+.2f} points\n"
-            f"95 % interval {100 * result.low:+.2f} to {100 * result.high:+.2f}\n"
-            f"p             {result.p_value:.2g}\n"
-            f"verdict       {verdict.get(result.verdict, result.verdict)}\n"
-            f"covers        {result.covers}\n"
-            f"n             {seeds} (runs × classifier seeds), {result.images:,} test images"
-        )
+        lines = {
+            "difference": f"{100 * result.difference:+.2f} points",
+            "95 % interval": f"{100 * result.low:+.2f} to {100 * result.high:+.2f}",
+            "p": f"{result.p_value:.2g}",
+            "verdict": verdict.get(result.verdict, result.verdict),
+            "covers": result.covers,
+            "n": f"{seeds} (runs × classifier seeds), {result.images:,} test images",
+        }
+        indent = " " * 14
+        body = [
+            fill(f"{key:<14}{text}", TERMINAL, subsequent_indent=indent)
+            for key, text in lines.items()
+        ]
+        return "\n".join([f"{self.a} - {self.b}, {self.protocol} on {self.real}", *body])
 
 
 def compare_entries(

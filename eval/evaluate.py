@@ -14,19 +14,19 @@ from eval import real_classifier
 from eval.aggregate import Table
 from eval.baselines import BASELINES
 from eval.evaluator import Evaluator, Scoring, Workspace, make_evaluator
-from eval.leaderboard import write_leaderboard
 from eval.metrics.memorisation import closest_pairs as find_closest_pairs
 from eval.protocols import PROTOCOLS, TEACHER, Protocol, protocol_for
 from eval.real_classifier import real_protocol
 from eval.records import Entry, Record, plot_path
 from eval.report import keep_plots, write_report
-from eval.score import MakeBatches
+from eval.scoring import MakeBatches
 from eval.selection import sample_batches
+from eval.tables import write_leaderboard
 from synth import foreign
 from synth.base.errors import SynthError, UsageError
 from synth.base.files import numbered_folders, portable, sha256
 from synth.base.locks import LOCKS, clear_leftovers, do_all, exclusive, task
-from synth.base.progress import say
+from synth.base.progress import progress_bar, say
 from synth.data import ImageSet
 from synth.generation import (
     DEFAULTS,
@@ -89,11 +89,13 @@ def evaluate_sets(
             told = replace(brought, seed=brought.seed + number)
         sets.append((read_for(evaluators[key], folder, told), evaluators[key]))
     records = []
-    for given, evaluator in sets:
-        records.append(evaluate_set(evaluator, given, closest_pairs))
-        synthetic = given.synthetic
-        if baselines:
-            ensure_baselines(evaluator, len(synthetic.images) // len(evaluator.test.classes))
+    with progress_bar("evaluate", len(sets), "sets") as advance:
+        for given, evaluator in sets:
+            records.append(evaluate_set(evaluator, given, closest_pairs))
+            if baselines:
+                count = len(given.synthetic.images)
+                ensure_baselines(evaluator, count // len(evaluator.test.classes))
+            advance(1)
     return records, publish(workspace.results)
 
 

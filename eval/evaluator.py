@@ -36,7 +36,7 @@ from eval.records import (
     record_id,
     write_record,
 )
-from eval.score import MakeBatches, Score, disk_batches, score
+from eval.scoring import MakeBatches, Score, disk_batches, score
 from synth.base.errors import UsageError
 from synth.base.files import check_writable
 from synth.base.progress import progress_bar, say
@@ -221,6 +221,7 @@ def make_evaluator(scoring: Scoring, dataset_key: str, workspace: Workspace) -> 
     metrics = () if protocol.data == "stream" else scoring.metrics
     spaces = {metric.feature_space for metric in in_order() if metric.name in metrics}
     extractors = {name: load(device) for name, load in FEATURE_SPACES.items() if name in spaces}
+    say(f"reads {dataset_key}")
     train = load_training_images(dataset_key, workspace.data_root)
     test = load_test_images(dataset_key, workspace.data_root)
     if train.side != protocol.side:

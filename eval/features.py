@@ -15,7 +15,7 @@ from torch import Tensor
 from eval.classifier_training import predict
 from eval.classifiers import Classifier, FixedClassifier
 from eval.metrics import Extractor
-from synth.base.errors import SynthError
+from synth.base.errors import NotInstalled, SynthError
 from synth.base.files import sha256
 
 WEIGHTS = "weights-inception-2015-12-05-6726825d.pth"
@@ -59,9 +59,7 @@ def load_inception(device: torch.device) -> Extractor:
             FeatureExtractorInceptionV3,
         )
     except ImportError as error:
-        raise SynthError(
-            f"{option}: needs torch-fidelity; install it with: pip install 'synth[inception]'"
-        ) from error
+        raise NotInstalled(option, "torch-fidelity", "inception") from error
     path = Path(torch.hub.get_dir()) / "checkpoints" / WEIGHTS  # where torch-fidelity keeps them
     if not path.exists():
         raise SynthError(f"{option}: {path} is not there; download {URL_INCEPTION_V3} to it")

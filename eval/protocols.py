@@ -33,7 +33,7 @@ class Protocol:
     classifier: str = "fixed"  # a name in eval.classifiers.CLASSIFIERS
     learning_rate: float = 1e-3  # of Adam; the highest one of a one-cycle schedule
     schedule: Literal["constant", "one-cycle"] = "constant"  # see `one_cycle`
-    policy: str = "none"  # how training images are augmented: a name in synth.augment.POLICIES
+    policy: str = "none"  # how training images are augmented: a name in synth.ops.policies
     label_smoothing: float = 0.0
     side: int = SIDE  # of the images, in pixels
     # The protocol that trains the teacher of the baselines beside it; None: it has no such ones.
@@ -115,6 +115,7 @@ _SIZES = (SIDE, *(side for side in SIDES if side != SIDE))
 PROTOCOLS: Registry[Protocol] = Registry(
     "--protocol",
     "eval.protocols",
+    Protocol,
     {made.name: made for side in _SIZES for made in (at_side(each, side) for each in _TABLE)},
 )
 

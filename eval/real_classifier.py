@@ -18,8 +18,7 @@ import torch
 from eval.classifier_training import choose_classifier_precision, predict, train_classifier
 from eval.classifiers import FixedClassifier
 from eval.protocols import PROTOCOLS, Protocol, protocol_for
-from eval.score import disk_batches
-from synth.augment import augment
+from eval.scoring import disk_batches
 from synth.base.errors import SynthError
 from synth.base.locks import task
 from synth.base.progress import progress_bar, say
@@ -27,6 +26,7 @@ from synth.checkpoints import load_tensors, save_tensors
 from synth.data import ImageSet, cache_folder, load_training_images, unit_from_uint8
 from synth.environment import MACHINE, describe_environment
 from synth.generation import Classify
+from synth.ops.augment import augment
 from synth.ops.layers import Conv2d
 from synth.ops.native import kernel_sources
 from synth.runs import Run

@@ -18,14 +18,14 @@ from pydantic.dataclasses import dataclass
 from eval.chain import seal
 from eval.metrics import check, measured
 from eval.protocols import Protocol
-from eval.score import Score, SeedScore
+from eval.scoring import Score, SeedScore
 from synth.base.errors import SynthError
 from synth.base.files import atomic_file, read_json, slug, write_json
 from synth.base.names import FileName, Line, Name
 from synth.base.progress import say
 from synth.base.schema import CLOSED, Number, Whole, dump, on_disk, parse
 from synth.data import ImageSet
-from synth.provenance import Provenance
+from synth.provenance import Environment, Provenance
 
 PROTOCOL = {"name": str, "hash": str, "data": str}  # keys of a protocol that tables need
 
@@ -90,7 +90,7 @@ class Record:
     protocol: dict[str, Any]  # Protocol.to_json()
     real: RealSplits
     scores: list[SeedScore]  # one per classifier seed
-    environment: dict[str, Any]  # synth.environment.describe_environment()
+    environment: Environment
     precision: Line
     seconds: Number
     error: str | None = None

@@ -155,8 +155,9 @@ def _set_again(entry: Entry, evaluator: Evaluator, original: Workspace) -> Again
     if found:
         return Again(found[0].entry, found[0].synthetic.images)
     raise SynthError(
-        f"{entry.folder}: there is no data set of the sha256 {str(entry.sha256)[:12]} there or in "
-        f"--datasets {original.datasets}; find it, or make it again with --from generate"
+        f"{entry.folder or entry.name}: there is no data set of the sha256 "
+        f"{str(entry.sha256)[:12]} there or in --datasets {original.datasets}; find it, or make it "
+        "again with --from generate"
     )
 
 

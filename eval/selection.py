@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from eval.protocols import Protocol
-from eval.score import MakeBatches, score, stream_batches
+from eval.scoring import MakeBatches, score, stream_batches
 from synth.base.errors import SynthError
 from synth.data import ImageSet
 from synth.generation import fresh_batch

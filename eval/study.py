@@ -46,10 +46,11 @@ from pydantic.dataclasses import dataclass
 from eval.benchmark import Plan, find_or_train
 from eval.compare import compare_records
 from eval.evaluate import ensure_baseline, ensure_evaluated, publish
-from eval.evaluator import Scoring, Workspace, make_evaluator
-from eval.leaderboard import to_markdown
+from eval.evaluator import Evaluator, Scoring, Workspace, make_evaluator
 from eval.metrics import wrap
 from eval.records import Record
+from eval.spread import ALONE, Spread, on_processes, on_ray
+from eval.tables import to_markdown
 from synth.base.errors import UsageError
 from synth.base.files import atomic_file, write_json, write_text
 from synth.base.locks import do_all
@@ -133,41 +134,73 @@ def recipes_of(study: Study) -> Iterator[tuple[str, RecipeBase]]:
         yield name, replace(override(start, *variant.set), name=" ".join(changed.split()))
 
 
-def run_study(path: Path, device: torch.device, workspace: Workspace) -> list[Result]:
+def run_study(
+    path: Path, device: torch.device, workspace: Workspace, spread: Spread = ALONE
+) -> list[Result]:
     """Trains, generates and scores all variants, skipping what is done. Writes `<name>.json`,
     `<name>.md` and `<name>.png` into `workspace.results`, and the records below it."""
     study, name = read_study(path), path.stem
-    workspace, below = replace(workspace, results=workspace.results / name), workspace.results
-    scoring = Scoring(study.protocol, device, study.precision, study.classifier_seeds)
-    evaluator = make_evaluator(scoring, study.dataset + VALIDATION, workspace)
-    chosen = dict(recipes_of(study))
-    recipes = list(chosen.values())
-    plan = Plan(recipes, evaluator.dataset_key, study.seeds, study.per_class, study.images)
-    records: dict[str, list[Record]] = {variant: [] for variant in chosen}
-    with progress_bar(f"study {name}", len(chosen) * study.seeds, "runs") as advance:
+    within = replace(workspace, results=workspace.results / name)
+    evaluator = study_evaluator(study, device, within)
+    tasks = tasks_of(study, evaluator)
+    if spread.jobs > 1:
+        on_processes(spread.jobs, partial(run_study, path, device, workspace))
+    if spread.ray is not None:
+        numbers = range(len(tasks))
+        remote = [partial(do_one, study, device, within, number) for number in numbers]
+        on_ray(spread.ray, remote, device)
+    with progress_bar(f"study {name}", len(tasks), "tasks") as advance:
 
-        def evaluate_run(seed: int, variant: str) -> Record:
-            run = find_or_train(plan, chosen[variant], seed, study.precision, evaluator)
-            sampling = study.sampling(variant)
-            record = ensure_evaluated(evaluator, run, study.per_class, sampling=sampling)
-            assert record is not None  # a conditional run fills every class
+        def told(task: Callable[[], Record]) -> Record:
+            record = task()
             advance(1)
             return record
 
-        runs = list(product(range(study.seeds), chosen))
-        tasks: list[Callable[[], Record]] = [partial(evaluate_run, *run) for run in runs]
-        tasks += [partial(ensure_baseline, evaluator, kind, study.per_class) for kind in BASELINES]
-        done = do_all(tasks)
-    made, baselines = done[: len(runs)], done[len(runs) :]
-    for (_, variant), record in zip(runs, made, strict=True):
+        done = do_all([partial(told, task) for task in tasks])
+    baselines = done[-len(BASELINES) :]
+    records: dict[str, list[Record]] = {variant: [] for _, variant in runs_of(study)}
+    for (_, variant), record in zip(runs_of(study), done, strict=False):
         records[variant].append(record)
-    publish(workspace.results)
+    publish(within.results)
     results = [
-        _result(workspace.results, variant, of_variant, records[BASE])
+        _result(within.results, variant, of_variant, records[BASE])
         for variant, of_variant in records.items()
     ]
-    _write(below / name, study, results, baselines)
+    _write(workspace.results / name, study, results, baselines)
     return results
+
+
+def study_evaluator(study: Study, device: torch.device, workspace: Workspace) -> Evaluator:
+    scoring = Scoring(study.protocol, device, study.precision, study.classifier_seeds)
+    return make_evaluator(scoring, study.dataset + VALIDATION, workspace)
+
+
+def runs_of(study: Study) -> list[tuple[int, str]]:
+    """Seed and variant of each training."""
+    return list(product(range(study.seeds), (BASE, *study.variants)))
+
+
+def tasks_of(study: Study, evaluator: Evaluator) -> list[Callable[[], Record]]:
+    """A task for each of `runs_of`, then for each baseline. They do not need each other."""
+    chosen, key = dict(recipes_of(study)), evaluator.dataset_key
+    plan = Plan(list(chosen.values()), key, study.seeds, study.per_class, study.images)
+
+    def evaluate_run(seed: int, variant: str) -> Record:
+        run = find_or_train(plan, chosen[variant], seed, study.precision, evaluator)
+        sampling = study.sampling(variant)
+        record = ensure_evaluated(evaluator, run, study.per_class, sampling=sampling)
+        assert record is not None  # a conditional run fills every class
+        return record
+
+    return [
+        *(partial(evaluate_run, *run) for run in runs_of(study)),
+        *(partial(ensure_baseline, evaluator, kind, study.per_class) for kind in BASELINES),
+    ]
+
+
+def do_one(study: Study, device: torch.device, workspace: Workspace, number: int) -> None:
+    """Does one task of `tasks_of`."""
+    do_all([tasks_of(study, study_evaluator(study, device, workspace))[number]])
 
 
 def _result(results: Path, variant: str, records: list[Record], base: list[Record]) -> Result:

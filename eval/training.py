@@ -17,6 +17,7 @@ from synth.data import ImageSet
 from synth.families import Teacher
 from synth.recipes import RecipeBase
 from synth.runs import Run, RunConfig
+from synth.trackers import Note, ignore
 from synth.training import MakeTeacher, plan_run, train_run
 
 
@@ -39,13 +40,19 @@ def plan_training(
     )
 
 
-def train(run: Run, images: ImageSet, device: torch.device, cache: Path | None = None) -> None:
+def train(
+    run: Run,
+    images: ImageSet,
+    device: torch.device,
+    cache: Path | None = None,
+    note: Note = ignore,
+) -> None:
     """`train_run`, with the scorer and the teacher that the run's configuration may ask for.
 
     cache: of classifiers of real images; None is the user's.
     """
     scorer, teacher = selection.checkpoint_scorer(run, device), teacher_maker(run, device, cache)
-    train_run(run, images, device, scorer, teacher)
+    train_run(run, images, device, scorer, teacher, note)
 
 
 def teacher_maker(run: Run, device: torch.device, cache: Path | None = None) -> MakeTeacher:

@@ -20,6 +20,7 @@ from eval.repeat import as_recorded, evaluator_again, make_again
 from eval.verification import Verification
 from eval.verified import Stage, keep_note
 from synth.base.errors import SynthError, UsageError
+from synth.base.locks import scratch_folder
 from synth.base.progress import progress_bar
 from synth.environment import describe_environment
 
@@ -62,9 +63,9 @@ def verify(
     found = Verification(record, stage)
     checks.check_itself(found, path, workspace)
     if stage != "record":
-        with tempfile.TemporaryDirectory() as name:
+        with scratch_folder(Path(tempfile.gettempdir())) as scratch_root:
             runs, datasets, results, own = (
-                Path(name) / folder for folder in ("runs", "datasets", "results", "cache")
+                scratch_root / folder for folder in ("runs", "datasets", "results", "cache")
             )
             scratch = Workspace(workspace.data_root, runs, datasets, results, cache or own)
             try:
@@ -167,12 +168,12 @@ def verify_all(
     if not paths:
         raise SynthError(f"{workspace.results}: holds no records")
     with (
-        tempfile.TemporaryDirectory() as cache,
+        scratch_folder(Path(tempfile.gettempdir())) as cache,
         progress_bar(f"verify {workspace.results}", len(paths), "records") as advance,
     ):
         outcomes = []
         for path in paths:
-            outcomes.append(_outcome(path, stage, workspace, dataset_key, device, Path(cache)))
+            outcomes.append(_outcome(path, stage, workspace, dataset_key, device, cache))
             advance(1)
     return outcomes
 

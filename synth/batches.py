@@ -1,4 +1,4 @@
-"""The batches of a training. Each one depends on (seed, step) alone.
+"""The batches of a training. Each one depends on (seed, step) alone. Processes share it.
 
 So a resumed run equals an uninterrupted one, and a checkpoint needs no random state.
 """
@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from synth.augment import NUMBERS
 from synth.data import ImageSet
+from synth.ops.augment import NUMBERS
+from synth.ops.parallel import own_part
 from synth.recipes import GeneratorRecipe, Recipe
 
 BLOCK = 64  # steps whose random numbers are drawn at once
@@ -25,6 +26,7 @@ class Batch(NamedTuple):
 
     images: Tensor  # uint8 (B, 3, 32, 32), real
     labels: Tensor  # int64 (B,), of the real images and of the fakes
+    others: Tensor  # int64 (B,), each the label of the image before
     latent: Tensor  # float32 (B, L)
     second_latent: Tensor  # float32 (B, L), if the generator step draws new fakes
     # float32 (2, B, 8) in [-1, 1): for `augment`, of the real images and of the fakes. (2, B, 0) if
@@ -35,7 +37,7 @@ class Batch(NamedTuple):
 def draw_batches(
     recipe: Recipe, images: ImageSet, seed: int, device: torch.device, first_step: int = 0
 ) -> Iterator[Batch]:
-    """Endless batches from `first_step` on; see `draw_images`."""
+    """Endless batches from `first_step` on; see `draw_images`. Each process gets its part."""
     training = recipe.training
     size = training.batch
     real = draw_images(images, size, training.balanced, seed, device, first_step)
@@ -48,7 +50,15 @@ def draw_batches(
         numbers = torch.rand(BLOCK, 2, size, numbers_per_image, generator=random) * 2 - 1
         numbers = numbers.to(device)
         for i in range(max(0, first_step - block * BLOCK), BLOCK):
-            yield Batch(*next(real), latents[0, i], latents[1, i], numbers[i])
+            pixels, labels = next(real)
+            yield Batch(
+                own_part(pixels),
+                own_part(labels),
+                own_part(labels.roll(1)),
+                own_part(latents[0, i]),
+                own_part(latents[1, i]),
+                own_part(numbers[i], 1),
+            )
 
 
 def draw_images(

@@ -19,6 +19,7 @@ from threadpoolctl import threadpool_info
 from synth.base.errors import UsageError
 from synth.base.files import portable, sha256
 from synth.ops.native import describe_machine
+from synth.ops.parallel import processes
 
 CODE = (":(top)*.py", ":(top)*.c")  # path patterns of git for the source code
 PACKAGES = ("torch", "torchvision", "numpy", "scipy", "scikit-learn", "pandas")
@@ -42,6 +43,7 @@ def describe_environment(device: torch.device) -> dict[str, Any]:
         "blas_threads": blas_threads(),
         **describe_machine(),
         **({"deterministic": True} if deterministic else {}),
+        **({"processes": processes()} if processes() > 1 else {}),
         "commit": git_commit(),
         "code": code_hash(),
         "command": command_line(),

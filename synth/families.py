@@ -67,6 +67,7 @@ class Family:
     load_sampler(config, tensors, device): a sampler with the tensors of `Sampler.tensors`.
     precisions: those that it can train in. `--precision auto` times them if there are several.
     measure(recipe): numbers for `synth recipes`, such as `generator_parameters`.
+    shares_batches: several processes can train one run; see `synth.ops.parallel`.
     """
 
     recipe: type[RecipeBase]
@@ -74,10 +75,12 @@ class Family:
     load_sampler: Callable[[RunConfig, dict[str, Tensor], torch.device], Sampler]
     precisions: tuple[str, ...] = ("fp32",)
     measure: Callable[[Any], dict[str, float]] = lambda recipe: {}
+    shares_batches: bool = False
 
 
 FAMILIES: Registry[Family] = Registry(
     "family",
     "synth.families",
+    Family,
     later={"gan": "synth.gan:FAMILY", "flow": "synth.flow:FAMILY"},
 )

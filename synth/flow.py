@@ -21,8 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from synth.augment import augment, draw_numbers
-from synth.base.schema import CLOSED, Count, Number, Text
+from synth.base.schema import CLOSED, Count, Number, Size, Text
 from synth.batches import draw_images, torch_random
 from synth.data import SIZE, ImageSet, uint8_from_signed, unit_from_uint8
 from synth.families import Family
@@ -36,8 +35,10 @@ from synth.ops.acceleration import (
     optimizer_tensors,
     update_ema,
 )
+from synth.ops.augment import augment, draw_numbers
 from synth.ops.layers import Conv2d
-from synth.policies import POLICIES, check_policy
+from synth.ops.parallel import average, own_part
+from synth.ops.policies import POLICIES, check_policy
 from synth.recipes import RecipeBase
 
 if TYPE_CHECKING:
@@ -54,15 +55,15 @@ class FlowRecipe(RecipeBase):
     family: ClassVar[str] = "flow"
 
     # Channels at 32×32, 16×16, …: multiples of GROUPS
-    widths: Annotated[tuple[Count, ...], Field(min_length=1, max_length=4)] = (24, 40, 64)
-    condition_size: Count = 128  # of the vector that carries time and label
+    widths: Annotated[tuple[Size, ...], Field(min_length=1, max_length=4)] = (24, 40, 64)
+    condition_size: Size = 128  # of the vector that carries time and label
     sampling_steps: Count = 5  # of the midpoint rule: two evaluations each
     images: Count = 1_000_000  # default length, in real images shown
     batch_size: Count = 128
     learning_rate: Number = 1e-3
     ema_half_life: Annotated[int, Field(ge=0)] = 30_000  # in images
     balanced: bool = True  # every class is equally frequent in the batches
-    augment_real: Text = "none"  # policy in synth.policies for the real images
+    augment_real: Text = "none"  # policy in synth.ops.policies for the real images
 
     @property
     def batch(self) -> int:
@@ -183,7 +184,8 @@ class FlowTrainer:
             noise = torch.randn(pixels.shape, generator=random)
             times = torch.rand(len(pixels), generator=random)
             numbers = draw_numbers(len(pixels), random)
-            yield pixels, labels, *(each.to(self.device) for each in (noise, times, numbers))
+            drawn_too = (each.to(self.device) for each in (noise, times, numbers))
+            yield tuple(map(own_part, (pixels, labels, *drawn_too)))
 
     def update(
         self, pixels: Tensor, labels: Tensor, noise: Tensor, times: Tensor, numbers: Tensor
@@ -195,9 +197,9 @@ class FlowTrainer:
         with autocast(self.device, self.precision):
             velocity = self.network((1 - t) * noise + t * images, times, labels)
         loss = F.mse_loss(velocity.float(), images - noise)
-        optimizer_step(self.optimizer, loss)
+        optimizer_step(self.optimizer, loss, shared=True)
         update_ema(self.ema, self.network, self.recipe.ema_half_life, self.recipe.batch)
-        self.loss += loss.detach()
+        self.loss += average([loss.detach()])[0]
 
     def log_values(self) -> dict[str, Any]:
         mean = float(self.loss) / (self.steps - self.logged_steps)
@@ -288,4 +290,6 @@ RECIPE = FlowRecipe(
     citation="flow matching of Lipman et al. 2023 (arXiv:2210.02747), at about cdcgan's cost",
     conditional=True,
 )
-FAMILY = Family(FlowRecipe, FlowTrainer, _load_sampler, ("fp32", "bf16"), measure)
+FAMILY = Family(
+    FlowRecipe, FlowTrainer, _load_sampler, ("fp32", "bf16"), measure, shares_batches=True
+)

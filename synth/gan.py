@@ -14,7 +14,6 @@ from torch import Tensor
 from torch.nn import BatchNorm2d, ModuleDict
 from torch.nn.functional import softplus
 
-from synth.augment import augment
 from synth.base.errors import SynthError
 from synth.batches import Batch, draw_batches, draw_latents, labels_or_zeros, torch_random
 from synth.data import ImageSet, signed_from_uint8, uint8_from_signed
@@ -39,7 +38,9 @@ from synth.ops.acceleration import (
     optimizer_tensors,
     update_ema,
 )
-from synth.policies import POLICIES, Policy
+from synth.ops.augment import augment
+from synth.ops.parallel import average, share_statistics
+from synth.ops.policies import POLICIES, Policy
 from synth.recipes import Recipe
 
 if TYPE_CHECKING:
@@ -75,6 +76,8 @@ class GANTrainer:
         generator, discriminator = build(recipe, self.classes, config.seed)
         self.generator, self.discriminator = generator.to(device), discriminator.to(device)
         self.generator_ema = deepcopy(self.generator).requires_grad_(False)
+        share_statistics(self.generator)
+        share_statistics(self.discriminator)
         networks = {"g": self.generator, "d": self.discriminator, "average": self.generator_ema}
         self._networks = ModuleDict(networks)
         self.g_optimizer = adam(self.generator, training.learning_rate_g, training.betas)
@@ -119,7 +122,7 @@ class GANTrainer:
             real = self._view(real, self.augment_real, views[0])
             real = self._view(real, self.augment_both, views[0])
             seen = self._view(fake.detach(), self.augment_both, views[1])
-            on_real, on_fake = self._update_discriminator(real, seen, labels)
+            on_real, on_fake = self._update_discriminator(real, seen, labels, batch.others)
             if training.fakes == "new":
                 fake = self.generator(batch.second_latent, labels)
             self.discriminator.requires_grad_(False)  # computes no gradients that nobody reads
@@ -130,35 +133,35 @@ class GANTrainer:
             if self.teacher is not None and self.guiding:
                 shown = self._view(fake, self.teacher_view, views[1])
                 g_loss = g_loss + self.guidance * teacher_loss(self.teacher(shown), labels)
-        optimizer_step(self.g_optimizer, g_loss)
+        optimizer_step(self.g_optimizer, g_loss, shared=True)
         half_life = training.ema_half_life
         update_ema(self.generator_ema, self.generator, half_life, self.recipe.batch)
         real_logits, fake_logits = on_real.logits.float(), on_fake.logits.float()
         d_loss = self._d_loss(real_logits, fake_logits)
         d_real, d_fake = real_logits.sigmoid().mean(), fake_logits.sigmoid().mean()
-        values = [d_loss, g_loss, d_real, d_fake, d_loss.square(), g_loss.square()]
-        self.sums += torch.stack(values).detach()
+        (values,) = average([torch.stack([d_loss, g_loss, d_real, d_fake]).detach()])
+        self.sums += torch.cat([values, values[:2].square()])
 
     def _update_discriminator(
-        self, real: Tensor, fake: Tensor, labels: Tensor
+        self, real: Tensor, fake: Tensor, labels: Tensor, others: Tensor
     ) -> tuple[Judged, Judged]:
         """Returns what the discriminator said before its step, without gradients."""
         training, dual = self.recipe.training, self.discriminator.dual
         on_real = self.discriminator.judge(real, labels)
         loss = real_class_loss(on_real.classes, labels, dual)
         if training.mismatch:
-            others = labels.roll(1)
             losses = softplus(self.discriminator(real, others).float()) * (labels != others)
             loss = loss + losses.mean() / 2
         if training.discriminator_steps == "separate":
-            optimizer_step(self.d_optimizer, real_loss(on_real.logits.float()) + loss)
+            own = real_loss(on_real.logits.float()) + loss
+            optimizer_step(self.d_optimizer, own, shared=True)
             on_fake = self.discriminator.judge(fake, labels)
             loss = fake_loss(on_fake.logits.float())
         else:
             on_fake = self.discriminator.judge(fake, labels)
             loss = self._d_loss(on_real.logits.float(), on_fake.logits.float()) + loss
         loss = loss + fake_class_loss(on_fake.classes, labels, dual)
-        optimizer_step(self.d_optimizer, loss)
+        optimizer_step(self.d_optimizer, loss, shared=True)
         return on_real.detached(), on_fake.detached()
 
     def _view(self, images: Tensor, policy: Policy, numbers: Tensor) -> Tensor:
@@ -290,4 +293,6 @@ def _load_sampler(
     return GANSampler(generator.to(device).eval().requires_grad_(False), config.precision)
 
 
-FAMILY = Family(Recipe, GANTrainer, _load_sampler, ("fp32", "bf16"), measure_networks)
+FAMILY = Family(
+    Recipe, GANTrainer, _load_sampler, ("fp32", "bf16"), measure_networks, shares_batches=True
+)

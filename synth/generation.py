@@ -10,6 +10,7 @@ A conditional generator's images go this way:
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from copy import copy
 from dataclasses import replace
 from itertools import chain, cycle, islice
@@ -22,15 +23,17 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from synth.augment import NUMBERS, augment
 from synth.base.errors import SynthError, UsageError
-from synth.base.files import portable, read_json, sha256
+from synth.base.files import portable, sha256
+from synth.base.locks import scratch_folder
 from synth.base.progress import progress_bar
 from synth.base.schema import CLOSED, Text
 from synth.data import uint8_from_unit, unit_from_uint8
 from synth.environment import describe_environment
 from synth.families import Sampler
-from synth.policies import POLICIES, Policy
+from synth.ops.augment import NUMBERS, augment
+from synth.ops.parallel import from_first, is_first, own_share, processes, total_count
+from synth.ops.policies import POLICIES, Policy
 from synth.provenance import Manifest, Provenance
 from synth.runs import KEPT, Run, load_generator
 from synth.synthetic_set import Generated, write_synthetic
@@ -79,31 +82,54 @@ def generate(
     progress: Progress = lambda more: None,
     sampling: Sampling = DEFAULTS,
     teacher: Classify | None = None,
+    parts: Path | None = None,
 ) -> Generated:
     """`per_class` images of each class. Those of an unconditional generator have no labels.
 
     sampler: several ones, such as the last checkpoints of a run, make the images in turns. teacher:
-    for a `sampling` that rejects. Raises `UsageError` if a conditional generator was trained on
-    fewer classes.
+    for a `sampling` that rejects. parts: a folder of all processes that work together. Each makes
+    whole classes, and keeps them there. Raises `UsageError` if a conditional generator was trained
+    on fewer classes.
     """
     check_count(per_class)
     known = _in_turns(sampler)[0].classes
     if known and classes > known:
         raise UsageError(f"classes {classes}: this generator knows {known}")
-    candidates = [0]
+    candidates: dict[int, list[int]] = {}
 
-    def make_chunks() -> Iterator[np.ndarray]:
-        candidates[0] = 0
-        for label in range(classes):
-            chunks = stream_images(sampler, label, seed, sampling, teacher, candidates)
-            for at in range(0, per_class, CHUNK):
-                count = min(CHUNK, per_class - at)
-                yield _channels_last(next(chunks)[:count])
-                progress(count)
+    def make_class(label: int) -> Iterator[np.ndarray]:
+        candidates[label] = [0]
+        chunks = stream_images(sampler, label, seed, sampling, teacher, candidates[label])
+        for at in range(0, per_class, CHUNK):
+            count = min(CHUNK, per_class - at)
+            yield _channels_last(next(chunks)[:count])
+            progress(count)
 
     made = np.repeat(np.arange(classes, dtype=np.int64), per_class)
-    labels = made if known else None
-    return Generated(make_chunks, classes * per_class, labels, lambda: candidates[0])
+    labels, count = made if known else None, classes * per_class
+    if parts is None:
+        return Generated(
+            lambda: chain.from_iterable(map(make_class, range(classes))),
+            count,
+            labels,
+            lambda: sum(number for (number,) in candidates.values()),
+        )
+    for label in own_share(range(classes)):
+        with (parts / str(label)).open("wb") as file:
+            for chunk in make_class(label):
+                np.save(file, np.ascontiguousarray(chunk))
+    tried = total_count(sum(number for (number,) in candidates.values()))
+    paths = [parts / str(label) for label in range(classes)]
+    return Generated(
+        lambda: chain.from_iterable(map(_read_chunks, paths)), count, labels, lambda: tried
+    )
+
+
+def _read_chunks(path: Path) -> Iterator[np.ndarray]:
+    """The chunks that `np.save` wrote into a file, one after the other: uint8 (n, H, W, 3)."""
+    with path.open("rb") as file:
+        while file.tell() < path.stat().st_size:
+            yield np.load(file, allow_pickle=False)
 
 
 def generate_labelled(
@@ -252,8 +278,15 @@ def generate_set(
     provenance: from `describe_provenance`. classify: the classifier that gives the labels or
     rejects images, if one does. format: a name in `FORMATS`. Raises `UsageError` for a wrong
     argument.
+
+    In `parallel.joined` the processes share the work, and the first one writes the set.
     """
     check_count(per_class)
+    if processes() > 1 and provenance.labels == "classifier":
+        raise UsageError(
+            "torchrun: a classifier gives labels in one process; start synth generate without "
+            "torchrun"
+        )
     config, labels, seed = run.config, provenance.labels, provenance.generation_seed or 0
     sampling = sampling_of(provenance)
     weights = run.mixture(provenance.chosen, sampling.mix)
@@ -262,21 +295,26 @@ def generate_set(
     environment = describe_environment(device)
     slug = f"{config.slug}-{labels}" if labels in LABEL_WITH else config.slug
     count, title = per_class * len(config.classes), f"generate from {run.folder.name}"
-    with progress_bar(title, count, "images") as advance:
+    with progress_bar(title, count, "images") as advance, ExitStack() as stack:
         if labels == "classifier" and classify is not None:
             made = generate_labelled(
                 samplers, classify, config.classes, per_class, seed, advance, sampling
             )
         else:
-            made = generate(
-                samplers, len(config.classes), per_class, seed, advance, sampling, classify
-            )
+            parts = None
+            if processes() > 1:
+                scratch = stack.enter_context(scratch_folder(root)) if is_first() else root
+                parts = from_first(scratch)
+            classes = len(config.classes)
+            made = generate(samplers, classes, per_class, seed, advance, sampling, classify, parts)
+            if not is_first():
+                return from_first(root)  # waits until it is written
         if labels == "random":
             made = replace(made, labels=np.repeat(np.arange(len(config.classes)), per_class))
         manifest = Manifest(
             **provenance.description(),
             config=config.to_json(),
-            training_environment=read_json(run.folder / "environment.json"),
+            training_environment=run.read_environment(),
             generation_environment=environment,
             training_log=run.read_log(),
             format=format,
@@ -287,7 +325,7 @@ def generate_set(
             commit=environment["commit"],
             command=environment["command"],
         )
-        return write_synthetic(root, slug, made, manifest)
+        return from_first(write_synthetic(root, slug, made, manifest))
 
 
 def sampling_of(provenance: Provenance) -> Sampling:

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, one_hot
 
 from synth.networks import Judged
+from synth.ops.parallel import total
 from synth.recipes import Recipe
 
 SURE = 0.9  # a teacher that gives a fake's label this probability says nothing more about it
@@ -78,7 +79,8 @@ def generator_loss(
 def _class_means(features: Tensor, labels: Tensor, classes: int) -> Tensor:
     """(K, D): the mean features of each class in the batch, 0 for a class without an image."""
     members = one_hot(labels, classes).float()
-    return (members.T @ features.float()) / members.sum(0).clamp(min=1)[:, None]
+    counts = total(members.sum(0))
+    return total(members.T @ features.float()) / counts.clamp(min=1)[:, None]
 
 
 def teacher_loss(logits: Tensor, labels: Tensor) -> Tensor:

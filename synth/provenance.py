@@ -13,7 +13,7 @@ from synth.base.schema import OPEN, Whole, on_disk
 
 COPIES = ("config", "training_environment", "generation_environment", "training_log")
 LARGEST = 1e300  # of a number in a log
-Environment = dict[str, Any]  # synth.environment.describe_environment()
+MOST = {"threads": 1 << 16, "blas_threads": 1 << 16, "images": 1 << 63}  # of an environment
 
 
 def _check_line(line: dict[str, Any]) -> dict[str, Any]:
@@ -27,6 +27,25 @@ def _check_line(line: dict[str, Any]) -> dict[str, Any]:
     return line
 
 
+def _check_environment(value: dict[str, Any]) -> dict[str, Any]:
+    """What is computed with must be what it says. All else is only compared."""
+    resumed = value.get("resumed", [])
+    if not isinstance(resumed, list) or not all(isinstance(each, dict) for each in resumed):
+        raise ValueError("resumed in the environment is no list of environments")
+    for each in (value, *resumed):
+        for key, least in (("threads", 1), ("blas_threads", 1), ("images", 0)):
+            count = each.get(key)
+            if count is not None and not (type(count) is int and least <= count < MOST[key]):
+                raise ValueError(f"{key} in the environment is {count!r:.50}")
+        if not isinstance(each.get("device", ""), str):
+            raise ValueError(f"device in the environment is {each['device']!r:.50}")
+    if any(each.get("images") is None for each in resumed):
+        raise ValueError("resumed in the environment lacks images")
+    return value
+
+
+# synth.environment.describe_environment(); of a training also `resumed`, see synth.runs
+Environment = Annotated[dict[str, Any], AfterValidator(_check_environment)]
 # Of a run's log.jsonl: the images shown, and other numbers or lists of them
 LogLine = Annotated[dict[str, Any], AfterValidator(_check_line)]
 

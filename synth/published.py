@@ -22,19 +22,25 @@ from synth.recipes import (
 )
 
 SVHN_TRAIN, CELEBA = 73_257, 202_599  # images in an epoch of the published recipes
+_SVHN_SYNTHESIS = (
+    "https://github.com/radimurban/svhn-synthesis (EESTech AI Marathon 2024), "
+    "hackathon_evaluation.ipynb"
+)
+_SSSINGH = "https://github.com/sssingh/svhn-and-celebrity-image-generation-dcgan"
 KERAS_NORM = Norm(momentum=0.01, epsilon=1e-3)  # the momentum of Keras is 1 - 0.01
 
 _CDCGAN = Recipe(
     name="cdcgan",
-    citation="svhn-synthesis (EESTech AI Marathon 2024), plus an averaged generator",
+    citation=f"{_SVHN_SYNTHESIS}, plus an averaged generator",
     conditional=True,
     assumed="fakes are made for the labels of the real batch",
 )
 _CDCGAN_V2 = replace(
     _CDCGAN,
     name="cdcgan-v2",
-    citation="cdcgan with a dual projection (P2GAN), its classifier as a guide (AC-GAN), "
-    "augmentation of both sides (DiffAugment) and balanced batches",
+    citation="cdcgan with a dual projection (P2GAN: Han et al. 2021), its classifier as a guide "
+    "(AC-GAN: arXiv:1610.09585), augmentation of both sides (DiffAugment: arXiv:2006.10738) and "
+    "balanced batches",
     augment="digits-v1",
     generator=GeneratorRecipe(label_size=10),
     discriminator=DiscriminatorRecipe(label="dual-projection"),
@@ -54,9 +60,15 @@ _CDCGAN_QUICK = replace(
     discriminator=DiscriminatorRecipe(label="projection"),
     training=TrainingRecipe(images=100_000, batch=64, learning_rate_g=5e-4, learning_rate_d=5e-4),
 )
+_CDCGAN_V2_QUICK = replace(
+    _CDCGAN_QUICK,
+    name="cdcgan-v2-quick",
+    citation="cdcgan-quick, its images changed at random after generation, for demos",
+    augment="digits-v1",
+)
 _SHAHRULLO = Recipe(
     name="shahrullo",
-    citation="shahrullo, GAN/dcgan notebook",
+    citation="https://github.com/Shahrullo/GAN, dcgan/DCGAN.ipynb",
     conditional=False,
     generator=GeneratorRecipe(
         latent_distribution="uniform",
@@ -78,7 +90,7 @@ _SHAHRULLO = Recipe(
 )
 _SSSINGH_SVHN = Recipe(
     name="sssingh-svhn",
-    citation="sssingh, svhn-and-celebrity-image-generation-dcgan, part 1",
+    citation=f"{_SSSINGH}, svhn_generation_dcgan.ipynb",
     conditional=False,
     assumed="real images in [-1, 1] as its README says, not as its notebook does; the loss is the "
     "sum of both halves, new fakes for the generator's step, PyTorch's initialisation",
@@ -96,7 +108,8 @@ _SSSINGH_SVHN = Recipe(
 )
 _KERAS = Recipe(
     name="keras-trial-1",
-    citation="Generate Fake Images on Google Street View House Number Using GAN Model, trial 1",
+    citation="Generate Fake Images on Google Street View House Number Using GAN Model, trial 1 "
+    "(a report; no public copy was found)",
     conditional=False,
     assumed="new fakes for the generator's step; BatchNorm in training mode in every step; 'same' "
     "padding of 5×5 kernels is mirrored; Adam's epsilon 1e-8; learns from nine tenths of the "
@@ -143,6 +156,7 @@ _TABLE = (
         conditional=False,
         assumed="",
     ),
+    _CDCGAN_V2_QUICK,
     _CDCGAN_QUICK,
     replace(
         _CDCGAN_QUICK,
@@ -154,14 +168,14 @@ _TABLE = (
     replace(
         _CDCGAN,
         name="svhn-synthesis",
-        citation="svhn-synthesis (EESTech AI Marathon 2024)",
+        citation=_SVHN_SYNTHESIS,
         training=TrainingRecipe(images=35 * SVHN_TRAIN, ema_half_life=0),
     ),
     _SHAHRULLO,
     replace(
         _SHAHRULLO,
         name="house-number-recognition",
-        citation="House-Number-Recognition, README",
+        citation="https://github.com/tooth2/House-Number-Recognition, README",
         assumed="all that its README leaves open is as in shahrullo: biases, slope 0.2, "
         "latent, losses, learning rates, initialisation, 50 epochs",
         generator=replace(
@@ -175,7 +189,7 @@ _TABLE = (
     _SSSINGH_SVHN,
     Recipe(
         name="sssingh-celeba",
-        citation="sssingh, svhn-and-celebrity-image-generation-dcgan, part 2",
+        citation=f"{_SSSINGH}, celebrity_face_generation_dcgan.ipynb",
         conditional=False,
         assumed="latent and losses as in part 1",
         generator=GeneratorRecipe(
@@ -198,6 +212,7 @@ _TABLE = (
 RECIPES: Registry[RecipeBase] = Registry(
     "--recipe",
     "synth.recipes",
+    RecipeBase,
     {recipe.name: recipe for recipe in _TABLE},
     later={"flow": "synth.flow:RECIPE"},
 )

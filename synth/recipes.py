@@ -15,8 +15,8 @@ from synth.base.errors import SynthError, UsageError
 from synth.base.files import read_text
 from synth.base.images import SIDE, SIDES
 from synth.base.names import Name
-from synth.base.schema import CLOSED, Count, Number, Text, dump, on_disk, parse
-from synth.policies import check_policy
+from synth.base.schema import CLOSED, Count, Number, Size, Text, dump, on_disk, parse
+from synth.ops.policies import check_policy
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -40,7 +40,7 @@ class RecipeBase:
     citation: Annotated[str, on_disk("source")] = field(compare=False)
     conditional: bool
     assumed: str = field(default="", compare=False)  # what the source does not say
-    # Policy in synth.policies: generated images are changed at random, if nothing else is asked for
+    # Policy in synth.ops.policies: generated images are changed by it, if no other is asked for
     augment: Text = "none"
 
     @model_validator(mode="after")
@@ -96,15 +96,15 @@ class Norm:
 class GeneratorRecipe:
     """Latent → stem → `base`×`base` map → transposed convolutions that double it → image, tanh."""
 
-    latent_size: Count = 100
+    latent_size: Size = 100
     latent_distribution: Literal["normal", "uniform"] = "normal"  # N(0, 1) or U(-1, 1)
-    label_size: Count = 5  # width of the label embedding that a conditional generator appends
+    label_size: Size = 5  # width of the label embedding that a conditional generator appends
     stem: Literal["conv", "linear"] = "conv"  # a transposed convolution or a linear layer
     stem_bias: bool = False
     stem_norm: bool = True
     stem_activation: Activation = "relu"
-    base: Count = 4
-    widths: Annotated[tuple[Count, ...], Field(min_length=1)] = (256, 128, 64)  # channels per map
+    base: Size = 4
+    widths: Annotated[tuple[Size, ...], Field(min_length=1)] = (256, 128, 64)  # channels per map
     kernel: Literal[4, 5] = 4  # these double the side exactly
     activation: Activation = "relu"
     bias: Bias = "without_norm"  # of the transposed convolutions after the stem
@@ -136,7 +136,7 @@ class DiscriminatorRecipe:
     # arXiv:2108.09016). `adc`: the logit ignores the label; a head of 2K classes tells real and
     # fake images of each class apart (ADC-GAN: Hou et al. 2022, arXiv:2107.10060).
     label: Literal["plane", "projection", "dual-projection", "adc"] = "plane"
-    widths: Annotated[tuple[Count, ...], Field(min_length=1, max_length=5)] = (64, 128, 256)
+    widths: Annotated[tuple[Size, ...], Field(min_length=1, max_length=5)] = (64, 128, 256)
     kernel: Literal[4, 5] = 4  # these halve an even side exactly
     slope: Number = 0.2  # of the LeakyReLU
     first_norm: bool = False  # BatchNorm after the first convolution too
@@ -166,7 +166,9 @@ class TrainingRecipe:
     fakes: Literal["shared", "new"] = "shared"  # "new": the generator's step draws its own fakes
     ema_half_life: Annotated[int, Field(ge=0)] = 10_000  # in images; 0: no EMA generator
     balanced: bool = False  # every class is equally frequent in the batches
-    augment_real: Text = "none"  # policy in synth.augment for the real images: the fakes learn it
+    augment_real: Text = (
+        "none"  # policy in synth.ops.policies for the real images: the fakes learn it
+    )
     # The same for real images and fakes (DiffAugment: Zhao et al. 2020, arXiv:2006.10738): the
     # fakes do not learn it
     augment_both: Text = "none"

@@ -41,7 +41,7 @@ from synth.base.progress import say
 from synth.base.schema import CLOSED, Count, dump, on_disk, parse
 from synth.checkpoints import load_tensors, read_count
 from synth.families import FAMILIES, Family, Sampler
-from synth.provenance import LogLine
+from synth.provenance import Environment, LogLine
 from synth.recipes import RecipeBase, stored
 
 DEFAULT_FAMILY = "gan"
@@ -120,12 +120,17 @@ class Run:
 
         What ran before from the same images on, or later ones, left nothing: it is dropped.
         """
-        path = self.folder / "environment.json"
         if images:
-            first = read_json(path)
+            first = self.read_environment()
             kept = [each for each in first.get("resumed", []) if each["images"] < images]
             environment = {**first, "resumed": [*kept, {"images": images, **environment}]}
-        write_json(path, environment)
+        write_json(self.folder / "environment.json", environment)
+
+    def read_environment(self) -> dict[str, Any]:
+        """Raises `SynthError` if it is missing or damaged."""
+        path = self.folder / "environment.json"
+        found: dict[str, Any] = parse(Environment, read_json(path), f"{path}: is damaged")
+        return found
 
     @property
     def weights(self) -> Path:

@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
@@ -23,11 +23,13 @@ from synth.base.progress import progress_bar, say
 from synth.checkpoints import load_tensors, save_tensors
 from synth.data import ImageSet, split_validation
 from synth.environment import describe_environment
-from synth.families import Teacher, Trainer
+from synth.families import FAMILIES, Teacher, Trainer
 from synth.ops.acceleration import choose_precision
 from synth.ops.native import describe_kernels
+from synth.ops.parallel import is_first, processes, started, total_count
 from synth.recipes import RecipeBase
 from synth.runs import Run, RunConfig, checkpoint_name
+from synth.trackers import Note, ignore
 from synth.visuals import draw_losses, save_grid
 
 try:
@@ -67,6 +69,7 @@ def plan_run(
     """
     recipe = recipe.fitted(images.side, images.grey)
     training_parts(recipe, images, select is not None)  # raises if they cannot train it
+    check_shares(recipe, started())
     total_images = recipe.total_images if total_images is None else total_images
     sixteenth = max(1, total_images // 16_000)  # in thousands of images
     default_tick = 1000 << (sixteenth - 1).bit_length()  # rounds up to a power of two
@@ -145,11 +148,12 @@ def train_run(
     device: torch.device,
     score_checkpoint: ScoreCheckpoint | None = None,
     make_teacher: MakeTeacher | None = None,
+    note: Note = ignore,
 ) -> None:
     """Trains the run to its length. Starts from its last checkpoint if there is one.
 
     make_teacher: real images that the generator learns from → the teacher, for a recipe that needs
-    one.
+    one. note: is given each line of the log.
 
     A run that selects its checkpoint does not learn from the validation part. It needs
     `score_checkpoint`, which scores the weights of each tick on that part. The score must depend
@@ -158,18 +162,36 @@ def train_run(
     Raises `SynthError` if the run was trained on other images, or if a loss or weight is not
     finite, and `Busy` if another process trains it. Raises `Interrupted` after Ctrl-C, when all is
     saved.
+
+    In `parallel.joined` the processes share each batch, and the first one writes all files.
     """
     check_same_images(run, images)
+    check_shares(run.config.recipe, processes())
     if run.config.select and score_checkpoint is None:
         raise ValueError(f"{run.folder}: selects its checkpoint, and nothing is given to score it")
     if run.config.recipe.needs_teacher and make_teacher is None:
         raise ValueError(f"{run.folder}: needs a teacher, and nothing is given to make it")
-    with exclusive(run.folder / ".lock", f"training of {run.folder}"):
-        _train(run, images, device, score_checkpoint, make_teacher)
-    if run.config.select:
+    lock = exclusive(run.folder / ".lock", f"training of {run.folder}")
+    with lock if is_first() else nullcontext():
+        _train(run, images, device, score_checkpoint, make_teacher, note)
+    if run.config.select and is_first():
         best = run.best_checkpoint()
         accuracy = 100 * run.validation_scores()[best]
         say(f"{run.folder}: {best} is the best on the validation part ({accuracy:.2f} %)")
+
+
+def check_shares(recipe: RecipeBase, count: int) -> None:
+    """Raises `UsageError` unless `count` processes can train the recipe together."""
+    if count > 1 and not FAMILIES.find(recipe.family).shares_batches:
+        raise UsageError(
+            f"torchrun: {recipe.name} is of the family {recipe.family}, which trains in one "
+            "process; start synth train without torchrun"
+        )
+    if recipe.batch % count:
+        raise UsageError(
+            f"torchrun: {count} processes cannot share batches of {recipe.batch} images equally; "
+            "change --nproc-per-node, or the batch with --set"
+        )
 
 
 def _train(
@@ -178,28 +200,31 @@ def _train(
     device: torch.device,
     score: ScoreCheckpoint | None,
     make_teacher: MakeTeacher | None,
+    note: Note,
 ) -> None:
     config, batch = run.config, run.config.recipe.batch
     training, heldout = training_parts(config.recipe, images, config.select is not None)
     teacher = [make_teacher(training)] if config.recipe.needs_teacher and make_teacher else []
     trainer = config.family.make_trainer(config, training, heldout, device, *teacher)
     step = _restore(run, trainer)
-    run.rewind_log(step * batch)
+    if is_first():
+        run.rewind_log(step * batch)
     last_step = math.ceil(config.total_images / batch)
     tick_steps = max(1, round(config.images_per_tick / batch))
     say(describe_kernels(device, config.precision))
-    if step < last_step:
+    if step < last_step and is_first():
         run.note_start(step * batch, describe_environment(device))
-    bar = progress_bar(f"train {run.folder.name}", config.total_images, "images")
+    title, shown = f"train {run.folder.name}", step * batch
+    bar = progress_bar(title, config.total_images, "images", shown)
 
     with _interruptible() as interrupted, bar as advance:
-        advance(step * batch)
         tick_start, tick_time = step, time.perf_counter()
         while step < last_step:
             trainer.step()
             advance(min(batch, config.total_images - step * batch))
             step += 1
-            if step % tick_steps and step < last_step and not interrupted():
+            stopping = total_count(interrupted()) > 0
+            if step % tick_steps and step < last_step and not stopping:
                 continue
 
             # A tick writes the weights, samples and log, and then the state. A kill between two of
@@ -214,21 +239,23 @@ def _train(
                     "try another --seed or --precision fp32"
                 )
             seconds = time.perf_counter() - tick_time
-            _write_samples(run, trainer, step * batch)
-            line = {"images": step * batch, **values}
-            # Ctrl-C adds no candidate to choose from, so that a resumed run selects the same one.
-            planned = step % tick_steps == 0 or step >= last_step
-            if planned:
-                kept = run.keep_checkpoint(step * batch)
-                if config.select and score is not None and heldout is not None:
-                    line["validation_accuracy"] = score(kept, heldout)
-            line["images_per_second"] = round((step - tick_start) * batch / seconds, 1)
-            line["memory_mib"] = memory_mib(device)
-            run.append_log(line)
-            if step >= last_step or interrupted() or seconds > 10:
-                draw_losses(run.read_log(), run.folder / "losses.png")
-            save_tensors(run.state, state, {"step": step})
-            if interrupted() and step < last_step:
+            if is_first():
+                _write_samples(run, trainer, step * batch)
+                line = {"images": step * batch, **values}
+                # Ctrl-C adds no candidate to choose from, so that a resumed run selects the same.
+                planned = step % tick_steps == 0 or step >= last_step
+                if planned:
+                    kept = run.keep_checkpoint(step * batch)
+                    if config.select and score is not None and heldout is not None:
+                        line["validation_accuracy"] = score(kept, heldout)
+                line["images_per_second"] = round((step - tick_start) * batch / seconds, 1)
+                line["memory_mib"] = memory_mib(device)
+                run.append_log(line)
+                note(line)
+                if step >= last_step or stopping or seconds > 10:
+                    draw_losses(run.read_log(), run.folder / "losses.png")
+                save_tensors(run.state, state, {"step": step})
+            if stopping and step < last_step:
                 raise Interrupted(
                     f"stopped at {step * batch:,} of {config.total_images:,} images; go on with: "
                     f"synth train --resume --run {shlex.quote(str(run.folder))}"

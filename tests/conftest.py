@@ -133,6 +133,8 @@ def synth(
     monkeypatch.chdir(tmp_path)
     for name in [name for name in os.environ if name.startswith("SYNTH_")]:
         monkeypatch.delenv(name)
+    for name in ("SYNTH_BENCHMARK_JOBS", "SYNTH_STUDY_JOBS"):
+        monkeypatch.setenv(name, "1")  # other processes would not know what a test changes
     monkeypatch.setattr("eval.real_classifier.cache_folder", lambda: tmp_path / "cache")
 
     def run(*arguments: object) -> Ran:

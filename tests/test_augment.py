@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.transforms.v2 import functional as reference
 
-from synth.augment import NUMBERS, augment
-from synth.policies import POLICIES, Policy
+from synth.ops.augment import NUMBERS, augment
+from synth.ops.policies import POLICIES, Policy
 
 SIDE = 32
 

@@ -7,9 +7,10 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from benchmarks import growth, precision
+from benchmarks import growth, precision, tuned
+from benchmarks.__main__ import over_peers
 from eval.protocols import PROTOCOLS, Protocol
-from eval.score import disk_batches, score
+from eval.scoring import disk_batches, score
 from synth.data import ImageSet
 
 CPU = torch.device("cpu")
@@ -44,3 +45,28 @@ def test_precisions_are_compared_in_pairs(drawn: ImageSet, monkeypatch: pytest.M
         {"pairs": 2, "mean": 2.0, "half_interval": 12.7062 * 1.0}, rel=1e-4
     )
     assert figures["real"] == {"pairs": 1, "mean": pytest.approx(10), "half_interval": None}
+
+
+@pytest.mark.parametrize("name", ["no switches", "all but torch.compile"])
+def test_tuned_loops_take_steps(
+    drawn: ImageSet, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch.compile takes a minute and is left out."""
+    for size in ("BATCH", "CLASSIFIER_BATCH"):
+        monkeypatch.setattr(tuned.peers, size, 8)
+    monkeypatch.setattr(tuned, "SAMPLED", 8)
+    assert drawn.labels is not None
+    for loop in (tuned.train, tuned.sample, tuned.classify):
+        steps = loop(tuned.SWITCHES[name], drawn.images, drawn.labels)
+        next(steps)
+        next(steps)
+
+
+def test_synth_is_compared_with_the_best_of_each_kind() -> None:
+    rates = {"synth": [6.0], "synth, fp32": [4.0], "examples loop": [2.0], "torch, all": [3.0]}
+    told = over_peers({**rates, "torch, no switches": [2.5], "torch, all but bf16": [2.0]})
+    assert told == (
+        "3.00× the fastest loop that people write (examples loop); "
+        "2.00× torch with its best switches (torch, all); "
+        "1.60× torch with its best switches in fp32, synth in fp32 (torch, no switches)"
+    )

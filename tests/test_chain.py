@@ -250,7 +250,7 @@ def test_a_folder_is_verified_in_one_table(
     lines = {line.split()[0]: line for line in ran.out.splitlines()}
     assert lines[by_kind["synthetic"].stem].endswith("record         holds, by its chain")
     assert "not checked: set" in lines[by_kind["real"].stem]  # it is not kept
-    assert ran.out.splitlines()[-1] == "5 records: 5 from record"
+    assert ran.out.splitlines()[-1] == "6 records: 6 from record"
     synth("leaderboard")
     assert set(pd.read_csv("results/leaderboard.csv")["verified"]) == {"record"}
 

@@ -25,7 +25,7 @@ from cli import parse_count
 from eval import real_classifier
 from eval.protocols import PROTOCOLS, Protocol
 from eval.records import read_records
-from eval.score import score
+from eval.scoring import score
 from eval.training import train
 from synth.base.errors import UsageError
 from synth.base.files import read_json
@@ -82,6 +82,7 @@ def test_the_three_commands(
     assert [record.entry.name for record in records] == [
         "tiny",
         "real",
+        "real + augmentation",
         "real, same size",
         "PCA + Gaussian per class",
         "copier",
@@ -96,7 +97,7 @@ def test_the_three_commands(
         assert record.entry.name in evaluated.out
 
     again = json.loads(synth("evaluate", *SCORE, "--json").out)
-    assert len(read_records(trained / "results")) == 8  # references are reused, the entry is not
+    assert len(read_records(trained / "results")) == 9  # references are reused, the entry is not
     (first,) = (record for record in records if record.entry.name == "tiny")
     assert first.entry.training_log == open_run(trained / "runs" / RUN).read_log()
     assert again[0]["entry"] == asdict(first.entry)  # a reference is never the newest set
@@ -241,7 +242,7 @@ def test_benchmark_skips_what_is_there(
     second = synth(*command, "--json")
     assert {p for p in trained.rglob("*") if p.suffix in (".safetensors", ".npz", ".json")} == kept
     rows = json.loads(second.out)
-    assert len(rows) == 8
+    assert len(rows) == 9
     names = {row["entry"] for row in rows}
     assert names >= {"real", "tiny", "tiny-uncond + pseudo-labels", "tiny-other + pseudo-labels"}
     assert len([name for name in names if name.endswith("random labels")]) == 1  # chance is chance
@@ -278,10 +279,10 @@ def test_benchmark_takes_nothing_in_another_precision(
     assert trained == ["fp32", "bf16"]
     records = read_records(Path("results"))
     kinds = [(record.entry.kind, record.precision) for record in records]
-    assert len(kinds) == len(set(kinds)) == 10
+    assert len(kinds) == len(set(kinds)) == 12
     assert "tiny (trained in fp32)" in ran.out
     assert synth(*command, *options, "--precision", "auto").code == 0
-    assert len(read_records(Path("results"))) == 10
+    assert len(read_records(Path("results"))) == 12
 
 
 def test_a_collapsed_baseline_does_not_stop_the_scoring(

@@ -44,7 +44,7 @@ TENSORS = {
     "mask": torch.tensor([True, False]),
     "nothing": torch.zeros(0),
 }
-BLACK = Generated(lambda: iter([np.zeros((10, 32, 32, 3), np.uint8)]), 10, None, 10)
+BLACK = Generated(lambda: iter([np.zeros((10, 32, 32, 3), np.uint8)]), 10, None, lambda: 10)
 METADATA = {"images": 64, "config": {"seed": 1, "precision": "fp32"}}
 
 
@@ -173,6 +173,25 @@ def test_a_damaged_line_of_the_log_is_left_out(
         assert "log.jsonl: line 2 is damaged" in capsys.readouterr().err
     logged.rewind_log(480)
     assert logged.log.read_bytes() == first + b"".join(rest)
+
+
+# The environment
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        *({"threads": "x"}, {"threads": 0}, {"blas_threads": 1e9}, {"device": 5}, {"resumed": 5}),
+        *({"resumed": [5]}, {"resumed": [{}]}, {"resumed": [{"images": "x"}]}),
+    ],
+)
+def test_a_damaged_environment_is_named(logged: Run, damage: dict[str, object]) -> None:
+    """It is read when a run goes on, and copied into manifests and records."""
+    path = logged.folder / "environment.json"
+    path.write_text(json.dumps({"device": "CPU", "threads": 1, **damage}))
+    for read in (logged.read_environment, lambda: logged.note_start(160, {})):
+        with pytest.raises(SynthError, match=r"environment\.json: is damaged.*environment"):
+            read()
 
 
 # Files that are far larger than they seem, or never end

@@ -224,7 +224,7 @@ def test_an_image_that_would_be_read_wrongly_is_named(
         said = "exceeds limit"
     elif kind == "folder":
         path.mkdir()
-        said = "Is a directory"
+        said = "no regular file"
     else:
         Image.fromarray(np.full((40, 40), 300, kind)).save(path)
     with pytest.raises(SynthError, match=rf"train/dog/7\.tiff: cannot be read \(.*{said}"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -95,6 +96,18 @@ def test_leftovers_without_a_lock(tmp_path: Path) -> None:
         "mine",
     ]
     assert (tmp_path / "mine" / "lock").exists()
+
+
+def test_leftovers_of_another_user_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many users share the system's folder for temporary files."""
+    (tmp_path / ".partial-other").mkdir()
+    (tmp_path / ".partial-other" / "lock").touch()
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "geteuid", lambda: -1)
+        clear_leftovers(tmp_path)
+        assert (tmp_path / ".partial-other" / "lock").exists()
+    clear_leftovers(tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_scratch_folder_that_another_process_clears_is_made_again(

@@ -16,18 +16,6 @@ from hypothesis import strategies as st
 
 from eval.aggregate import build_tables, configuration_key, recipe_length
 from eval.evaluator import metrics_for
-from eval.leaderboard import (
-    METHOD,
-    default_first,
-    format_metrics,
-    format_scores,
-    format_training,
-    to_csv,
-    to_page,
-    to_text,
-    training_values,
-    write_leaderboard,
-)
 from eval.metrics import describe
 from eval.protocols import PROTOCOLS
 from eval.records import (
@@ -41,8 +29,20 @@ from eval.records import (
     write_record,
 )
 from eval.report import write_report
-from eval.score import Score, SeedScore
+from eval.scoring import Score, SeedScore
 from eval.statistics import interval
+from eval.tables import (
+    METHOD,
+    default_first,
+    format_metrics,
+    format_scores,
+    format_training,
+    to_csv,
+    to_page,
+    to_text,
+    training_values,
+    write_leaderboard,
+)
 from eval.verification import Verification
 from eval.verified import Stage, depths, keep_note
 from synth.base.errors import SynthError
@@ -368,7 +368,7 @@ def test_tables_for_people_are_narrow(tmp_path: Path) -> None:
     made = [
         record(synthetic("a", digest="1"), 0.7, name="augmented-v1"),
         replace(record(synthetic(name, digest="2"), 0.1, 0.9), metrics=thief),
-        record(synthetic("b | c\n# d", digest="3"), 0.7),
+        record(synthetic("b | c # d", digest="3"), 0.7),
     ]
     tables = default_first(build_tables(made))
     assert [table.protocol for table in tables] == ["fixed-v1", "augmented-v1"]

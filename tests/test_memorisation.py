@@ -24,7 +24,6 @@ from eval.metrics.augmented_copies import nearest_view
 from eval.metrics.diversity import within_class_bandwidths, within_class_diversity
 from eval.metrics.memorisation import closest_pairs, memorisation, nearest_training
 from eval.protocols import Protocol
-from synth.augment import augment, draw_numbers
 from synth.data import (
     DIGITS,
     ImageSet,
@@ -34,7 +33,8 @@ from synth.data import (
     unit_from_uint8,
 )
 from synth.data.house_numbers import render
-from synth.policies import POLICIES
+from synth.ops.augment import augment, draw_numbers
+from synth.ops.policies import POLICIES
 
 
 class World(NamedTuple):

@@ -26,13 +26,13 @@ from eval.classifier_training import (
 from eval.classifiers import FixedClassifier, ResNet20
 from eval.protocols import PROTOCOLS, Protocol
 from eval.records import read_records
-from eval.score import disk_batches, expected_calibration_error, measure, score, stream_batches
+from eval.scoring import disk_batches, expected_calibration_error, measure, score, stream_batches
 from synth.data import ImageSet
 from synth.data.house_numbers import render
 from synth.gan import GANSampler
 from synth.generation import fresh_batch
 from synth.networks import build
-from synth.policies import POLICIES
+from synth.ops.policies import POLICIES
 from tests.conftest import ROOT, needs_bf16, tiny
 
 CPU = torch.device("cpu")
@@ -221,7 +221,7 @@ def test_predictions_of_many_classes_do_not_wrap(
     names = tuple(map(str, range(classes)))
     images = torch.zeros(classes, 3, 32, 32, dtype=torch.uint8)
     test = ImageSet(images, torch.arange(classes), names, "many", "test")
-    monkeypatch.setattr("eval.score.predict", lambda *_: torch.eye(classes))  # all right
+    monkeypatch.setattr("eval.scoring.predict", lambda *_: torch.eye(classes))  # all right
     short = Protocol("short", "disk", steps=1, batch=4, seeds=1)
     found = score(short, disk_batches(short, test, CPU), test, CPU, "fp32")
     assert found.seeds[0].accuracy == 1.0

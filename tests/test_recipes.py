@@ -340,6 +340,25 @@ def test_recipe_from_a_file(tmp_path: Path, synth: Callable[..., Ran]) -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("training = { batch = 1979-05-27 }", "training.batch is '1979-05-27'; input should be"),
+        ("conditional = 1979-05-27T07:32:00", "conditional is '1979-05-27 07:32:00'; input"),
+        (f"generator = {{ widths = [{10**18}, 8, 8] }}", "generator.widths.0 is 1000000000000000"),
+        (f"training = {{ batch = {10**30} }}", "training.batch is 1000000000000000000000000"),
+    ],
+)
+def test_a_value_that_no_network_can_have_is_named(
+    synth: Callable[..., Ran], tmp_path: Path, text: str, message: str
+) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(text)
+    ran = synth("recipes", path)
+    assert (ran.code, ran.out) == (2, "")
+    assert ran.err.startswith(f"error: --recipe {path}: {message}")
+
+
+@pytest.mark.parametrize(
     ("line", "said"),
     [
         ("training.batch = 64.7", "training.batch is 64.7; input should be a valid integer"),

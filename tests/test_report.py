@@ -111,7 +111,7 @@ def test_diversity_is_read_against_that_of_real_images(tmp_path: Path) -> None:
 
 def test_odd_results_are_still_a_report(tmp_path: Path) -> None:
     """Scores and figures at the ends of what is possible, one class, logs of another family."""
-    log = [{"images": 0, "loss": 1e300}, {"images": 0, "loss": -1.0}, {}]
+    log = [{"images": 0, "loss": 1e300}, {"images": 0, "loss": -1.0}, {"images": 0}]
     odd = {"seconds": {}, "fidelity": {"classifier": {"fid": 1e300, "kid": -0.0}}}
     entry = replace(synthetic(), training_log=log, images_shown=0)
     seed = record(entry, 0.0).scores[0]
@@ -337,11 +337,11 @@ def test_tables_are_sorted_and_filtered_by_keyboard(show: Callable[..., Page]) -
     head = table.get_by_role("button", name="ECE %", exact=True)
     head.focus()
     page.keyboard.press("Enter")
-    values = [float(text) for text in column(5)]
+    values = [float(text) for text in column(6)]
     assert values == sorted(values, reverse=True)
     assert head.locator("xpath=ancestor::th").get_attribute("aria-sort") == "descending"
     page.keyboard.press("Enter")
-    assert [float(text) for text in column(5)] == values[::-1]
+    assert [float(text) for text in column(6)] == values[::-1]
     table.get_by_role("button", name="GAN images shown", exact=True).press("Enter")
     assert column(9)[-4:] == ["–"] * 4  # absent values stay last
     table.get_by_role("button", name="accuracy %", exact=True).press("Enter")

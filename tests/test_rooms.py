@@ -12,10 +12,13 @@ import venv
 import zipfile
 from functools import cache
 from graphlib import TopologicalSorter
-from importlib import metadata
+from itertools import chain
 from pathlib import Path
 
 import pytest
+
+from synth.base.errors import DISTRIBUTION
+from synth.recipes import read_toml
 
 ROOT = Path(__file__).parent.parent
 ROOMS = ("synth.base", "synth.data", "synth.ops", "synth", "eval.metrics", "eval")
@@ -82,10 +85,11 @@ def test_synth_never_imports_eval() -> None:
 
 
 def test_what_is_imported_is_declared() -> None:
-    declared = {
-        re.split(r"[<>=; \[]", line)[0].lower() for line in metadata.requires("synth") or []
-    }
+    project = read_toml(ROOT / "pyproject.toml")["project"]
+    lines = [project["dependencies"], *project["optional-dependencies"].values()]
+    declared = {re.split(r"[<>=; \[]", line)[0].lower() for line in chain(*lines)}
     renamed = {"sklearn": "scikit-learn", "PIL": "pillow", "tomllib": "tomli", "tomli_w": "tomli-w"}
+    renamed["pydantic_core"] = "pydantic"  # pydantic pins the one version that fits it
     optional = {"torch_fidelity": "torch-fidelity"}
     for path in [*ROOT.glob("synth/**/*.py"), *ROOT.glob("eval/**/*.py"), ROOT / "cli.py"]:
         for node in ast.walk(ast.parse(path.read_text())):
@@ -95,6 +99,12 @@ def test_what_is_imported_is_declared() -> None:
                 if name not in {*sys.stdlib_module_names, "synth", "eval", "cli"}:
                     package = {**renamed, **optional}.get(name, name).lower()
                     assert package in declared, f"{path}: {name}"
+
+
+def test_messages_say_what_pip_calls_synth() -> None:
+    assert read_toml(ROOT / "pyproject.toml")["project"]["name"] == DISTRIBUTION
+    for path in [*ROOT.glob("synth/**/*.py"), *ROOT.glob("eval/**/*.py"), ROOT / "cli.py"]:
+        assert not re.search(r"pip install '?synth\b", path.read_text()), path
 
 
 # The wheel, and a package of one's own beside it

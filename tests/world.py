@@ -3,6 +3,7 @@
 For tests with several processes. SYNTH_TEST_PAUSE: seconds that each training step takes longer.
 SYNTH_TEST_JOURNAL: a file that gets a line of each training, `<process> <run folder>`.
 SYNTH_TEST_COMMANDS: instead of WORDS, a JSON list of commands to run at once, each a list of words.
+SYNTH_TEST_TORCHRUN: the commands are the processes that torchrun would start.
 It then prints their processes and exit codes. They write to `0.out`, `0.err`, `1.out` and so on.
 """
 
@@ -10,9 +11,11 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -57,6 +60,20 @@ def keep_journal(path: Path) -> None:
     assert study.find_or_train is benchmark.find_or_train  # so that it keeps the journal too
 
 
+def as_torchrun(rank: int, count: int, port: int) -> None:
+    """Sets the environment that torchrun gives to a process."""
+    names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "MASTER_PORT": port}
+    os.environ.update({name: str(value) for name, value in names.items()})
+    os.environ.update(MASTER_ADDR="127.0.0.1", TORCHELASTIC_RUN_ID="test")
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port: int = found.getsockname()[1]
+        return port
+
+
 def fork(
     words: Sequence[str],
     out: Path,
@@ -88,8 +105,9 @@ def fork(
         os._exit(code)
 
 
-if __name__ == "__main__":
+if __name__ in ("__main__", "__mp_main__"):  # the latter in processes that it spawns
     build()
+if __name__ == "__main__":
     slow_down(float(os.environ.pop("SYNTH_TEST_PAUSE", "0")))
     journal = os.environ.pop("SYNTH_TEST_JOURNAL", None)
     if journal:
@@ -98,6 +116,13 @@ if __name__ == "__main__":
     if commands is None:
         cli.main()
     else:
-        children = [fork(words, Path(str(n))) for n, words in enumerate(json.loads(commands))]
+        several, port = json.loads(commands), free_port()
+        torchrun = os.environ.pop("SYNTH_TEST_TORCHRUN", None)
+        children = [
+            fork(words, Path(str(n)), partial(as_torchrun, n, len(several), port))
+            if torchrun
+            else fork(words, Path(str(n)))
+            for n, words in enumerate(several)
+        ]
         codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
         print(json.dumps([children, codes]))

@@ -149,7 +149,7 @@ class Metric:
 
 
 METRICS: Registry[Metric] = Registry(
-    "--metrics", "eval.metrics", modules="eval.metrics", attribute="METRIC"
+    "--metrics", "eval.metrics", Metric, modules="eval.metrics", attribute="METRIC"
 )
 
 

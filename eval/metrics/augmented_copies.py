@@ -14,9 +14,9 @@ from torch import Tensor
 
 from eval.metrics import Column, Metric, Subject
 from eval.metrics.memorisation import NEIGHBOURS, memorisation
-from synth.augment import augment, draw_numbers
 from synth.data import ImageSet, unit_from_uint8
-from synth.policies import POLICIES
+from synth.ops.augment import augment, draw_numbers
+from synth.ops.policies import POLICIES
 
 POLICY = "geometry-colour-v1"
 VIEWS = 16  # of each training image, and as many of its inverse

@@ -16,12 +16,12 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from eval.aggregate import ONE_RUN, RANK, Row, Table
-from eval.leaderboard import STARRED, agreement_lines, default_first
 from eval.metrics import NOTHING
 from eval.records import Record, plot_path
 from eval.report import charts
 from eval.report.grids import MOST_CLASSES, grids_of, shade
 from eval.report.samples import encode_samples
+from eval.tables import STARRED, agreement_lines, default_first
 from synth.base.files import atomic_file, write_text
 from synth.base.progress import say
 

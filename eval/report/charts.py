@@ -9,9 +9,9 @@ from statistics import mean
 from typing import Any, NamedTuple
 
 from eval.aggregate import Row, Table
-from eval.leaderboard import LOGGED
 from eval.metrics import Column
 from eval.records import Record
+from eval.tables import LOGGED
 
 LINES = {  # baselines by their kind: name, and what it is
     "real": ("real", "the real training images"),

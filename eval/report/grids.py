@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from eval.aggregate import SCORES, Row, Table, cell
-from eval.leaderboard import format_calibration, training_means
 from eval.metrics import NOTHING, Column, all_columns
+from eval.tables import format_calibration, training_means
 
 MOST_CLASSES = 20  # in a heat map
 TRAINING = """mean over the second half of training. ±: standard deviation over ticks; step ±: over

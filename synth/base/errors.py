@@ -1,10 +1,21 @@
 """Errors that a user can mend. The command line shows their message as one line."""
 
+DISTRIBUTION = "synth-cas"  # what pip calls synth
+
 
 class SynthError(Exception):
     """Something could not be done. The message names the file or option, and what to do."""
 
     exit_code = 1
+
+
+class NotInstalled(SynthError):
+    """An option needs a package that only an extra of synth installs."""
+
+    def __init__(self, option: str, package: str, extra: str) -> None:
+        super().__init__(
+            f"{option}: needs {package}; install it with: pip install '{DISTRIBUTION}[{extra}]'"
+        )
 
 
 class UsageError(SynthError):

@@ -6,6 +6,7 @@ The system frees a lock when its process ends, however it ends.
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -123,13 +124,21 @@ def _locked(lock: FileLock) -> bool:
     return Path(lock.lock_file).exists()
 
 
+def _user() -> int:
+    """The number of this user, as files have it. 0 on Windows."""
+    return os.geteuid() if hasattr(os, "geteuid") else 0
+
+
 def clear_leftovers(folder: Path, depth: int = 0) -> None:
-    """Removes scratch folders whose process has ended, in `folder` and `depth` levels below it."""
+    """Removes scratch folders whose process has ended, in `folder` and `depth` levels below it.
+
+    Only those of this user: what others put into a folder that all share is not followed.
+    """
     for level in range(depth + 1):
         for found in folder.glob(f"{'*/' * level}{SCRATCH}*"):
-            if found.is_symlink():
-                continue
             with suppress(OSError, Timeout):
+                if found.is_symlink() or found.stat().st_uid != _user():
+                    continue
                 if (found / "lock").exists():
                     with FileLock(found / "lock", timeout=0):
                         shutil.rmtree(found)

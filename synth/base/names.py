@@ -36,7 +36,7 @@ def _wrong(reason: str) -> ValueError:
 
 
 Line = Annotated[str, AfterValidator(check_line)]
-Name = Annotated[Line, Field(min_length=1)]
+Name = Annotated[str, Field(min_length=1), AfterValidator(check_line)]
 FileName = Annotated[str, AfterValidator(check_file_name)]
 
 

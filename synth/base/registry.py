@@ -10,6 +10,7 @@ Names are listed without importing anything, so that `synth --help` answers at o
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -17,7 +18,7 @@ from functools import cache
 from importlib import metadata
 from importlib.util import find_spec
 from pkgutil import iter_modules, resolve_name
-from typing import Generic, TypeVar, cast
+from typing import Any, Generic, TypeVar, cast
 
 from synth.base.errors import SynthError, UsageError
 
@@ -30,6 +31,7 @@ class Registry(Mapping[str, Entry], Generic[Entry]):
 
     option: str  # the option that takes a name, such as `--dataset`; for error messages
     group: str  # of the plug-ins' entry points, such as `synth.datasets`
+    kind: type[Any] = object  # of every entry
     entries: dict[str, Entry] = field(default_factory=dict)  # built-in entries
     later: dict[str, str] = field(default_factory=dict)  # `module:attribute`, imported when needed
     modules: str = ""  # a package; each public module in it holds one entry, as `attribute`
@@ -42,30 +44,40 @@ class Registry(Mapping[str, Entry], Generic[Entry]):
 
     def find(self, name: str) -> Entry:
         """The entry of this name. Raises `UsageError` with the nearest name if there is none, and
-        `SynthError` if a plug-in has the name of a built-in entry."""
-        place, plugin = self.later.get(name), _plugins(self.group).get(name)
+        `SynthError` that names the plug-in if it cannot be used."""
+        place, plugins = self.later.get(name), _plugins(self.group).get(name, [])
         if place is None and name in _module_names(self.modules):
             place = f"{self.modules}.{name.replace('-', '_')}:{self.attribute}"
-        if plugin is not None and (name in self.entries or place is not None):
+        if plugins and (name in self.entries or place is not None):
             raise SynthError(
-                f"{self.option} {name}: the plug-in {plugin.value} has the name of a built-in "
+                f"{self.option} {name}: {_describe(plugins[0])} has the name of a built-in "
                 "entry; rename it"
             )
         if name in self.entries:
             return self.entries[name]
         if place is not None:
             return cast(Entry, resolve_name(place))
-        if plugin is None:
-            names = self.names()
-            near = get_close_matches(name.lower(), names, 1)
-            hint = f"did you mean {near[0]}? " if near else ""
-            raise UsageError(f"{self.option} {name}: unknown; {hint}choose {', '.join(names)}")
+        if len(plugins) > 1:
+            both = " and ".join(map(_describe, plugins))
+            raise SynthError(f"{self.option} {name}: {both} have the same name; uninstall one")
+        if plugins:
+            return self._load(plugins[0])
+        names = self.names()
+        near = get_close_matches(name.lower(), names, 1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise UsageError(f"{self.option} {name}: unknown; {hint}choose {', '.join(names)}")
+
+    def _load(self, plugin: metadata.EntryPoint) -> Entry:
+        what = f"{self.option} {plugin.name}: {_describe(plugin)}"
         try:
-            return cast(Entry, plugin.load())
-        except (ImportError, AttributeError) as error:
-            raise SynthError(
-                f"{self.option} {name}: its plug-in {plugin.value} cannot be loaded ({error})"
-            ) from error
+            entry = plugin.load()
+        except Exception as error:  # of somebody else's code
+            reason = f"{type(error).__name__}: {error}"
+            raise SynthError(f"{what} cannot be loaded ({reason}); mend or uninstall it") from error
+        if not isinstance(entry, self.kind):
+            found, wanted = type(entry).__name__, self.kind.__name__
+            raise SynthError(f"{what} is a {found}, and not a {wanted}; mend or uninstall it")
+        return cast(Entry, entry)
 
     def __getitem__(self, name: str) -> Entry:
         try:
@@ -93,5 +105,30 @@ def _module_names(package: str) -> list[str]:
     return [name.replace("_", "-") for name in names if not name.startswith("_")]
 
 
-def _plugins(group: str) -> dict[str, metadata.EntryPoint]:
-    return {point.name: point for point in metadata.entry_points(group=group)}
+def plugin_at_fault(error: BaseException) -> str | None:
+    """The package of the plug-in whose code raised this error; None if no plug-in's code did."""
+    points = (point for package in metadata.distributions() for point in package.entry_points)
+    ours = (point for point in points if point.group.startswith(("synth.", "eval.")))
+    plugins = {re.split(r"[.:]", point.value)[0]: point for point in ours}
+    step, found = error.__traceback__, None
+    while step is not None:
+        module = str(step.tb_frame.f_globals.get("__name__"))
+        found = plugins.get(module.split(".")[0], found)
+        step = step.tb_next
+    return None if found is None else _package(found)
+
+
+def _plugins(group: str) -> dict[str, list[metadata.EntryPoint]]:
+    """Name → the entry points that have it; one is what it should be."""
+    found: dict[str, list[metadata.EntryPoint]] = {}
+    for point in metadata.entry_points(group=group):
+        found.setdefault(point.name, []).append(point)
+    return found
+
+
+def _describe(plugin: metadata.EntryPoint) -> str:
+    return f"the plug-in {plugin.value} of the package {_package(plugin)}"
+
+
+def _package(plugin: metadata.EntryPoint) -> str:
+    return plugin.dist.name if plugin.dist is not None else plugin.value

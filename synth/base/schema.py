@@ -17,7 +17,8 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from synth.base.errors import SynthError
 
 T = TypeVar("T")
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, lt=1 << 63)]
+Size = Annotated[int, Field(ge=1, le=1 << 16)]  # of a layer
 Whole = Annotated[int, Field(ge=0, lt=1 << 63)]
 Number = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Proportion = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
@@ -46,12 +47,12 @@ def parse(
 ) -> T:
     """The inverse of `dump`. Raises `error` with a message that begins with `what`.
 
-    strict: converts no types, for files that users write.
+    strict: converts no types, for files that users write. A date of TOML is a text.
     """
     adapter: TypeAdapter[T] = _adapter(kind)
     try:
         if strict:
-            return adapter.validate_json(json.dumps(value), strict=True)
+            return adapter.validate_json(json.dumps(value, default=str), strict=True)
         return adapter.validate_python(value)
     except ValidationError as found:
         raise error(f"{what}: {_explain(kind, found)}") from found

@@ -145,7 +145,7 @@ class Dataset:
 
 
 DATASETS: Registry[Dataset] = Registry(
-    "--dataset", "synth.datasets", modules="synth.data", attribute="DATASET"
+    "--dataset", "synth.datasets", Dataset, modules="synth.data", attribute="DATASET"
 )
 
 

@@ -43,7 +43,7 @@ class Format:
 
 
 FORMATS: Registry[Format] = Registry(
-    "--format", "synth.formats", modules="synth.formats", attribute="FORMAT"
+    "--format", "synth.formats", Format, modules="synth.formats", attribute="FORMAT"
 )
 
 

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from synth.base.errors import UsageError
+from synth.base.progress import say
+from synth.ops import parallel
 from synth.ops.native import native
 
 Precision = Literal["fp32", "bf16"]
@@ -51,10 +53,16 @@ def adam(network: nn.Module, rate: float | Tensor, betas: tuple[float, float]) -
     return torch.optim.Adam(weights, rate, betas=betas, fused=True, capturable=capturable)
 
 
-def optimizer_step(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
-    """One step of `optimizer`. It computes the gradients of its own weights and no others."""
+def optimizer_step(optimizer: torch.optim.Optimizer, loss: Tensor, shared: bool = False) -> None:
+    """One step of `optimizer`. It computes the gradients of its own weights and no others.
+
+    shared: the loss is that of this process's part of the batch; see `parallel`.
+    """
     weights = optimizer.param_groups[0]["params"]
-    for weight, gradient in zip(weights, torch.autograd.grad(loss, weights), strict=True):
+    gradients: Sequence[Tensor] = torch.autograd.grad(loss, weights)
+    if shared:
+        gradients = parallel.average(gradients)
+    for weight, gradient in zip(weights, gradients, strict=True):
         weight.grad = laid_out_like(weight, gradient)
     optimizer.step()
 
@@ -85,12 +93,13 @@ def laid_out_like(weight: Tensor, tensor: Tensor) -> Tensor:
 def maybe_cuda_graph(
     step: Step, example: Sequence[Tensor], state: Callable[[], dict[str, Tensor]]
 ) -> Step:
-    """Records `step` as a CUDA graph on a GPU. Returns `step` itself on other devices.
+    """Records `step` as a CUDA graph on a GPU. Returns `step` itself on other devices, and where
+    several processes share the batch.
 
     example: tensors with the shapes, types and device of the arguments of `step`. state: returns
     all tensors that the step changes, by name. Recording runs some steps and then restores them.
     """
-    if example[0].device.type != "cuda":
+    if example[0].device.type != "cuda" or parallel.processes() > 1:
         return step
     before = {name: tensor.clone() for name, tensor in state().items()}
     fixed = [tensor.clone() for tensor in example]
@@ -151,6 +160,7 @@ def choose_precision(
         return cast(Precision, asked), "as asked"
     if asked != "auto":
         raise UsageError(f"--precision {asked}: choose auto, fp32 or bf16")
+    say(f"times some steps in {' and '.join(get_args(Precision))}")
     if device.type == "cpu":
         native()  # compiles the kernels now, outside the timed steps
     seconds: dict[Precision, float] = {}

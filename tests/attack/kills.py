@@ -18,6 +18,11 @@ from tests.attack.run import COUNT, FULL, KILL, TERM, Ended, run, start, wait
 from tests.attack.world import TARGETS, Target, compare, contents, lost, records, words_in
 
 NAMES = {KILL: "SIGKILL", TERM: "SIGTERM", FULL: "full disk"}
+EVERY = {KILL: 1, TERM: 4, FULL: 1}  # takes every write, or every fourth
+LONG_ONES, LONG = ("benchmark", "study", "evaluate"), 10  # of their writes it takes a tenth
+MOMENTS = 10  # random ones, in each command
+PARTS = [f"{name} at a write" for name in NAMES.values()]
+PARTS += [f"{NAMES[mode]} at a random moment" for mode in (KILL, TERM)]
 
 
 @dataclass(frozen=True)
@@ -31,7 +36,7 @@ class Attack:
 
     @property
     def part(self) -> str:
-        when = "random moments" if self.seconds else "every write"
+        when = "a random moment" if self.seconds else "a write"
         return f"{NAMES[self.mode]} at {when}"
 
 
@@ -54,18 +59,19 @@ def references(worlds: dict[str, Path], base: Path) -> dict[str, Reference]:
     return found
 
 
-def plan(known: dict[str, Reference], share: float, moments: int, seed: int) -> list[Attack]:
-    """The attacks: a share of all writes of each command, by each fault, and some moments."""
+def plan(known: dict[str, Reference], share: float, seed: int) -> list[Attack]:
+    """A share of the whole attack. The whole takes every write of most commands, by each fault."""
     attacks = []
     for target in TARGETS:
-        random = Random(f"{seed} {target.name}")
-        ended = known[target.name].ended
-        for mode in (KILL, TERM, FULL):
-            every = range(1, ended.events + 1)
-            chosen = random.sample(every, max(1, round(share * len(every)))) if every else []
-            attacks += [Attack(target, mode, write) for write in sorted(chosen)]
+        random, ended = Random(f"{seed} {target.name}"), known[target.name].ended
+        for mode, every in EVERY.items():
+            last = ended.room if mode == FULL else ended.writes
+            writes = range(1, last + 1, every * (LONG if target.name in LONG_ONES else 1))
+            count = int(share * len(writes) + random.random())  # so that small shares add up
+            chosen = random.sample(writes, min(count, len(writes)))
+            attacks += [Attack(target, mode, write) for write in chosen]
         for mode in (KILL, TERM):
-            for _ in range(moments):
+            for _ in range(int(share * MOMENTS + random.random())):
                 attacks.append(Attack(target, mode, 0, random.uniform(0.001, ended.seconds)))
     return attacks
 

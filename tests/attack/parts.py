@@ -1,166 +1,150 @@
-"""All parts of the attack, shared out among processes, and the table of what they found."""
+"""All parts of the attack, shared out among processes."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import os
+import signal
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TypeVar
 
-from synth.environment import git_commit
+from synth.environment import code_hash, git_commit
 from tests.attack import forgeries, kills, mutations, writers
+from tests.attack.run import shim
+from tests.attack.table import Row
 from tests.attack.world import prepare
 
-Item = TypeVar("Item")
 Options = argparse.Namespace
+WRITERS = 200  # rounds
+MUTANTS = 10_000
+OPEN = "open: "
+NO_SHIM = "**skipped**: there is no C compiler for the faults"
 
 
-@dataclass
-class Row:
-    """One line of the table."""
-
-    part: str
-    tried: int = 0
-    wrong: list[str] = field(default_factory=list)
-    note: str = ""
-
-
-def carry_out(base: Path, names: Sequence[str], options: Options) -> list[Row]:
-    """The rows of these parts."""
-    git_commit()  # before the forks, which share what is known
+def carry_out(base: Path, options: Options) -> list[Row]:
+    """The rows of all parts that are asked for."""
+    git_commit(), code_hash()  # before the forks, which share what is known
     tell("prepares the worlds")
     worlds = prepare(base)
-    parts: dict[str, Callable[[], list[Row]]] = {
-        "kills": lambda: _kills(base, worlds, options),
-        "writers": lambda: _writers(base, worlds, options),
-        "mutations": lambda: _mutations(base, worlds, options),
-        "forgeries": lambda: _forgeries(base, worlds, options),
+    parts: dict[str, Callable[[Path, dict[str, Path], Options], list[Row]]] = {
+        "kills": _kills,
+        "writers": _writers,
+        "mutations": _mutations,
+        "forgeries": _forgeries,
     }
-    return [row for name in names for row in parts[name]()]
+    return [row for name in options.parts.split(",") for row in parts[name](base, worlds, options)]
 
 
 def _kills(base: Path, worlds: dict[str, Path], options: Options) -> list[Row]:
     known = kills.references(worlds, base)
-    share, moments = (0.02, 1) if options.short else (1.0, 40)
-    attacks = kills.plan(known, share, moments, options.seed)
+    attacks = kills.plan(known, options.share, options.seed)
 
     def strike(number: int) -> list[str]:
         attack = attacks[number]
         state, world = worlds[attack.target.state], base / f"kill{number}"
         return kills.strike(attack, state, world, known[attack.target.name])
 
-    rows: dict[str, Row] = {}
-    for number, wrong in share_out(range(len(attacks)), strike, base, options.jobs):
+    note = f"in each of {len(kills.TARGETS)} commands, then the same command again"
+    rows = {
+        part: Row(part, note if shim() or "random" in part else NO_SHIM) for part in kills.PARTS
+    }
+    for number, wrong in share_out(len(attacks), strike, base, options.jobs):
         attack = attacks[number]
-        row = rows.setdefault(attack.part, Row(attack.part, note=f"{len(kills.TARGETS)} commands"))
-        row.tried += 1
-        row.wrong += [f"{attack.target.name}, {attack.write or attack.seconds}: {w}" for w in wrong]
+        rows[attack.part].add(f"{attack.target.name} at {attack.write or attack.seconds}", wrong)
     return list(rows.values())
 
 
 def _writers(base: Path, worlds: dict[str, Path], options: Options) -> list[Row]:
-    rounds = len(writers.ROUNDS) if options.short else 200
-    row = Row("8 writers at once", note="rounds")
+    rounds = max(len(writers.ROUNDS) // 2, round(options.share * WRITERS))
+    row = Row("rounds of 8 writers at once", f"of {len(writers.ROUNDS)} kinds in turns")
 
     def play(number: int) -> list[str]:
         return writers.play(number, worlds, base / f"round{number}", options.seed)
 
-    for number, wrong in share_out(range(rounds), play, base, 1):
-        row.tried += 1
-        row.wrong += [f"round {number}: {each}" for each in wrong]
+    for number, wrong in share_out(rounds, play, base, 1):  # each is eight processes
+        row.add(f"round {number}", wrong)
     return [row]
 
 
 def _mutations(base: Path, worlds: dict[str, Path], options: Options) -> list[Row]:
-    files = mutations.prepare(base, worlds)
-    each = 10 if options.short else -(-10_000 // len(files))
-    batch = 5 if options.short else 50
-    items = [(place, at) for place in range(len(files)) for at in range(0, each, batch)]
+    kinds = mutations.prepare(base, worlds)
+    each = max(1, round(options.share * MUTANTS / len(kinds)))
+    items = [(kind, at) for kind in kinds for at in range(0, each, mutations.BATCH)]
 
-    def attack(item: int) -> list[str]:
-        place, at = items[item]
-        numbers = range(at, min(at + batch, each))
-        return mutations.attack(files[place], numbers, base / f"mutant{item}", options.seed)
+    def attack(number: int) -> list[str]:
+        kind, at = items[number]
+        numbers = range(at, min(at + mutations.BATCH, each))
+        return mutations.attack(kind, numbers, base / f"mutants{number}", options.seed)
 
-    rows: dict[str, Row] = {}
-    for item, wrong in share_out(range(len(items)), attack, base, options.jobs):
-        place, at = items[item]
-        row = rows.setdefault(files[place].name, Row(f"mutated {files[place].name}"))
-        row.tried += min(batch, each - at)
-        row.wrong += wrong
+    rows = {kind.name: Row(f"mutated {kind.name}", kind.note) for kind in kinds}
+    for number, wrong in share_out(len(items), attack, base, options.jobs):
+        kind, at = items[number]
+        rows[kind.name].add("mutant", wrong, min(mutations.BATCH, each - at))
     return list(rows.values())
 
 
 def _forgeries(base: Path, worlds: dict[str, Path], options: Options) -> list[Row]:
-    if not forgeries.POSSIBLE:
-        return [Row("forged records and manifests", note="verify has no chain of hashes yet")]
-    changes = forgeries.plan(worlds["scored"], 20 if options.short else None, options.seed)
+    world = forgeries.prepare(base, worlds["made"])
+    plans = forgeries.plan(world, options.share, options.seed)
 
     def forge(number: int) -> list[str]:
-        return forgeries.forge(changes[number], worlds["scored"], base / f"forged{number}")
+        wrong, unseen = forgeries.forge(plans[number], world, base / f"forged{number}")
+        return [*wrong, *(OPEN + each for each in unseen)]
 
     rows: dict[str, Row] = {}
-    for number, wrong in share_out(range(len(changes)), forge, base, options.jobs):
-        change = changes[number]
-        row = rows.setdefault(change.file, Row(f"forged {change.file}", note="each field in turn"))
-        row.tried += 1
-        row.wrong += [f"{change}: {each}" for each in wrong]
+    for number, found in share_out(len(plans), forge, base, options.jobs):
+        plan = plans[number]
+        row = rows.setdefault(plan.part, Row(plan.part, plan.note))
+        row.add("", [each for each in found if not each.startswith(OPEN)], len(plan.ways))
+        row.open += [each.removeprefix(OPEN) for each in found if each.startswith(OPEN)]
     return list(rows.values())
 
 
 def share_out(
-    items: Sequence[int], work: Callable[[int], list[str]], base: Path, jobs: int
-) -> Iterable[tuple[int, list[str]]]:
-    """(item, what is wrong) for all items. Each of `jobs` processes takes every `jobs`-th item."""
-    tell(f"{len(items)} attacks")
-    files = [base / f"found{os.getpid()}-{time.monotonic_ns()}-{job}" for job in range(jobs)]
+    count: int, work: Callable[[int], list[str]], base: Path, jobs: int
+) -> Iterator[tuple[int, list[str]]]:
+    """(number, what is wrong) for the numbers below `count`, shared among `jobs` processes."""
+    files = [base / f"found{time.monotonic_ns()}-{job}" for job in range(jobs)]
     workers = []
     for job, path in enumerate(files):
         worker = os.fork()
         if not worker:
-            _work(items[job::jobs], work, path)
+            _work(range(job, count, jobs), count, work, path)
         workers.append(worker)
-    for worker in workers:
-        os.waitpid(worker, 0)
-    for path in files:
-        for line in path.read_text().splitlines():
-            item, wrong = json.loads(line)
-            yield item, wrong
+    try:
+        for worker in workers:
+            os.waitpid(worker, 0)
+    except KeyboardInterrupt:
+        for worker in workers:
+            os.kill(worker, signal.SIGKILL)
+        raise
+    found = dict(json.loads(line) for path in files for line in path.read_text().splitlines())
+    for number in range(count):
+        yield number, found.get(number, ["the attack itself was killed"])
 
 
-def _work(items: Sequence[int], work: Callable[[int], list[str]], path: Path) -> None:
+def _work(numbers: Sequence[int], count: int, work: Callable[[int], list[str]], path: Path) -> None:
     """In a worker: writes what is wrong, line by line, and ends."""
     try:
         with path.open("w") as file:
-            for done, item in enumerate(items, 1):
+            for number in numbers:
                 try:
-                    wrong = work(item)
+                    wrong = work(number)
                 except Exception as error:
                     wrong = [f"the attack itself failed: {type(error).__name__}: {error}"]
-                file.write(json.dumps([item, wrong]) + "\n")
+                file.write(json.dumps([number, wrong]) + "\n")
                 file.flush()
                 for each in wrong:
-                    tell(f"item {item}: {each}")
-                if done % 100 == 0:
-                    tell(f"{done} of {len(items)}")
+                    if not each.startswith(OPEN):
+                        tell(f"{number} of {count}: {each}")
+                if number % 100 == 0:
+                    tell(f"{number} of {count}")
     finally:
         os._exit(0)
 
 
 def tell(text: str) -> None:
     print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
-
-
-def table(rows: Sequence[Row], options: Options, seconds: float) -> str:
-    """The page in Markdown."""
-    lines = ["| attack | tried | wrong | |", "| --- | ---: | ---: | --- |"]
-    lines += [f"| {r.part} | {r.tried:,} | {len(r.wrong):,} | {r.note} |" for r in rows]
-    form = "the short form" if options.short else "the whole attack"
-    minutes = f"{seconds / 60:.0f} minutes, commit {git_commit()}, seed {options.seed}"
-    found = [f"- {row.part}: {wrong}" for row in rows for wrong in row.wrong]
-    return "\n".join([*lines, "", f"`make attack`, {form}: {minutes}.", "", *found])

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import ctypes
 import os
-import resource
 import signal
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from synth.environment import describe_environment, git_commit  # noqa: F401 - known before a fork
 from tests.world import fork
 
 COUNT, KILL, TERM, FULL = 1, 2, 3, 4  # as in shim.c
@@ -33,7 +29,8 @@ class Ended:
     mib: int
     out: str
     err: str
-    events: int  # writes, if they were counted
+    writes: int  # calls that change a file or folder, if they were counted
+    room: int  # of these, the calls that need room on the disk
 
     def wrong(self, killed: bool = False) -> list[str]:
         """What no command may do, whatever happens to it."""
@@ -50,28 +47,10 @@ class Ended:
         return [f"{each}: {self.err[-300:]!r}" for each in found]
 
 
-def shim() -> ctypes.CDLL:
-    """The faults, in this process. It must have been started by `with_faults`."""
-    return ctypes.CDLL(os.environ["LD_PRELOAD"])
-
-
-def with_faults() -> None:
-    """Starts this program again with shim.c before libc. Does nothing in the program so started."""
-    if "attack-shim" in os.environ.get("LD_PRELOAD", ""):
-        return
-    folder = tempfile.mkdtemp()
-    library = str(Path(folder) / "attack-shim.so")
-    source = str(Path(__file__).with_name("shim.c"))
-    subprocess.run(["cc", "-shared", "-fPIC", "-O1", "-o", library, source, "-ldl"], check=True)
-    settings = {
-        **{"LD_PRELOAD": library, "OMP_NUM_THREADS": "1", "CC": "no-compiler"},
-        **{"PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": str(Path(__file__).parents[2])},
-    }
-    os.execve(
-        sys.executable,
-        [sys.executable, "-m", "tests.attack", *sys.argv[1:]],
-        {**os.environ, **settings},
-    )
+def shim() -> ctypes.CDLL | None:
+    """The faults, in this process. None where there is no compiler to make them."""
+    library = os.environ.get("LD_PRELOAD")
+    return ctypes.CDLL(library) if library else None
 
 
 def start(
@@ -79,10 +58,9 @@ def start(
     world: Path,
     fault: tuple[int, int] = (0, 0),
     log: str = "log",
-    before: Callable[[], None] = lambda: None,
 ) -> int:
     """Starts a command in a world. fault: a mode of shim.c and the number of a write."""
-    out = world.parent / f"{world.name}-{log}"
+    out, faults = world.parent / f"{world.name}-{log}", shim()
 
     def enter() -> None:
         os.chdir(world)
@@ -93,13 +71,14 @@ def start(
             SYNTH_DATA=str(world / "digits"),
         )
         tempfile.tempdir = None
-        before()
-        shim().attack_arm(*fault)
+        if faults:
+            faults.attack_arm(*fault)
 
     def leave() -> None:
-        events = shim().attack_count()
-        shim().attack_arm(0, 0)
-        out.with_suffix(".events").write_text(str(events))
+        if faults:
+            counts = faults.attack_count(), faults.attack_room()
+            faults.attack_arm(0, 0)
+            out.with_suffix(".counts").write_text(f"{counts[0]} {counts[1]}")
 
     return fork(words, out, enter, leave)
 
@@ -117,17 +96,11 @@ def wait(process: int, world: Path, log: str = "log") -> Ended:
         time.sleep(0.002)
     out = world.parent / f"{world.name}-{log}"
     texts = [out.with_suffix(end).read_text(errors="replace") for end in (".out", ".err")]
-    counted = out.with_suffix(".events")
-    events = int(counted.read_text()) if counted.exists() else 0
+    counts = out.with_suffix(".counts")
+    writes, room = map(int, counts.read_text().split()) if counts.exists() else (0, 0)
     code = os.waitstatus_to_exitcode(status)
-    return Ended(code, seconds, usage.ru_maxrss >> 10, texts[0], texts[1], events)
+    return Ended(code, seconds, usage.ru_maxrss >> 10, texts[0], texts[1], writes, room)
 
 
 def run(words: Sequence[str], world: Path, fault: tuple[int, int] = (0, 0)) -> Ended:
     return wait(start(words, world, fault), world)
-
-
-def limit_memory(mib: int) -> None:
-    """In a child: it cannot take more memory than it has and `mib`."""
-    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (used + (mib << 20), resource.RLIM_INFINITY))

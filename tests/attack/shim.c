@@ -1,8 +1,8 @@
 // Faults at the n-th write of a process. It is loaded before libc (LD_PRELOAD); attack_arm starts it.
 //
 // An event is a call that changes a file or folder. COUNT only counts them. KILL and TERM send a
-// signal at the n-th one, and half of its bytes are written before. FULL lets every call from the
-// n-th one on fail that needs room, as on a full disk.
+// signal at the n-th one; a write that is killed has written half of its bytes. FULL counts the
+// events that need room on the disk, and lets them fail from the n-th one on.
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
@@ -16,18 +16,22 @@
 
 enum { OFF, COUNT, KILL, TERM, FULL };
 static int mode = OFF;
-static long at, count;
+static long at, count, room;  // room: those that need it
 
 void attack_arm(int new_mode, long new_at) {
     at = new_at;
-    count = 0;
+    count = room = 0;
     mode = new_mode;
 }
 
 long attack_count(void) { return count; }
+long attack_room(void) { return room; }
 
-static int hit(void) {
-    return mode != OFF && __atomic_add_fetch(&count, 1, __ATOMIC_SEQ_CST) == at;
+// Counts an event. 1 if it is the one, or the disk is full for it.
+static int hit(int needs_room) {
+    long all = __atomic_add_fetch(&count, 1, __ATOMIC_SEQ_CST);
+    long needing = needs_room ? __atomic_add_fetch(&room, 1, __ATOMIC_SEQ_CST) : 0;
+    return mode == FULL ? needing >= at : all == at;
 }
 
 static void strike(void) {
@@ -37,10 +41,10 @@ static void strike(void) {
 
 // Counts an event, and strikes if it is the one. 1 if the disk is full for it.
 static int event(int needs_room) {
-    if (hit()) strike();
-    if (mode != FULL || !needs_room || count < at) return 0;
+    if (!hit(needs_room)) return 0;
+    strike();
     errno = ENOSPC;
-    return 1;
+    return mode == FULL;
 }
 
 #define NEXT(name) ((__typeof__(&name))dlsym(RTLD_NEXT, #name))
@@ -70,16 +74,11 @@ OPENAT(openat)
 OPENAT(openat64)
 
 ssize_t write(int file, const void *bytes, size_t size) {
-    if (mode == OFF || file <= 2) return NEXT(write)(file, bytes, size);
-    if (hit()) {
-        if (mode == KILL) NEXT(write)(file, bytes, size / 2);
-        strike();
-    }
-    if (mode == FULL && count >= at) {
-        errno = ENOSPC;
-        return -1;
-    }
-    return NEXT(write)(file, bytes, size);
+    if (mode == OFF || file <= 2 || !hit(1)) return NEXT(write)(file, bytes, size);
+    if (mode == KILL) NEXT(write)(file, bytes, size / 2);
+    strike();
+    errno = ENOSPC;
+    return mode == FULL ? -1 : NEXT(write)(file, bytes, size);
 }
 
 #define CALL(type, name, parameters, arguments, needs_room)                                       \

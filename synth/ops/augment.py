@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from synth.policies import Policy
+from synth.ops.policies import Policy
 
 NUMBERS = 8  # random numbers that one image takes
 

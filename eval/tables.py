@@ -205,15 +205,20 @@ def to_text(table: Table, wide: bool = False) -> str:
     return "\n".join(line.rstrip() for line in captured.get().splitlines())
 
 
-def to_csv(tables: list[Table]) -> str:
-    """leaderboard.csv. The column `verified` stands at the end, where a row was."""
+def to_frame(tables: list[Table]) -> pd.DataFrame:
+    """All tables in one, with the columns `real` and `protocol`. The column `verified` stands at
+    the end, where a row was."""
     frames = [table.to_frame().assign(real=table.real, protocol=table.protocol) for table in tables]
-    whole = pd.concat(frames or [pd.DataFrame(columns=[VERIFIED])])
+    whole = pd.concat(frames or [pd.DataFrame(columns=[VERIFIED])], ignore_index=True)
+    verified = whole.pop(VERIFIED)
+    return whole.assign(**{VERIFIED: verified}) if verified.notna().any() else whole
+
+
+def to_csv(tables: list[Table]) -> str:
+    """leaderboard.csv."""
+    whole = to_frame(tables)
     for column in whole.select_dtypes(include=["object", "string"]):
         whole[column] = whole[column].map(in_csv)
-    verified = whole.pop(VERIFIED)
-    if verified.notna().any():
-        whole[VERIFIED] = verified
     return str(whole.to_csv(index=False))
 
 

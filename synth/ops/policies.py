@@ -32,6 +32,7 @@ COLOUR = Policy(contrast=0.2, brightness=0.2)
 POLICIES: Registry[Policy] = Registry(
     "--augment",
     "synth.policies",
+    Policy,
     {
         "none": Policy(),
         "geometry-v1": GEOMETRY,

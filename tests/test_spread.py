@@ -1,0 +1,129 @@
+"""A benchmark that is spread over processes, or over a Ray cluster, leaves the same records."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from eval.benchmark import Plan, benchmark
+from eval.evaluator import Scoring, Workspace
+from eval.protocols import PROTOCOLS
+from eval.records import read_records
+from eval.spread import Spread, jobs_that_pay
+from synth.base.errors import UsageError
+from synth.base.files import read_arrays, read_json
+from synth.environment import command_line
+from synth.runs import all_runs
+from tests.conftest import ROOT, tiny
+from tests.spread_world import ENTRY_POINT, PROTOCOL
+
+CPU = torch.device("cpu")
+SCORING = Scoring("spread-v1", CPU, "fp32")
+TICK = 1008  # images: a checkpoint
+
+
+@pytest.fixture
+def shared(mats: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder whose benchmarks know the tiny protocol in all of their processes."""
+    folder = mats.parent
+    plugin = folder / "plugins" / "spread_world-0.dist-info"
+    plugin.mkdir(parents=True)
+    (plugin / "METADATA").write_text("Metadata-Version: 2.1\nName: spread-world\nVersion: 0\n")
+    (plugin / "entry_points.txt").write_text(ENTRY_POINT)
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("PYTHONPATH", f"{ROOT}{os.pathsep}{plugin.parent}")
+    monkeypatch.setitem(PROTOCOLS.entries, "spread-v1", PROTOCOL)
+    threads = torch.get_num_threads()
+    yield folder
+    torch.set_num_threads(threads)
+
+
+def spread_over(data: Path, spread: Spread, seeds: int, length: int) -> None:
+    """Does a benchmark, and compares its records with those of one process."""
+    plan = Plan([tiny("tiny", True)], "svhn", seeds, per_class=5, length=length)
+    first, second = (
+        Workspace(data, *(Path(f"{name}-{number}") for name in ("runs", "sets", "results")))
+        for number in (1, 2)
+    )
+    torch.set_num_threads(2)  # of this process, so that it is seen who did the work
+    benchmark(plan, SCORING, second, spread)
+    torch.set_num_threads(1)
+    benchmark(plan, SCORING, first)
+    found = []
+    for results in (Path("results-1"), Path("results-2")):
+        records = read_records(results)
+        assert {record.environment["threads"] for record in records} == {1}
+        assert {record.environment["command"] for record in records} == {command_line()}
+        values = {}
+        for record in records:
+            path = results / "predictions" / f"{record.id}.npz"
+            predictions = {name: array.tolist() for name, array in read_arrays(path).items()}
+            entry = record.entry
+            key = entry.name, entry.training_seed
+            assert key not in values
+            values[key] = record.accuracies, entry.sha256, entry.checkpoint, predictions
+        found.append(values)
+    assert found[0] == found[1]
+    assert len(found[0]) == 5 + seeds
+
+
+def test_two_processes_leave_the_records_of_one(shared: Path, mats: Path) -> None:
+    spread_over(mats, Spread(jobs=2), seeds=2, length=64)
+
+
+def test_a_ray_cluster_that_loses_a_worker_leaves_the_records_of_one_process(
+    shared: Path, mats: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two nodes on this machine. The worker that trains is killed after its first checkpoint."""
+    pytest.importorskip("ray")
+    from ray.cluster_utils import Cluster
+
+    journal = shared / "journal"
+    monkeypatch.setenv("SYNTH_TEST_JOURNAL", str(journal))
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    monkeypatch.setenv("RAY_memory_monitor_refresh_ms", "0")  # it would end tasks of a full machine
+    cluster = Cluster(True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    cluster.add_node(num_cpus=1)
+
+    def kill() -> None:
+        while not list(shared.glob("runs-2/0*/state/*.safetensors")):
+            time.sleep(0.01)
+        os.kill(int(journal.read_text().split()[-1]), signal.SIGKILL)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    try:
+        spread_over(mats, Spread(ray=cluster.address), seeds=1, length=2 * TICK)
+    finally:
+        cluster.shutdown()
+    killer.join()
+    (run,) = all_runs(Path("runs-2"))
+    resumed = read_json(run.folder / "environment.json")["resumed"]
+    assert [start["images"] for start in resumed] == [TICK]
+
+
+def test_a_process_for_each_thread_pays_if_each_has_a_run() -> None:
+    threads = torch.get_num_threads()
+    assert jobs_that_pay(threads, CPU) == threads
+    assert jobs_that_pay(threads, torch.device("cuda")) == 1
+    torch.set_num_threads(4)
+    assert jobs_that_pay(3, CPU) == 1
+    torch.set_num_threads(threads)
+
+
+def test_no_ray_cluster_is_an_error_of_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    from eval.spread import on_ray
+
+    with pytest.raises(
+        UsageError, match=r"--ray: Ray is not installed; pip install 'synth\[ray\]'"
+    ):
+        on_ray("auto", [], CPU)

@@ -1,0 +1,224 @@
+"""What the command line says of itself, and while it works; trackers of training logs."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import cli
+import synth as library
+from synth.base import progress
+from synth.trackers import numbers_of
+from tests.conftest import ROOT, TRAIN, Ran
+
+Synth = Callable[..., Ran]
+
+
+def test_version_and_bare_command(synth: Synth, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SYNTH_VERSION", "3")  # somebody's own variable
+    assert synth("--version") == Ran(0, f"synth {library.__version__}\n", "")
+    bare = synth()
+    assert (bare.code, bare.err) == (0, "")
+    assert bare.out == synth("--help").out
+    assert "Train a generator" in bare.out
+
+
+@pytest.mark.parametrize(
+    ("words", "offered"),
+    [
+        ("synth tr", {"train"}),
+        ("synth train --recipe cdcgan-", {"cdcgan-v2", "cdcgan-quick"}),
+        ("synth evaluate --protocol q", {"quick-v1"}),
+        ("synth train --log ", {"tensorboard", "wandb", "mlflow"}),
+    ],
+)
+def test_a_shell_completes(words: str, offered: set[str]) -> None:
+    code = "import sys; sys.argv = ['synth']; import cli; cli.main()"
+    place = str(words.count(" "))
+    asked = {"_SYNTH_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": place}
+    ran = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env={**os.environ, **asked},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert {*ran.stdout.split()} == offered
+
+
+def test_slow_commands_say_at_once_that_they_run() -> None:
+    """Before anything heavy is imported, and not where only help is asked for."""
+    code = (
+        "import sys; sys.argv = ['synth', *sys.argv[1:]]\n"
+        "class Never:\n"
+        "    def find_spec(self, name, *rest):\n"
+        "        if name in ('torch', 'numpy', 'pandas'): raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Never())\n"
+        "import cli; cli.main()\n"
+    )
+    for command in cli.SLOW:
+        words = [sys.executable, "-c", code, command, *(["x.toml"] if command == "study" else [])]
+        ran = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+        assert ran.returncode == 130
+        assert ran.stderr == f"{command}: starts (synth {library.__version__})\n"
+
+
+def test_help_of_a_slow_command_is_nothing_but_help(synth: Synth) -> None:
+    ran = synth("train", "--help")
+    assert (ran.code, ran.err) == (0, "")
+    for word in ("house-numbers", "NAME:tenth", "NAME:validation", "tensorboard, wandb, mlflow"):
+        assert word in " ".join(ran.out.split())
+
+
+def test_without_a_terminal_there_is_a_line_now_and_then(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(progress, "EVERY", 0.05)
+    with progress.progress_bar("benchmark", 4, "stages") as stage:
+        stage(1)
+        with progress.progress_bar("train x", 50_000, "images", 2_000) as advance:
+            for _ in range(5):
+                advance(1_000)
+                time.sleep(0.05)
+    first, *_, last = capsys.readouterr().err.splitlines()
+    assert first.startswith("benchmark: 1 of 4 stages; train x: ")
+    line = r"train x: ([67]),000 of 50,000 images, [\d.,e+]+ images/s, 0:\d\d:\d\d left"
+    assert re.search(line, last), last
+    time.sleep(0.1)
+    assert capsys.readouterr().err == ""  # nothing after the block
+
+
+def test_quick_work_adds_no_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress.progress_bar("train x", 5, "images") as advance:
+        advance(5)
+    assert capsys.readouterr().err == ""
+
+
+def test_tables_fit_80_columns(synth: Synth) -> None:
+    results = ("--results", ROOT / "results")
+    compared = synth("compare", "cdcgan", "PCA + Gaussian per class", *results)
+    for ran in (compared, synth("recipes"), synth("datasets")):
+        assert ran.code == 0
+        assert max(map(len, ran.out.splitlines())) <= 80
+    assert "Radford et al. 2015" in synth("recipes", "--wide").out
+
+
+# Trackers
+
+
+@pytest.fixture
+def mats_by_default(
+    tiny_names: None, synth: Synth, mats: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SYNTH_DATA", str(mats))
+
+
+def test_tensorboard_gets_the_log(
+    mats_by_default: None, synth: Synth, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the run and of its resumption, each line once."""
+    planned = ("--recipe", "tiny", *TRAIN[:2], "--images", "1k", "--tick", "1k")
+    trained = synth("train", *planned, "--precision", "fp32", "--log", "tensorboard", "--json")
+    assert trained.code == 0, trained.err
+    found = json.loads(trained.out)
+    state = Path(found["run"], "state", "latest.safetensors")
+    assert read_events(found["run"]) == scalars(found["log"])
+    assert len(found["log"]) >= 2
+
+    state.unlink()  # as if it had been killed before its first state: all is done again
+    again = ("--resume", "--run", found["run"], "--log", "tensorboard", "--json")
+    resumed = json.loads(synth("train", *again).out)
+    assert read_events(found["run"]) == scalars(resumed["log"])
+
+
+def scalars(log: list[dict[str, float]]) -> dict[str, list[tuple[int, float]]]:
+    keys = numbers_of(log[0])
+    return {
+        key: [(int(line["images"]), pytest.approx(numbers_of(line)[key])) for line in log]
+        for key in keys
+    }
+
+
+def read_events(run: str) -> dict[str, list[tuple[int, float]]]:
+    events = EventAccumulator(f"{run}/tensorboard").Reload()
+    return {
+        key: [(event.step, event.value) for event in events.Scalars(key)]
+        for key in events.Tags()["scalars"]
+    }
+
+
+STUBS = {
+    "wandb": """
+import json
+from contextlib import contextmanager
+class Run:
+    def log(self, values, step): CALLS.append((step, values))
+CALLS, GIVEN, ENDED = [], {}, []
+@contextmanager
+def init(**given):
+    GIVEN.update(given)
+    yield Run()
+    ENDED.append(True)
+""",
+    "mlflow": """
+from contextlib import contextmanager
+CALLS, GIVEN, ENDED = [], {}, []
+def set_experiment(name): GIVEN["project"] = name
+def log_dict(value, file): GIVEN["config"] = value
+def log_metrics(values, step): CALLS.append((step, values))
+@contextmanager
+def start_run(run_name):
+    GIVEN["name"] = run_name
+    yield
+    ENDED.append(True)
+""",
+}
+
+
+@pytest.mark.parametrize("name", STUBS)
+def test_other_trackers_get_the_same(
+    name: str,
+    mats_by_default: None,
+    synth: Synth,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / f"{name}.py").write_text(STUBS[name])
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, name, raising=False)
+    ran = synth("train", "--recipe", "tiny", *TRAIN, "--log", name, "--json")
+    assert ran.code == 0, ran.err
+    found, stub = json.loads(ran.out), sys.modules.pop(name)
+    assert [(line["images"], numbers_of(line)) for line in found["log"]] == stub.CALLS
+    assert stub.GIVEN["project"] == "synth"
+    assert stub.GIVEN["name"] == Path(found["run"]).name
+    assert stub.GIVEN["config"]["recipe"]["name"] == "tiny"
+    assert stub.ENDED == [True]
+
+
+@pytest.mark.parametrize("name", ["tensorboard", "wandb", "mlflow"])
+def test_a_tracker_that_is_not_installed_is_told_before_training(
+    name: str, mats_by_default: None, synth: Synth, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("synth.trackers.find_spec", lambda package: None)
+    ran = synth("train", "--recipe", "tiny", *TRAIN, "--log", name)
+    assert ran.code == 1
+    error = f"error: --log {name}: needs {name}; install it with: pip install 'synth-cas[{name}]'"
+    assert ran.err.splitlines()[-1] == error
+    assert not Path("runs").exists()
+    assert synth("train", "--log", "paper").code == 2
+
+
+def test_numbers_of_a_line() -> None:
+    line = {"images": 64, "d_loss": 0.5, "heldout_d_losses": [1.0, 2.0], "none": None, "few": []}
+    assert numbers_of(line) == {"d_loss": 0.5, "heldout_d_losses": 1.5}

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer import Argument, Option
 
-from eval.protocols import PROTOCOLS, TEACHER
+from eval.protocols import PROTOCOLS, TEACHER, names_for_32, protocol_for
 from synth import __version__
 from synth.base.errors import SynthError, UsageError
 from synth.base.registry import names_of, plugin_at_fault
@@ -108,7 +108,8 @@ ClassifierSeeds = Annotated[
 Protocol = Annotated[
     str,
     Option(
-        help=f"How sets are scored: {', '.join(PROTOCOLS.names())}.",
+        help=f"How sets are scored: {', '.join(names_for_32())}. Each has forms for "
+        "images of 28×28 and 64×64, such as fixed-64-v1, which synth takes where they fit.",
         autocompletion=_complete(PROTOCOLS.names),
     ),
 ]
@@ -349,7 +350,8 @@ def generate(
     source = open_run(run) if run else newest_run(runs, finished=True)
     given = {"augment": augment, "reject": reject, "latent_scale": latent_scale, "mix": mix}
     sampling = parse(Sampling, given, "generate", UsageError)
-    protocol = LABELLER_PROTOCOL if label_with == "classifier" else TEACHER
+    labeller = LABELLER_PROTOCOL if label_with == "classifier" else TEACHER
+    protocol = protocol_for(labeller, source.config.recipe.side).name
     provenance = describe_provenance(source, seed, label_with, protocol, checkpoint, sampling)
     with joined(torch_device):
         classify = None
@@ -367,8 +369,29 @@ def generate(
 def evaluate(
     folders: Annotated[
         list[Path] | None,
-        Argument(help="Folders of synthetic sets. The default is the newest in datasets/."),
+        Argument(
+            help="Synthetic sets. The default is the newest in datasets/. A set of your own is an "
+            "npz, mat, parquet or tar file, a folder with one, or class folders of pictures."
+        ),
     ] = None,
+    name: Annotated[
+        str | None,
+        Option(help="Name of the method of your own sets. Its sets are runs of one row."),
+    ] = None,
+    seed: Annotated[
+        int | None,
+        Option(min=0, help="Seed of your generator. Further sets have the seeds after it."),
+    ] = None,
+    classes: Annotated[
+        str | None,
+        Option(
+            help="The real data's class of each class of your set, with commas. The default is the "
+            "one of the same name."
+        ),
+    ] = None,
+    resize: Annotated[
+        bool, Option("--resize", help="Resize your images to the size of the real data.")
+    ] = False,
     protocol: Protocol = "fixed-v1",
     classifier_seeds: ClassifierSeeds = None,
     metrics: Metrics = "default",
@@ -397,7 +420,7 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Score synthetic sets on the real test split, and print the leaderboard."""
-    from eval.evaluate import evaluate_sets
+    from eval.evaluate import Brought, evaluate_sets
     from eval.evaluator import Scoring, Workspace
     from eval.metrics import parse_metrics
     from synth.base.schema import dump
@@ -408,8 +431,16 @@ def evaluate(
     workspace = Workspace(data_root, runs, datasets, results)
     torch_device = prepare(device, deterministic)
     scoring = Scoring(protocol, torch_device, precision, classifier_seeds, names)
+    given = None if classes is None else tuple(each.strip() for each in classes.split(","))
+    told = Brought(check_name("--name", name), seed, given, resize)
     records, tables = evaluate_sets(
-        folders or [], scoring, dataset, workspace, baselines and references, closest_pairs
+        folders or [],
+        scoring,
+        dataset,
+        workspace,
+        baselines and references,
+        closest_pairs,
+        told if told != Brought() else None,
     )
     if as_json:
         return print_json([dump(record) for record in records])
@@ -622,16 +653,24 @@ def recipes(
     name: Annotated[str | None, Argument(help="Show this recipe: a name or a TOML file.")] = None,
     conditional: Conditional = None,
     overrides: Overrides = None,
+    toml: Annotated[
+        bool, Option("--toml", help="Print the recipe as a TOML file, which --recipe reads.")
+    ] = False,
     wide: Annotated[bool, Option("--wide", help="Also print the source of each recipe.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """List the recipes, or show all hyperparameters of one."""
-    from synth.published import RECIPES
+    from synth.published import RECIPES, recipe_to_toml
 
+    if toml and as_json:
+        raise UsageError("--toml and --json: give one of them")
     if name is not None:
-        return print_json(describe_recipe(resolve_recipe(name, conditional, overrides), whole=True))
-    if conditional is not None or overrides:
-        raise UsageError("--set, --conditional, --unconditional: go with a recipe's name")
+        recipe = resolve_recipe(name, conditional, overrides)
+        if toml:
+            return print(recipe_to_toml(recipe), end="")
+        return print_json(describe_recipe(recipe, whole=True))
+    if conditional is not None or overrides or toml:
+        raise UsageError("--set, --conditional, --unconditional, --toml: go with a recipe's name")
     rows = [describe_recipe(recipe, whole=False) for recipe in RECIPES.values()]
     if as_json:
         return print_json(rows)
@@ -748,6 +787,17 @@ def check_resume_options(context: typer.Context) -> None:
 def check_choice(option: str, value: str | None, *choices: str) -> None:
     if value is not None and value not in choices:
         raise UsageError(f"{option} {value}: choose {' or '.join(choices)}")
+
+
+def check_name(option: str, value: str | None) -> str | None:
+    from synth.base.names import check_line
+
+    try:
+        if value is not None and not check_line(value).strip():
+            raise ValueError("it is empty")
+    except ValueError as error:
+        raise UsageError(f"{option} {value!r}: give one line of text ({error})") from error
+    return value
 
 
 def describe_recipe(recipe: RecipeBase, whole: bool) -> dict[str, Any]:

@@ -222,13 +222,16 @@ def _rows(records: list[Record], verified: Mapping[str, str]) -> Iterator[Row]:
         run = (
             entry.checkpoint or entry.sha256 if entry.training_seed is None else entry.training_seed
         )
-        same = name, entry.count, entry.length, configuration_key(entry.config)
+        # Sets of different people can have one name; --name says which ones belong together
+        content = entry.sha256 if entry.brought and entry.method is None else entry.method
+        same = name, entry.count, entry.length, configuration_key(entry.config), content
         entries[same, _at(entry.config, "precision")][run] = record
     baselines = {r.entry.kind: r.accuracies for r in newest if r.entry.kind != "synthetic"}
     several = Counter(same for same, _ in entries)
+    named = Counter(same[0] for same in several)
     rows = [
         _row(
-            same[0] if several[same] == 1 else f"{same[0]} (trained in {precision})",
+            _shown_name(same[0], precision, list(runs.values()), several[same], named[same[0]]),
             list(runs.values()),
             baselines,
             least(verified.get(id, "") for run in runs.values() for id in sources[run.id]),
@@ -239,6 +242,16 @@ def _rows(records: list[Record], verified: Mapping[str, str]) -> Iterator[Row]:
     for row in sorted(rows, key=lambda row: -row.accuracy):
         rank += not row.is_baseline
         yield row if row.is_baseline else replace(row, rank=rank)
+
+
+def _shown_name(
+    name: str, precision: str, records: list[Record], precisions: int, rows: int
+) -> str:
+    """The name of a row, with what tells it from others of that name."""
+    entry = records[0].entry
+    if precisions > 1:
+        return f"{name} (trained in {precision})"
+    return f"{name} ({str(entry.sha256)[:6]})" if rows > 1 and entry.brought else name
 
 
 def _newest_of_each_content(

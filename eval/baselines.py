@@ -16,7 +16,7 @@ from torch import Tensor
 
 from eval.protocols import Protocol
 from synth.base.registry import Registry
-from synth.data import TENTH, ImageSet, first_of_each_class, uint8_from_unit, unit_from_uint8
+from synth.data import SIZE, TENTH, ImageSet, first_of_each_class, uint8_from_unit, unit_from_uint8
 from synth.generation import Classify, ShortClass
 from synth.ops.augment import augment, draw_numbers
 from synth.ops.policies import POLICIES
@@ -121,7 +121,9 @@ def _pca_sampler(real: ImageSet, random: np.random.Generator) -> Callable[[int, 
     labels = real.require_labels().numpy()
     pixels = real.images.flatten(1).numpy().astype(np.float32)
     components = min(PCA_COMPONENTS, len(pixels) - 1)
-    pca = PCA(components, svd_solver="covariance_eigh").fit(pixels)
+    # Beyond 32×32 the covariance of all pixels would take minutes and gigabytes
+    solver = "covariance_eigh" if real.side <= SIZE else "randomized"
+    pca = PCA(components, svd_solver=solver, random_state=0).fit(pixels)
     codes = pca.transform(pixels)
 
     def draw(label: int, count: int) -> Tensor:

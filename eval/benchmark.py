@@ -106,6 +106,7 @@ def find_or_train(
     another process trains it.
     """
     images, device, runs = evaluator.train, evaluator.device, evaluator.workspace.runs
+    recipe = recipe.fitted(images.side, images.grey)
     select = selection.SELECTION.name if plan.select and recipe.conditional else None
     length = plan.length or recipe.total_images
     wanted = (recipe, images.fingerprint, length, seed, select)

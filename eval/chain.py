@@ -43,8 +43,10 @@ from synth.base.errors import SynthError
 from synth.base.files import sha256, sha256_arrays
 from synth.checkpoints import read_count
 from synth.environment import code_hash
+from synth.foreign import renumber
 from synth.formats import FORMATS
 from synth.runs import open_run
+from synth.synthetic_set import read_synthetic
 
 if TYPE_CHECKING:
     from eval.evaluator import Workspace
@@ -206,6 +208,8 @@ def _check_set(links: Links, entry: dict[str, Any], workspace: Workspace) -> Ite
 
 def _images_at(folder: Path, entry: dict[str, Any]) -> str | None:
     """sha256 of the images and labels in a folder, in whatever format: its manifest may lie."""
+    if entry.get("recipe") is None:
+        return _brought_at(folder, entry)
     classes = (entry.get("config") or {}).get("classes", ())
     for form in FORMATS.values():
         with suppress(SynthError):
@@ -214,8 +218,16 @@ def _images_at(folder: Path, entry: dict[str, Any]) -> str | None:
     return None
 
 
+def _brought_at(path: Path, entry: dict[str, Any]) -> str | None:
+    """The same of a set that synth did not make, resized and numbered as the entry says."""
+    with suppress(SynthError):
+        images, numbers = read_synthetic(path, entry.get("resized")).images, entry.get("numbering")
+        return (renumber(images, numbers, images.classes) if numbers else images).fingerprint
+    return None
+
+
 def _places(was: str | None, *roots: Path) -> Iterator[Path]:
     """Folders where something may stand that was at `was`: there, or in one of the roots."""
     if was:
         places = [Path(was), *(root / Path(was).name for root in roots)]
-        yield from (place for place in dict.fromkeys(places) if place.is_dir())
+        yield from (place for place in dict.fromkeys(places) if place.exists())

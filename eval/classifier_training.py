@@ -12,7 +12,8 @@ from torch.nn.functional import cross_entropy
 
 from eval.classifiers import CLASSIFIERS, Classifier
 from eval.protocols import Protocol
-from synth.data import SIZE, uint8_from_unit, unit_from_uint8
+from synth.base.images import SIDE
+from synth.data import uint8_from_unit, unit_from_uint8
 from synth.ops.acceleration import (
     adam,
     autocast,
@@ -65,7 +66,8 @@ class ClassifierTrainer:
     ) -> None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.classifier = CLASSIFIERS[protocol.classifier](classes)
+            size = () if protocol.side == SIDE else (protocol.side,)
+            self.classifier = CLASSIFIERS[protocol.classifier](classes, *size)
         self.classifier.to(device).to(memory_format=torch.channels_last)
         self.rate = torch.tensor(protocol.learning_rate, device=device)  # a CUDA graph reads it
         rate = self.rate if protocol.schedule == "one-cycle" else protocol.learning_rate
@@ -139,7 +141,9 @@ def choose_classifier_precision(
 ) -> tuple[str, str]:
     """`choose_precision` for training a protocol's classifier."""
     random = torch.Generator().manual_seed(0)
-    images = torch.randint(256, (256, 3, SIZE, SIZE), generator=random, dtype=torch.uint8)
+    images = torch.randint(
+        256, (256, 3, protocol.side, protocol.side), generator=random, dtype=torch.uint8
+    )
     labels = torch.randint(10, (256,), generator=random)
     example = images.to(device), labels.to(device)
 

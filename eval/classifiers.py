@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from synth.base.images import SIDE
 from synth.base.registry import Registry
 from synth.ops.layers import Conv2d, Sequential
 
@@ -18,20 +19,23 @@ def _convolution(narrow: int, wide: int, bias: bool = False) -> list[nn.Module]:
 
 
 class FixedClassifier(nn.Module):
-    """Images (B, 3, 32, 32) in [0, 1] → logits (B, classes). It has 122,890 parameters.
+    """Images (B, 3, side, side) in [0, 1] → logits (B, classes). It has 122,890 parameters for
+    32×32. For 64×64 a fourth block as the third one halves the map once more.
 
     The network is that of svhn-synthesis's `hackathon_evaluation.ipynb` (EESTech AI Marathon 2024).
     """
 
-    def __init__(self, classes: int = 10) -> None:
+    def __init__(self, classes: int = 10, side: int = SIDE) -> None:
         super().__init__()
         layers: list[nn.Module] = []
-        for narrow, wide in ((3, 32), (32, 64), (64, 64)):
+        widths = (3, 32, 64, 64, 64) if side == 64 else (3, 32, 64, 64)
+        for narrow, wide in pairwise(widths):
             convolution = _convolution(narrow, wide, bias=True)
             layers += [*convolution, nn.ReLU(inplace=True), nn.MaxPool2d(2)]
         self.features = Sequential(*layers)
+        last = side >> (len(widths) - 1)
         self.head = nn.Sequential(
-            nn.Flatten(), nn.Linear(64 * 4 * 4, 64), nn.ReLU(), nn.Linear(64, classes)
+            nn.Flatten(), nn.Linear(64 * last * last, 64), nn.ReLU(), nn.Linear(64, classes)
         )
 
     def forward(self, images: Tensor) -> Tensor:
@@ -45,7 +49,8 @@ BLOCKS = 3  # in each of the three stages: 6·3 + 2 = 20 layers
 
 
 class ResNet20(nn.Module):
-    """Images (B, 3, 32, 32) in [0, 1] → logits (B, classes). It has 269,722 parameters.
+    """Images (B, 3, side, side) in [0, 1] → logits (B, classes). It has 269,722 parameters for
+    every side.
 
     ResNet-20 of He et al. 2016, arXiv:1512.03385, section 4.2, with its initialisation and with
     shortcuts that have no parameters (option A). It differs from the paper in two ways:
@@ -56,7 +61,7 @@ class ResNet20(nn.Module):
       split, after 400 steps on a part of SVHN (means of two seeds).
     """
 
-    def __init__(self, classes: int = 10) -> None:
+    def __init__(self, classes: int = 10, side: int = SIDE) -> None:
         super().__init__()
         first = _convolution(3, WIDTHS[0])
         self.stem = Sequential(*first, nn.ReLU(inplace=True), nn.MaxPool2d(2))
@@ -94,6 +99,7 @@ class _Block(nn.Module):
 
 
 Classifier = FixedClassifier | ResNet20
-CLASSIFIERS: Registry[Callable[[int], Classifier]] = Registry(  # number of classes → network
+# Number of classes, and side of the images where it is not 32 → network
+CLASSIFIERS: Registry[Callable[..., Classifier]] = Registry(
     "classifier", "eval.classifiers", entries={"fixed": FixedClassifier, "resnet20": ResNet20}
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 
@@ -15,14 +15,15 @@ from eval.aggregate import Table
 from eval.baselines import BASELINES
 from eval.evaluator import Evaluator, Scoring, Workspace, make_evaluator
 from eval.metrics.memorisation import closest_pairs as find_closest_pairs
-from eval.protocols import PROTOCOLS, TEACHER, Protocol
+from eval.protocols import PROTOCOLS, TEACHER, Protocol, protocol_for
 from eval.real_classifier import real_protocol
 from eval.records import Entry, Record, plot_path
 from eval.report import keep_plots, write_report
 from eval.scoring import MakeBatches
 from eval.selection import sample_batches
 from eval.tables import write_leaderboard
-from synth.base.errors import SynthError
+from synth import foreign
+from synth.base.errors import SynthError, UsageError
 from synth.base.files import numbered_folders, portable, sha256
 from synth.base.locks import LOCKS, clear_leftovers, do_all, exclusive, task
 from synth.base.progress import progress_bar, say
@@ -37,11 +38,27 @@ from synth.generation import (
 )
 from synth.provenance import Provenance
 from synth.runs import Run, open_run, runs_in_state, weights_of_hash
-from synth.synthetic_set import SyntheticSet, newest_synthetic, read_manifest, read_synthetic
+from synth.synthetic_set import (
+    SyntheticSet,
+    imitated,
+    newest_synthetic,
+    read_manifest,
+    read_synthetic,
+)
 from synth.visuals import save_grid
 
 PAIRS, PAIRS_IN_A_ROW = 40, 10
 SUFFIXES = {"conditional": "", "classifier": " + pseudo-labels", "random": " + random labels"}
+
+
+@dataclass(frozen=True)
+class Brought:
+    """What a user says of a set that synth did not make."""
+
+    name: str | None = None  # of the method: its sets are runs of one row
+    seed: int | None = None  # of the generator
+    classes: tuple[str, ...] | None = None  # the real data's class of each class of the set
+    resize: bool = False  # images to the size of the real data
 
 
 # All sets of one command
@@ -54,22 +71,30 @@ def evaluate_sets(
     workspace: Workspace,
     baselines: bool,
     closest_pairs: Path | None = None,
+    brought: Brought | None = None,
 ) -> tuple[list[Record], list[Table]]:
     """Scores the sets in `folders`, or the newest one, and the baselines that are missing beside
     them; rewrites the leaderboard. Returns the sets' records and all tables.
 
-    dataset_key: the real data to score on; by default what a set imitates.
+    dataset_key: the real data to score on; by default what a set imitates. brought: goes with sets
+    that synth did not make; its seed is that of the first, and the next ones count from it.
     """
-    sets = [read_synthetic(folder) for folder in folders or [newest_synthetic(workspace.datasets)]]
-    keys = [dataset_key or synthetic.dataset_key for synthetic in sets]
+    folders = folders or [newest_synthetic(workspace.datasets)]
+    keys = [dataset_key or imitated(folder) or "svhn" for folder in folders]
     evaluators = {key: make_evaluator(scoring, key, workspace) for key in dict.fromkeys(keys)}
+    sets = []
+    for number, (folder, key) in enumerate(zip(folders, keys, strict=True)):
+        told = brought
+        if brought is not None and brought.seed is not None:
+            told = replace(brought, seed=brought.seed + number)
+        sets.append((read_for(evaluators[key], folder, told), evaluators[key]))
     records = []
     with progress_bar("evaluate", len(sets), "sets") as advance:
-        for synthetic, key in zip(sets, keys, strict=True):
-            evaluator = evaluators[key]
-            records.append(evaluate_set(evaluator, synthetic, closest_pairs))
+        for given, evaluator in sets:
+            records.append(evaluate_set(evaluator, given, closest_pairs))
             if baselines:
-                ensure_baselines(evaluator, len(synthetic.images) // len(evaluator.test.classes))
+                count = len(given.synthetic.images)
+                ensure_baselines(evaluator, count // len(evaluator.test.classes))
             advance(1)
     return records, publish(workspace.results)
 
@@ -95,13 +120,78 @@ def entry_of(
     return Entry("synthetic", name, count, digest, folder, manifest, **values)
 
 
+@dataclass(frozen=True)
+class Given:
+    """A set that was read to be scored, with the classes of the real data, and its entry."""
+
+    synthetic: SyntheticSet
+    entry: Entry
+
+
+def read_for(evaluator: Evaluator, folder: Path, brought: Brought | None = None) -> Given:
+    """Reads a set to be scored by this evaluator. Raises `SynthError` if it does not fit the real
+    data, and says what is changed so that it fits."""
+    test = evaluator.test
+    side = test.images.shape[-1]
+    told = brought or Brought()
+    synthetic = read_synthetic(folder, side if told.resize else None)
+    images, manifest = synthetic.images, synthetic.manifest
+    if manifest is not None and brought is not None:
+        raise UsageError(
+            f"{folder}: synth made it, and its manifest.json names it; --name, --seed, --classes "
+            "and --resize go with other sets"
+        )
+    if images.labels is None:
+        mend = "generate it with --label-with classifier, or from a conditional run"
+        raise SynthError(f"{folder}: has no labels; {mend if manifest else 'add them to it'}")
+    if images.images.shape[2:] != test.images.shape[2:]:
+        height, width = images.images.shape[2:]
+        mend = "choose the right --dataset" if manifest else "--resize changes them to that size"
+        raise SynthError(
+            f"{folder}: its images are {width}×{height}, and those of {test.name} {side}×{side}; "
+            f"{mend}"
+        )
+    if manifest is not None:
+        if images.classes != test.classes:
+            raise SynthError(
+                f"{folder}: has the classes {', '.join(images.classes)}, but {test.name} has "
+                f"{', '.join(test.classes)}; choose the right --dataset"
+            )
+        return Given(synthetic, synthetic_entry(synthetic, evaluator.protocol))
+    named, where = synthetic.named, str(folder)
+    classes = foreign.match_classes(images.classes, test.classes, named, told.classes, where)
+    if classes != images.classes:
+        pairs = zip(images.classes, classes, strict=True)
+        say(f"{folder}: classes {', '.join(f'{ours} → {real}' for ours, real in pairs)}")
+    if told.resize:
+        say(f"{folder}: images of another size are resized to {side}×{side}")
+    numbers = [test.classes.index(name) for name in classes]
+    synthetic = replace(synthetic, images=foreign.renumber(images, numbers, test.classes))
+    entry = Entry(
+        kind="synthetic",
+        name=told.name or images.name,
+        count=len(images),
+        sha256=synthetic.images.fingerprint,
+        folder=portable(folder),
+        labels="conditional",  # whoever made it says what the labels are
+        training_seed=told.seed,
+        method=told.name,
+        numbering=numbers if classes != images.classes else None,
+        resized=side if told.resize else None,
+    )
+    return Given(synthetic, entry)
+
+
+def brought_of(entry: Entry, real: tuple[str, ...]) -> Brought:
+    """What was said of the set of an entry that synth did not make. real: the real classes."""
+    classes = tuple(real[number] for number in entry.numbering) if entry.numbering else None
+    return Brought(entry.method, entry.training_seed, classes, entry.resized is not None)
+
+
 def synthetic_entry(synthetic: SyntheticSet, protocol: Protocol) -> Entry:
-    """A foreign set counts as conditional: whoever made it says what the labels are."""
-    images, manifest, folder = synthetic.images, synthetic.manifest, portable(synthetic.folder)
-    count = len(images)
-    if manifest is None:
-        name, digest = images.name, images.fingerprint
-        return Entry("synthetic", name, count, digest, folder, labels="conditional")
+    """The entry of a set that synth made."""
+    manifest, folder = synthetic.manifest, portable(synthetic.folder)
+    assert manifest is not None
     written = sha256(synthetic.folder / "manifest.json")
     if protocol.data == "stream":  # its samples are the generator's own
         manifest = replace(
@@ -113,44 +203,33 @@ def synthetic_entry(synthetic: SyntheticSet, protocol: Protocol) -> Entry:
             mixture=None,
         )
         return entry_of(manifest, protocol.steps * protocol.batch, None, folder, written)
-    return entry_of(manifest, count, manifest.sha256, folder, written)
+    return entry_of(manifest, len(synthetic.images), manifest.sha256, folder, written)
 
 
-def evaluate_set(
-    evaluator: Evaluator, synthetic: SyntheticSet, closest_pairs: Path | None = None
-) -> Record:
+def evaluate_set(evaluator: Evaluator, given: Given, closest_pairs: Path | None = None) -> Record:
     """Scores a synthetic set on disk, or under a streaming protocol the run it came from.
 
     closest_pairs: a PNG to write of the images nearest to training images; it shows real images.
     """
+    synthetic, entry = given.synthetic, given.entry
     images, folder = synthetic.images, synthetic.folder
-    if images.labels is None:
-        raise SynthError(
-            f"{folder}: has no labels; generate it with --label-with classifier, or from a "
-            "conditional run"
-        )
-    test = evaluator.test
-    if len(images.classes) != len(test.classes) or (
-        synthetic.manifest and images.classes != test.classes
-    ):
-        raise SynthError(
-            f"{folder}: has the classes {', '.join(images.classes)}, but {test.name} has "
-            f"{', '.join(test.classes)}; choose the right --dataset"
-        )
     on_disk = evaluator.protocol.data == "disk"
     source = images if on_disk else _stream_of_run(evaluator, synthetic)
-    entry = synthetic_entry(synthetic, evaluator.protocol)
     record = evaluator.evaluate(entry, source)
     if closest_pairs is not None:
         save_closest_pairs(images, evaluator.train, closest_pairs)
-    plots = {"samples": folder / "preview.png"}
+    results, plots = evaluator.workspace.results, {}
+    if synthetic.manifest is None:
+        save_samples(images, plot_path(results, record, "samples"))
+    else:
+        plots["samples"] = folder / "preview.png"
     if entry.run is not None:
         run = find_run_folder(entry.run, evaluator)
         if (
             weights_of_hash(run, entry.checkpoint) is not None
         ):  # it is that run, and no other folder
             plots["losses"] = run / "losses.png"
-    keep_plots(evaluator.workspace.results, record, plots)
+    keep_plots(results, record, plots)
     return record
 
 
@@ -232,11 +311,16 @@ def ensure_baseline(evaluator: Evaluator, kind: str, per_class: int) -> Record:
         entry, images = evaluator.build(kind, per_class)
         record = evaluator.evaluate(entry, images)
     if baseline.shown:
-        labels = images.require_labels()
-        first = torch.cat([torch.where(labels == i)[0][:10] for i in range(len(images.classes))])
-        path = plot_path(evaluator.workspace.results, record, "samples")
-        save_grid(images.images[first], path, columns=10)
+        save_samples(images, plot_path(evaluator.workspace.results, record, "samples"))
     return record
+
+
+def save_samples(images: ImageSet, path: Path) -> None:
+    """Draws the first ten images of each class, one class a row."""
+    labels = images.require_labels()
+    columns = min(10, int(labels.bincount().min()))
+    first = [torch.where(labels == i)[0][:columns] for i in range(len(images.classes))]
+    save_grid(images.images[torch.cat(first)], path, columns)
 
 
 def _evaluation(evaluator: Evaluator, name: str, *entry: object) -> AbstractContextManager[None]:
@@ -276,7 +360,8 @@ def ensure_evaluated(
     """
     workspace = evaluator.workspace
     labels = label_with == "classifier"
-    protocol = real_protocol(evaluator.protocol).name if labels else TEACHER
+    own = evaluator.protocol
+    protocol = (real_protocol(own) if labels else protocol_for(TEACHER, own.side)).name
     provenance = describe_provenance(run, 0, label_with, protocol, None, sampling)
     root = workspace.baselines if label_with else workspace.datasets
     count = per_class * len(run.config.classes)
@@ -294,9 +379,8 @@ def ensure_evaluated(
             say(f"{run.folder}: {error}")
             evaluator.write(failed, error=str(error))
             return None
-        synthetic = read_synthetic(folder)
-        known = evaluator.find(synthetic_entry(synthetic, evaluator.protocol))
-        return known or evaluate_set(evaluator, synthetic)
+        given = read_for(evaluator, folder)
+        return evaluator.find(given.entry) or evaluate_set(evaluator, given)
 
 
 def generate_described(

@@ -25,7 +25,7 @@ from eval.metrics import (
     in_order,
     measure,
 )
-from eval.protocols import PROTOCOLS, Protocol
+from eval.protocols import PROTOCOLS, Protocol, protocol_for
 from eval.real_classifier import real_classifier, real_protocol, train_classify
 from eval.records import (
     Entry,
@@ -224,6 +224,9 @@ def make_evaluator(scoring: Scoring, dataset_key: str, workspace: Workspace) -> 
     say(f"reads {dataset_key}")
     train = load_training_images(dataset_key, workspace.data_root)
     test = load_test_images(dataset_key, workspace.data_root)
+    if train.side != protocol.side:
+        protocol = protocol_for(protocol.name, train.side)
+        say(f"{train.name}: images are {train.side}×{train.side}, so that {protocol.name} scores")
     train.require_labels()
     test.require_labels()
     check_writable(workspace.results / "records")

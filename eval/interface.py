@@ -175,6 +175,7 @@ def score(
         "sha256": given.fingerprint,
         "labels": "conditional",
         "training_seed": seed,
+        "method": name,
     }
     entry = parse(Entry, described, "score", UsageError)
     known = evaluator.find(entry)

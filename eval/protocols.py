@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
+from synth.base.errors import UsageError
+from synth.base.images import SIDE, SIDES
 from synth.base.registry import Registry
 
 DEFAULT = "fixed-v1"  # its tables come first
-LATER = ("learning_rate", "schedule", "policy", "label_smoothing")
+LATER = ("learning_rate", "schedule", "policy", "label_smoothing", "side")
 # The text that stands in the hash of a protocol that has all fields of `LATER` at their defaults
 TEACHER = "augmented-v1"  # trains the teachers
 FROZEN = {"optimizer": "adam, learning rate 1e-3", "augmentation": "none"}
@@ -33,6 +35,7 @@ class Protocol:
     schedule: Literal["constant", "one-cycle"] = "constant"  # see `one_cycle`
     policy: str = "none"  # how training images are augmented: a name in synth.ops.policies
     label_smoothing: float = 0.0
+    side: int = SIDE  # of the images, in pixels
     # The protocol that trains the teacher of the baselines beside it; None: it has no such ones.
     # It is not in the hash, because it changes nothing for other entries.
     teacher: str | None = None
@@ -87,6 +90,42 @@ _TABLE = (
         teacher=TEACHER,
     ),
 )
+
+
+def at_side(protocol: Protocol, side: int) -> Protocol:
+    """The protocol for images of this side, which its name then says: fixed-64-v1. Raises
+    `UsageError` if this one is for another side that is not 32."""
+    if protocol.side == side:
+        return protocol
+    if protocol.side != SIDE:
+        raise UsageError(
+            f"--protocol {protocol.name}: is for images of {protocol.side}×{protocol.side}, and "
+            f"the real ones have {side}×{side}; leave it out"
+        )
+    teacher = None if protocol.teacher is None else _sized(protocol.teacher, side)
+    return replace(protocol, name=_sized(protocol.name, side), side=side, teacher=teacher)
+
+
+def _sized(name: str, side: int) -> str:
+    head, _, version = name.rpartition("-")
+    return f"{head}-{side}-{version}"
+
+
+_SIZES = (SIDE, *(side for side in SIDES if side != SIDE))
 PROTOCOLS: Registry[Protocol] = Registry(
-    "--protocol", "eval.protocols", Protocol, {protocol.name: protocol for protocol in _TABLE}
+    "--protocol",
+    "eval.protocols",
+    Protocol,
+    {made.name: made for side in _SIZES for made in (at_side(each, side) for each in _TABLE)},
 )
+
+
+def names_for_32() -> list[str]:
+    """The names of all protocols but the forms for other sizes."""
+    own = PROTOCOLS.entries
+    return [name for name in PROTOCOLS.names() if name not in own or own[name].side == SIDE]
+
+
+def protocol_for(name: str, side: int) -> Protocol:
+    """The protocol of this name for images of this side."""
+    return PROTOCOLS.find(at_side(PROTOCOLS.find(name), side).name)

@@ -17,7 +17,7 @@ import torch
 
 from eval.classifier_training import choose_classifier_precision, predict, train_classifier
 from eval.classifiers import FixedClassifier
-from eval.protocols import PROTOCOLS, Protocol
+from eval.protocols import PROTOCOLS, Protocol, protocol_for
 from eval.scoring import disk_batches
 from synth.base.errors import SynthError
 from synth.base.locks import task
@@ -41,7 +41,7 @@ def real_protocol(protocol: Protocol) -> Protocol:
     that trains the fixed classifier on a set; else `fixed-v1`, so that figures under a stream or
     another network are in the same space."""
     own = protocol.data == "disk" and protocol.classifier == "fixed"
-    return protocol if own else PROTOCOLS["fixed-v1"]
+    return protocol if own else protocol_for("fixed-v1", protocol.side)
 
 
 def real_classifier(
@@ -69,7 +69,7 @@ def _read_or_train(
     path: Path, real: ImageSet, protocol: Protocol, device: torch.device, precision: str
 ) -> FixedClassifier:
     classes, batches = len(real.classes), disk_batches(protocol, real, device)(SEED)
-    known = _read(path, classes)
+    known = _read(path, classes, protocol.side)
     if known is not None:
         return known.to(device)
     with progress_bar("train on the real training split", protocol.steps, "steps") as advance:
@@ -137,10 +137,10 @@ def _sources() -> set[Path]:
     return {*(Path(str(sys.modules[name].__file__)) for name in names), *kernel_sources()}
 
 
-def _read(path: Path, classes: int) -> FixedClassifier | None:
+def _read(path: Path, classes: int, side: int) -> FixedClassifier | None:
     """None if the file is missing, damaged or not what was written: it is then trained again."""
     try:
-        classifier = FixedClassifier(classes)
+        classifier = FixedClassifier(classes, side)
         classifier.load_state_dict(load_tensors(path)[0])
     except (SynthError, RuntimeError):
         return None

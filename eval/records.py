@@ -40,6 +40,15 @@ class Entry(Provenance):
     sha256: Line | None  # of the images and labels; None for a stream
     folder: Line | None = None  # of the synthetic set
     manifest: Line | None = None  # sha256 of its manifest.json
+    # Of a set that synth did not make; `training_seed` is what --seed said
+    method: Name | None = None  # what --name said: sets of one method are runs of one row
+    numbering: list[Whole] | None = None  # the real class of each of its own, where names differ
+    resized: Whole | None = None  # side to which images of another size were resized
+
+    @property
+    def brought(self) -> bool:
+        """True for a set that synth did not make."""
+        return self.kind == "synthetic" and self.recipe is None
 
     @property
     def length(self) -> int | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from threadpoolctl import threadpool_limits
 
-from eval.evaluate import entry_of, generate_described, synthetic_entry
+from eval.evaluate import Given, brought_of, entry_of, generate_described, read_for
 from eval.evaluator import Evaluator, Scoring, Source, Workspace, make_evaluator
 from eval.metrics import measured
 from eval.records import Entry, Record
@@ -28,7 +28,7 @@ from synth.environment import (
 )
 from synth.generation import Sampling, describe_provenance, needs_classifier, sampling_of
 from synth.runs import Run, RunConfig
-from synth.synthetic_set import read_manifest, read_synthetic
+from synth.synthetic_set import read_manifest
 from synth.training import check_same_images
 
 
@@ -102,7 +102,7 @@ def make_again(record: Record, stage: Stage, evaluator: Evaluator, original: Wor
             return Again(*evaluator.build(entry.kind, entry.count // classes))
     weights = None
     if stage == "evaluate" and protocol.data == "disk":
-        folder = _find_set(entry, original)
+        return _set_again(entry, evaluator, original)
     else:
         if stage == "train":
             run, checkpoint = _train_again(record, evaluator), entry.chosen
@@ -131,30 +131,29 @@ def make_again(record: Record, stage: Stage, evaluator: Evaluator, original: Wor
         per_class = entry.count // classes
         with as_recorded(entry.generation_environment):
             folder = generate_described(evaluator, run, per_class, described, scratch.datasets)
-    synthetic = read_synthetic(folder)
-    return Again(synthetic_entry(synthetic, protocol), synthetic.images, weights)
+    given = read_for(evaluator, folder)
+    return Again(given.entry, given.synthetic.images, weights)
 
 
-def _find_set(entry: Entry, original: Workspace) -> Path:
+def _set_again(entry: Entry, evaluator: Evaluator, original: Workspace) -> Again:
     """The data set of the entry's sha256, where it was or in the folder of data sets. Of several,
     the first one that says of itself what the entry says."""
     was = [Path(entry.folder)] if entry.folder else []
     made = (*numbered_folders(original.datasets), *numbered_folders(original.baselines))
-    found: list[Path] = []
+    found: list[Given] = []
+    told = brought_of(entry, evaluator.test.classes)
     for folder in (*was, *made):
         manifest = read_manifest(folder)
-        if manifest is not None:
-            digest = manifest.sha256
-        elif (folder / "images.npz").exists():
-            digest = read_synthetic(folder).images.fingerprint
-        else:
-            continue
-        if digest == entry.sha256:
-            found.append(folder)
-            if manifest is None or manifest.description() == entry.description():
-                return folder
+        if manifest is None and entry.brought:
+            with suppress(SynthError):  # another set may be there now
+                given = read_for(evaluator, folder, told)
+                found += [given] if given.entry.sha256 == entry.sha256 else []
+        elif manifest is not None and manifest.sha256 == entry.sha256:
+            found.append(read_for(evaluator, folder))
+            if manifest.description() == entry.description():
+                return Again(found[-1].entry, found[-1].synthetic.images)
     if found:
-        return found[0]
+        return Again(found[0].entry, found[0].synthetic.images)
     raise SynthError(
         f"{entry.folder or entry.name}: there is no data set of the sha256 "
         f"{str(entry.sha256)[:12]} there or in --datasets {original.datasets}; find it, or make it "

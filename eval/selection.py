@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -33,8 +34,9 @@ def checkpoint_scorer(run: Run, device: torch.device) -> ScoreCheckpoint:
         )
 
     def score_checkpoint(weights: Path, validation: ImageSet) -> float:
-        batches = sample_batches(SELECTION, weights, len(validation.classes), device)
-        result = score(SELECTION, batches, validation, device, run.config.precision)
+        protocol = replace(SELECTION, side=validation.side)
+        batches = sample_batches(protocol, weights, len(validation.classes), device)
+        result = score(protocol, batches, validation, device, run.config.precision)
         return result.seeds[0].accuracy
 
     return score_checkpoint

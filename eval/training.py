@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from eval import selection
-from eval.protocols import PROTOCOLS, TEACHER
+from eval.protocols import PROTOCOLS, TEACHER, protocol_for
 from eval.real_classifier import real_classifier
 from synth.data import ImageSet
 from synth.families import Teacher
@@ -34,8 +34,9 @@ def plan_training(
 ) -> RunConfig:
     """`plan_run`, with the protocols of the scorer and of the teacher."""
     scorer = selection.SELECTION.name if select else None
+    teacher = protocol_for(TEACHER, images.side).name
     return plan_run(
-        recipe, dataset_key, images, length, seed, precision, device, tick, scorer, TEACHER
+        recipe, dataset_key, images, length, seed, precision, device, tick, scorer, teacher
     )
 
 

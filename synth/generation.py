@@ -28,7 +28,7 @@ from synth.base.files import portable, sha256
 from synth.base.locks import scratch_folder
 from synth.base.progress import progress_bar
 from synth.base.schema import CLOSED, Text
-from synth.data import SIZE, uint8_from_unit, unit_from_uint8
+from synth.data import uint8_from_unit, unit_from_uint8
 from synth.environment import describe_environment
 from synth.families import Sampler
 from synth.ops.augment import NUMBERS, augment
@@ -117,7 +117,7 @@ def generate(
     for label in own_share(range(classes)):
         with (parts / str(label)).open("wb") as file:
             for chunk in make_class(label):
-                file.write(np.ascontiguousarray(chunk).data)
+                np.save(file, np.ascontiguousarray(chunk))
     tried = total_count(sum(number for (number,) in candidates.values()))
     paths = [parts / str(label) for label in range(classes)]
     return Generated(
@@ -126,10 +126,10 @@ def generate(
 
 
 def _read_chunks(path: Path) -> Iterator[np.ndarray]:
-    """Images of a file that holds nothing else: uint8 (n, 32, 32, 3)."""
+    """The chunks that `np.save` wrote into a file, one after the other: uint8 (n, H, W, 3)."""
     with path.open("rb") as file:
-        while data := file.read(CHUNK * SIZE * SIZE * 3):
-            yield np.frombuffer(data, np.uint8).reshape(-1, SIZE, SIZE, 3)
+        while file.tell() < path.stat().st_size:
+            yield np.load(file, allow_pickle=False)
 
 
 def generate_labelled(
@@ -146,10 +146,12 @@ def generate_labelled(
 
     Raises `ShortClass` if a class is not full after `TRIES` candidates per image.
     """
-    images = np.empty((len(classes), per_class, SIZE, SIZE, 3), np.uint8)
+    images = np.empty(0, np.uint8)
     filled = [0] * len(classes)
     candidates = [0]
     for chunk in stream_images(sampler, 0, seed, sampling, None, candidates):
+        if not len(images):
+            images = np.empty((len(classes), per_class, *chunk.shape[2:], 3), np.uint8)
         assigned = labeller(chunk).argmax(1)
         for label in range(len(classes)):
             room = per_class - filled[label]

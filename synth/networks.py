@@ -2,7 +2,7 @@
 
 The layers are those of DCGAN (Radford et al. 2015, arXiv:1511.06434). Labels enter as in
 svhn-synthesis: the generator appends an embedding to the latent, and the discriminator reads an
-embedding of 32·32 as one more input plane. A hyperparameter replaces the plane by a projection.
+embedding as one more input plane. A hyperparameter replaces the plane by a projection.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from synth.recipes import Activation, DiscriminatorRecipe, GeneratorRecipe, Norm
 
 
 class Generator(nn.Module):
-    """Latent (B, latent_size) and labels int64 (B,) → images (B, 3, 32, 32) in [-1, 1].
+    """Latent (B, latent_size) and labels int64 (B,) → images (B, 3, side, side) in [-1, 1].
 
     classes: 0 for an unconditional generator, which ignores the labels.
     """
@@ -44,7 +44,8 @@ class Generator(nn.Module):
                 _norm(narrow, recipe.norm),
                 _activation(recipe.activation),
             ]
-        layers += [_upsample(recipe.widths[-1], 3, recipe.kernel, bias=recipe.bias != "never")]
+        last, bias = recipe.widths[-1], recipe.bias != "never"
+        layers += [_upsample(last, recipe.channels, recipe.kernel, bias=bias)]
         self.layers = Sequential(*layers, nn.Tanh())
 
     def forward(self, latent: Tensor, labels: Tensor | None) -> Tensor:
@@ -55,7 +56,7 @@ class Generator(nn.Module):
         else:
             x = self.stem(latent[:, :, None, None])
         images: Tensor = self.layers(x.contiguous(memory_format=torch.channels_last))
-        return images
+        return images if images.shape[1] == 3 else images.expand(-1, 3, -1, -1)
 
 
 class Judged(NamedTuple):
@@ -70,15 +71,17 @@ class Judged(NamedTuple):
 
 
 class Discriminator(nn.Module):
-    """Images (B, 3, 32, 32) in [-1, 1] and labels int64 (B,) → logits (B,), positive for real."""
+    """Images (B, 3, side, side) in [-1, 1] and labels int64 (B,) → logits (B,), positive for
+    real."""
 
-    def __init__(self, recipe: DiscriminatorRecipe, classes: int) -> None:
+    def __init__(self, recipe: DiscriminatorRecipe, classes: int, side: int = SIZE) -> None:
         super().__init__()
+        self.side = side
         plane = classes > 0 and recipe.label == "plane"
         projection = classes > 0 and recipe.label == "projection"
-        side = SIZE >> len(recipe.widths)
-        features = recipe.widths[-1] * side * side
-        self.label_planes = nn.Embedding(classes, SIZE * SIZE) if plane else None
+        last_side = recipe.last_side(side)
+        features = recipe.widths[-1] * last_side * last_side
+        self.label_planes = nn.Embedding(classes, side * side) if plane else None
         self.label_maps = nn.Embedding(classes, features) if projection else None
         self.dual = recipe.label == "dual-projection"
         two_way = classes > 0 and recipe.label in ("dual-projection", "adc")
@@ -95,7 +98,7 @@ class Discriminator(nn.Module):
             layers.append(nn.LeakyReLU(recipe.slope, inplace=True))
         self.layers = Sequential(*layers)
         conv = recipe.head == "conv"
-        self.head = Conv2d(widths[-1], 1, side) if conv else nn.Linear(features, 1)
+        self.head = Conv2d(widths[-1], 1, last_side) if conv else nn.Linear(features, 1)
 
     def forward(self, images: Tensor, labels: Tensor | None) -> Tensor:
         return self.judge(images, labels).logits
@@ -103,7 +106,7 @@ class Discriminator(nn.Module):
     def judge(self, images: Tensor, labels: Tensor | None) -> Judged:
         images = images.contiguous(memory_format=torch.channels_last)
         if self.label_planes is not None:
-            planes = self.label_planes(labels).view(-1, 1, SIZE, SIZE)
+            planes = self.label_planes(labels).view(-1, 1, self.side, self.side)
             images = torch.cat([images, planes], dim=1)
         x = self.layers(images)
         logits: Tensor = self.head(x if isinstance(self.head, nn.Conv2d) else x.flatten(1))
@@ -125,7 +128,7 @@ def build(recipe: Recipe, classes: int, seed: int) -> tuple[Generator, Discrimin
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         generator = Generator(recipe.generator, classes)
-        discriminator = Discriminator(recipe.discriminator, classes)
+        discriminator = Discriminator(recipe.discriminator, classes, recipe.side)
         for network in (generator, discriminator):
             initialise(network, recipe.training.initialisation)
             network.to(memory_format=torch.channels_last)
@@ -135,7 +138,8 @@ def build(recipe: Recipe, classes: int, seed: int) -> tuple[Generator, Discrimin
 def measure_networks(recipe: Recipe) -> dict[str, float]:
     """Parameters of both networks for ten classes, and forward GFLOP per image. An addition counts
     as one operation, and so does a multiplication."""
-    inputs = torch.zeros(1, recipe.generator.latent_size), torch.zeros(1, 3, SIZE, SIZE)
+    latent, image = recipe.generator.latent_size, (1, 3, recipe.side, recipe.side)
+    inputs = torch.zeros(1, latent), torch.zeros(image)
     figures: dict[str, float] = {}
     for network, given in zip(build(recipe, 10, 0), inputs, strict=True):
         with torch.no_grad(), FlopCounterMode(display=False) as counter:

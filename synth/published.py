@@ -5,8 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import tomli_w
+
 from synth.base.errors import UsageError
 from synth.base.registry import Registry
+from synth.base.schema import dump
 from synth.recipes import (
     DiscriminatorRecipe,
     GeneratorRecipe,
@@ -235,6 +238,12 @@ def find_recipe(name: str | None, conditional: bool | None) -> RecipeBase:
     if not recipe.conditional and (conditional or name != plain):
         return replace(recipe, name=recipe.name + CONDITIONAL, conditional=True)
     return recipe
+
+
+def recipe_to_toml(recipe: RecipeBase) -> str:
+    """The recipe as a file that `read_recipe` reads, with all of its hyperparameters."""
+    bases = (name for name, base in RECIPES.items() if type(base) is type(recipe))
+    return tomli_w.dumps({"base": next(bases), **dump(recipe)})
 
 
 def read_recipe(path: Path) -> RecipeBase:

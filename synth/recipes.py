@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from contextlib import suppress
-from dataclasses import field
+from dataclasses import field, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
@@ -13,6 +13,7 @@ from pydantic.dataclasses import dataclass
 
 from synth.base.errors import SynthError, UsageError
 from synth.base.files import read_text
+from synth.base.images import SIDE, SIDES
 from synth.base.names import Name
 from synth.base.schema import CLOSED, Count, Number, Size, Text, dump, on_disk, parse
 from synth.ops.policies import check_policy
@@ -25,7 +26,6 @@ else:
 Activation = Literal["none", "relu", "leaky_relu"]
 Bias = Literal["without_norm", "always", "never"]
 Share = Annotated[float, Field(ge=0, lt=1)]
-SIDE = 32  # of every image, in pixels
 
 
 @dataclass(frozen=True, kw_only=True, config=CLOSED)
@@ -59,6 +59,21 @@ class RecipeBase:
         raise NotImplementedError
 
     @property
+    def side(self) -> int:
+        """Of the images, in pixels."""
+        return SIDE
+
+    def fitted(self, side: int, grey: bool) -> RecipeBase:
+        """The recipe for real images of this side. The name says what has changed. Raises
+        `UsageError` if this recipe has no such form."""
+        if side != self.side:
+            raise UsageError(
+                f"--recipe {self.name}: makes images of {self.side}×{self.side}, and the real ones "
+                f"have {side}×{side}; choose a recipe of the family gan, such as cdcgan-v2"
+            )
+        return self
+
+    @property
     def keeps_heldout(self) -> bool:
         """True if a tenth of the training images is held out to measure losses."""
         return False
@@ -79,7 +94,7 @@ class Norm:
 
 @dataclass(frozen=True, kw_only=True, config=CLOSED)
 class GeneratorRecipe:
-    """Latent → stem → `base`×`base` map → transposed convolutions that double it → 32×32, tanh."""
+    """Latent → stem → `base`×`base` map → transposed convolutions that double it → image, tanh."""
 
     latent_size: Size = 100
     latent_distribution: Literal["normal", "uniform"] = "normal"  # N(0, 1) or U(-1, 1)
@@ -94,14 +109,18 @@ class GeneratorRecipe:
     activation: Activation = "relu"
     bias: Bias = "without_norm"  # of the transposed convolutions after the stem
     norm: Norm = Norm()
+    channels: Literal[1, 3] = 3  # 1: of grey images, whose three channels are equal
+
+    @property
+    def side(self) -> int:
+        return self.base << len(self.widths)
 
     @model_validator(mode="after")
     def check_side(self) -> GeneratorRecipe:
-        side = self.base << len(self.widths)
-        if side != SIDE:
+        if self.side not in SIDES:
             raise ValueError(
                 f"generator.base {self.base} doubled by {len(self.widths)} generator.widths makes "
-                f"images of {side}×{side}, not {SIDE}×{SIDE}"
+                f"images of {self.side}×{self.side}, not of one of the sides {SIDES}"
             )
         return self
 
@@ -110,7 +129,7 @@ class GeneratorRecipe:
 class DiscriminatorRecipe:
     """Image and label → strided convolutions that halve the side → head → one logit."""
 
-    # How a conditional one reads the label. `plane`: an embedding of 32·32 is one more input plane.
+    # How a conditional one reads the label. `plane`: an embedding is one more input plane.
     # `projection`: the product of an embedding and the last map is added to the logit (Miyato &
     # Koyama 2018, arXiv:1802.05637). `dual-projection`: the product of the last map with P_y - Q_y
     # is added; P learns to classify real images, and Q fakes (P2GAN: Han et al. 2021,
@@ -118,12 +137,18 @@ class DiscriminatorRecipe:
     # fake images of each class apart (ADC-GAN: Hou et al. 2022, arXiv:2107.10060).
     label: Literal["plane", "projection", "dual-projection", "adc"] = "plane"
     widths: Annotated[tuple[Size, ...], Field(min_length=1, max_length=5)] = (64, 128, 256)
-    kernel: Literal[4, 5] = 4  # these halve the side exactly
+    kernel: Literal[4, 5] = 4  # these halve an even side exactly
     slope: Number = 0.2  # of the LeakyReLU
     first_norm: bool = False  # BatchNorm after the first convolution too
     bias: Bias = "without_norm"
     head: Literal["conv", "linear"] = "conv"  # from the last map to the logit
     norm: Norm = Norm()
+
+    def last_side(self, side: int) -> int:
+        """The side of the last map for images of this side; 0 if there are too many layers."""
+        for _ in self.widths:  # 4 with padding 1, and 5 with padding 2
+            side = side // 2 if self.kernel == 4 else (side + 1) // 2
+        return side
 
 
 @dataclass(frozen=True, kw_only=True, config=CLOSED)
@@ -164,7 +189,7 @@ class Recipe(RecipeBase):
 
     family: ClassVar[str] = "gan"
     later: ClassVar[tuple[str, ...]] = (
-        *("augment", "training.balanced"),
+        *("augment", "generator.channels", "training.balanced"),
         *("training.augment_real", "training.augment_both"),
         *("training.mismatch", "training.class_weight", "training.feature_matching"),
         *("training.teacher_weight", "training.teacher_start"),
@@ -181,6 +206,35 @@ class Recipe(RecipeBase):
     @property
     def total_images(self) -> int:
         return self.training.images
+
+    @property
+    def side(self) -> int:
+        return self.generator.side
+
+    def fitted(self, side: int, grey: bool) -> Recipe:
+        """Larger images get one more doubling, and 28×28 begins with a map of 7×7. A layer that is
+        new has twice the channels of its neighbour, as the layers of DCGAN have."""
+        generator, discriminator = self.generator, self.discriminator
+        head, comma, rest = self.name.partition(",")
+        if side not in SIDES:
+            raise UsageError(f"--dataset: images have {side}×{side} pixels; give one of {SIDES}")
+        if side != self.side:
+            bases = (generator.base, 7, 4)
+            base, layers = next((b, n) for b in bases for n in range(1, 7) if b << n == side)
+            widths = generator.widths[-layers:]
+            while len(widths) < layers:
+                widths = (2 * widths[0], *widths)
+            generator = replace(generator, base=base, widths=widths)
+            halvings = len(discriminator.widths) + (side == 64) - (self.side == 64)
+            narrow = discriminator.widths[: max(1, halvings)]
+            wide = (2 * narrow[-1],) * (halvings > len(narrow))
+            discriminator = replace(discriminator, widths=(*narrow, *wide)[:5])
+            head += f"-{side}"
+        if grey and generator.channels != 1:
+            generator, head = replace(generator, channels=1), f"{head}-grey"
+        return replace(
+            self, name=head + comma + rest, generator=generator, discriminator=discriminator
+        )
 
     @property
     def keeps_heldout(self) -> bool:
@@ -201,6 +255,8 @@ class Recipe(RecipeBase):
             raise ValueError("training.class_weight needs discriminator.label=dual-projection")
         check_policy(training.augment_real)
         check_policy(training.augment_both)
+        if not self.discriminator.last_side(self.side):
+            raise ValueError(f"discriminator.widths are too many to halve {self.side} pixels")
         return self
 
 

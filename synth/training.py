@@ -62,11 +62,12 @@ def plan_run(
 ) -> RunConfig:
     """The complete configuration of a run. Writes nothing.
 
-    total_images: None takes the length that the recipe gives. precision: `auto` times some steps.
-    images_per_tick: None gives about 16 ticks. select: the protocol that scores checkpoints, or
-    None. teacher: the protocol of the teacher, for a recipe that needs one. Raises `SynthError` if
-    these images cannot train this recipe.
+    recipe: it is fitted to the images' size. total_images: None takes the recipe's length.
+    precision: `auto` times some steps. images_per_tick: None gives about 16 ticks. select: the
+    protocol that scores checkpoints, or None. teacher: the protocol of the teacher, for a recipe
+    that needs one. Raises `SynthError` if these images cannot train this recipe.
     """
+    recipe = recipe.fitted(images.side, images.grey)
     training_parts(recipe, images, select is not None)  # raises if they cannot train it
     check_shares(recipe, started())
     total_images = recipe.total_images if total_images is None else total_images

@@ -20,8 +20,9 @@ from eval.baselines import (
     real_augmented,
     train_copy,
 )
-from eval.protocols import PROTOCOLS, Protocol
+from eval.protocols import PROTOCOLS, TEACHER, Protocol, protocol_for
 from eval.records import read_records
+from synth.base.images import SIDES
 from synth.data import ImageSet
 from synth.generation import ShortClass
 from tests.conftest import Ran, in_turns, sure_of
@@ -80,7 +81,8 @@ def test_which_baselines_stand_beside_a_protocol() -> None:
     assert beside(PROTOCOLS["fixed-v1"]) == plain | taught | {"teacher"}
     assert beside(PROTOCOLS["augmented-v1"]) == plain | taught  # its *real* is the teacher
     assert beside(PROTOCOLS["stream-v1"]) == {"real", "teacher"}
-    assert all(p.teacher in (None, "augmented-v1") for p in PROTOCOLS.values())
+    teachers = {protocol_for(TEACHER, side).name for side in SIDES}
+    assert all(p.teacher in (None, *teachers) for p in PROTOCOLS.values())
 
 
 @pytest.mark.usefixtures("tiny_names")

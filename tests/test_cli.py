@@ -415,7 +415,7 @@ def one_line(ran: Ran, code: int, *parts: str) -> None:
         (["generate"], 1, "synth train --conditional"),
         (["generate", "--per-class", "x"], 2, "--per-class"),
         (["generate", "--run", "nowhere"], 1, "nowhere: is no run folder"),
-        (["generate", "--format", "bmp"], 2, "--format bmp: unknown; choose folder, npz"),
+        (["generate", "--format", "bmp"], 2, "--format bmp: unknown; choose folder, mat, npz"),
         (["generate", "--label-with", "dice"], 2, "--label-with dice"),
         (["evaluate"], 1, "synth generate --per-class 5000"),
         (["evaluate", "nowhere"], 1, "nowhere: is no data set"),

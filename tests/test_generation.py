@@ -29,6 +29,10 @@ from synth.synthetic_set import Generated, read_synthetic, write_synthetic
 from tests.conftest import sure_of, tiny
 
 CLASSES = tuple("0123456789")
+DATA = {  # format → what it writes
+    **{"npz": "images.npz", "folder": "train", "mat": "train.mat", "parquet": "data"},
+    "webdataset": "train-000000.tar",
+}
 MANIFEST = Manifest(
     format="npz",
     sha256="",
@@ -214,7 +218,7 @@ def test_nothing_is_asked_for_is_refused(generator: GANSampler) -> None:
         generate(generator, 10, 0, seed=0)
 
 
-@pytest.mark.parametrize("form", ["npz", "folder"])
+@pytest.mark.parametrize("form", list(DATA))
 @pytest.mark.parametrize("labelled", [True, False])
 def test_sets_survive_the_disk(
     form: Any, labelled: bool, generator: GANSampler, tmp_path: Path
@@ -235,12 +239,11 @@ def test_sets_survive_the_disk(
     assert read.manifest is not None
     assert read.manifest.per_class == ([12] * 10 if labelled else None)
     names = {path.name for path in folder.iterdir()}
-    data = "images.npz" if form == "npz" else "train"
-    assert names == {"manifest.json", "README.md", "preview.png", data}
+    assert names == {"manifest.json", "README.md", "preview.png", DATA[form]}
     assert (folder / "README.md").read_text().startswith("---\nlicense: other\n")
 
 
-@pytest.mark.parametrize("form", ["npz", "folder"])
+@pytest.mark.parametrize("form", list(DATA))
 def test_writing_forgets_what_is_written(form: Any, tmp_path: Path) -> None:
     alive: list[weakref.ref[np.ndarray]] = []
 

@@ -55,6 +55,16 @@ def test_protocols_are_frozen() -> None:
         "quick-v1": "d0350720bbe3",
         "fixed-resnet-v1": "4432a9729156",
         "augmented-v1": "e88e6a91a14d",
+        "fixed-28-v1": "57f98afcf7bd",
+        "stream-28-v1": "a88328f661f4",
+        "quick-28-v1": "1adb62142980",
+        "fixed-resnet-28-v1": "5418edc9a160",
+        "augmented-28-v1": "23294d47d92c",
+        "fixed-64-v1": "148d7f2e96a7",
+        "stream-64-v1": "43f4cd93ea5e",
+        "quick-64-v1": "33122349e8eb",
+        "fixed-resnet-64-v1": "15847f2407ff",
+        "augmented-64-v1": "14862dd52671",
     }
     stream = PROTOCOLS["stream-v1"]
     assert (stream.steps, stream.batch, stream.seeds, stream.data) == (1000, 1000, 3, "stream")

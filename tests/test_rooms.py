@@ -88,7 +88,7 @@ def test_what_is_imported_is_declared() -> None:
     project = read_toml(ROOT / "pyproject.toml")["project"]
     lines = [project["dependencies"], *project["optional-dependencies"].values()]
     declared = {re.split(r"[<>=; \[]", line)[0].lower() for line in chain(*lines)}
-    renamed = {"sklearn": "scikit-learn", "PIL": "pillow", "tomllib": "tomli"}
+    renamed = {"sklearn": "scikit-learn", "PIL": "pillow", "tomllib": "tomli", "tomli_w": "tomli-w"}
     renamed["pydantic_core"] = "pydantic"  # pydantic pins the one version that fits it
     optional = {"torch_fidelity": "torch-fidelity"}
     for path in [*ROOT.glob("synth/**/*.py"), *ROOT.glob("eval/**/*.py"), ROOT / "cli.py"]:

@@ -20,10 +20,11 @@ from torch import Tensor
 
 from synth.base.errors import SynthError, UsageError
 from synth.base.files import sha256_arrays
+from synth.base.images import SIDE
 from synth.base.registry import Registry
 
 Split = Literal["train", "test"]
-SIZE = 32
+SIZE = SIDE
 TENTH, FIFTH = 0.1, 0.2
 DIGITS = tuple("0123456789")
 
@@ -32,7 +33,8 @@ DIGITS = tuple("0123456789")
 class ImageSet:
     """Images of one split of one dataset.
 
-    images: uint8 (N, 3, 32, 32). labels: int64 (N,), indices into `classes`, or None.
+    images: uint8 (N, 3, side, side); grey ones have three equal channels. labels: int64
+    (N,), indices into `classes`, or None.
     """
 
     images: Tensor
@@ -43,6 +45,16 @@ class ImageSet:
 
     def __len__(self) -> int:
         return len(self.images)
+
+    @property
+    def side(self) -> int:
+        """Of the images, in pixels."""
+        return self.images.shape[-1]
+
+    @property
+    def grey(self) -> bool:
+        """True if all channels are equal."""
+        return bool((self.images == self.images[:, :1]).all())
 
     @cached_property
     def fingerprint(self) -> str:

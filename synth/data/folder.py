@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image, ImageOps
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from synth.base.errors import SynthError, UsageError
-from synth.base.files import regular, slug
+from synth.base.files import slug
+from synth.base.images import SIDES
 from synth.base.names import check_file_name
+from synth.base.pictures import read_pictures, size_of
+from synth.base.progress import say
 from synth.data import DATASETS, SIZE, Dataset, ImageSet, Split
-
-MOST_PIXELS = 36_000_000  # of an image; 32×32 of them are used
-MOST_THREADS = 8  # each holds an image of full size
 
 
 def load(split: Split, root: Path | None) -> ImageSet:
@@ -26,7 +21,9 @@ def load(split: Split, root: Path | None) -> ImageSet:
 
     If `root` has no folder `train`, it is the training split itself. If the images are in no class
     folder, they have no labels; other folders beside them are ignored unless they hold images. The
-    classes are those of the training split, so that both splits number them alike.
+    classes are those of the training split, so that both splits number them alike. The first
+    training image says the size, if it is one of `SIDES`; else the size is 32×32. Images of another
+    size are resized, which is said.
     """
     if root is None:
         raise UsageError("--dataset folder: needs --data-root DIR, the folder that holds train/")
@@ -64,35 +61,19 @@ def load(split: Split, root: Path | None) -> ImageSet:
     if name in DATASETS:  # a folder named svhn need not hold SVHN
         name += "-folder"
     labels = numbers if classes else None
-    return ImageSet(read_images(paths), labels, tuple(classes) or ("unlabelled",), name, split)
+    examples = (path for each in (*classes, "") for path in _image_files(training / each))
+    side = _side_like(next(examples, paths[0]))
+    others = sum(size_of(path) != (side, side) for path in paths)
+    if others:
+        say(f"{folder}: {others:,} of {len(paths):,} images are resized to {side}×{side}")
+    pixels = torch.from_numpy(read_pictures(paths, side)).permute(0, 3, 1, 2).contiguous()
+    return ImageSet(pixels, labels, tuple(classes) or ("unlabelled",), name, split)
 
 
-def read_images(paths: Sequence[Path]) -> torch.Tensor:
-    """Reads images as uint8 (N, 3, 32, 32). Raises `SynthError` that names a bad file.
-
-    Images are turned as EXIF says, lose their transparency, and are resized with antialiasing.
-    """
-    with ThreadPoolExecutor(min(MOST_THREADS, os.cpu_count() or 1)) as pool:
-        pixels = np.stack(list(pool.map(_read_image, paths)))
-    return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
-
-
-def _read_image(path: Path) -> np.ndarray:
-    try:
-        with Image.open(regular(path)) as image:
-            if image.width * image.height > MOST_PIXELS:
-                raise ValueError(f"{image.width}×{image.height} pixels, more than {MOST_PIXELS:,}")
-            if image.mode[0] in "IF":  # Pillow would cut these values at 255
-                raise ValueError("more than 8 bits a channel")
-            colour = ImageOps.exif_transpose(image).convert("RGB")
-        if colour.size != (SIZE, SIZE):
-            colour = colour.resize((SIZE, SIZE), Image.Resampling.BICUBIC)
-        return np.asarray(colour)
-    except Exception as error:  # Pillow raises many kinds for a damaged file
-        reason = str(error) or type(error).__name__
-        if isinstance(error, OSError):
-            reason = error.strerror or "cut short or no image"
-        raise SynthError(f"{path}: cannot be read ({reason}); mend or remove it") from error
+def _side_like(path: Path) -> int:
+    """The side of all images of a folder whose first training image is this."""
+    width, height = size_of(path)
+    return width if width == height and width in SIDES else SIZE
 
 
 def _visible(folder: Path) -> list[Path]:

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from synth.base.errors import SynthError
-from synth.data.folder import read_images
+from synth.base.pictures import read_pictures
 from synth.formats import Chunks, Format, Labels
 
 SPLIT = "train"  # the folder that holds the class folders
@@ -43,8 +43,8 @@ def read(folder: Path, classes: Sequence[str]) -> tuple[np.ndarray, Labels]:
     paths = [path for path, _ in labelled] or sorted(folder.glob("*.png"))
     if not paths:
         raise SynthError(f"{folder}: holds no images; generate the set again")
-    images = read_images(paths).permute(0, 2, 3, 1).numpy()
-    return images, np.array([label for _, label in labelled], np.int64) if labelled else None
+    labels = np.array([label for _, label in labelled], np.int64) if labelled else None
+    return read_pictures(paths), labels
 
 
-FORMAT = Format(write, read, "PNGs in class folders")
+FORMAT = Format(write, read, "PNGs in class folders", f"{SPLIT}/**", "imagefolder")

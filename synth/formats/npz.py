@@ -43,12 +43,12 @@ def read(folder: Path, classes: Sequence[str]) -> tuple[np.ndarray, Labels]:
 def read_file(path: Path) -> Found:
     """Any npz file whose arrays have usual names. Images are uint8 (N, H, W, 3), (N, 3, H, W), or
     grey without the 3 or with 1. Labels are whole numbers or names, (N,) or (N, 1)."""
-    names = (*IMAGES, *LABELS, *CLASSES)
+    usual = (*IMAGES, *LABELS, *CLASSES)
     mapped = map_array(path, "images")
     if mapped is None:
-        arrays = read_arrays(path, *names)
+        arrays = read_arrays(path, *usual)
     else:
-        arrays = {"images": mapped, **read_arrays(path, *(n for n in names if n != "images"))}
+        arrays = {"images": mapped, **read_arrays(path, *(n for n in usual if n != "images"))}
     images = next((arrays[name] for name in IMAGES if name in arrays), None)
     labels = next((arrays[name] for name in LABELS if name in arrays), None)
     names = next((arrays[name] for name in CLASSES if name in arrays), None)

@@ -48,7 +48,7 @@ class Entry(Provenance):
     @property
     def brought(self) -> bool:
         """True for a set that synth did not make."""
-        return self.kind == "synthetic" and self.recipe is None
+        return self.kind == "synthetic" and self.recipe is None and self.checkpoint is None
 
     @property
     def length(self) -> int | None:

@@ -81,7 +81,9 @@ def _channels_last(path: Path, images: np.ndarray) -> np.ndarray:
             "give pixels from 0 to 255"
         )
     grey = pixels.shape[3] == 1
-    return np.repeat(pixels, 3, axis=3) if grey else np.ascontiguousarray(pixels)
+    if grey:
+        return np.repeat(pixels, 3, axis=3)
+    return pixels if pixels.flags.c_contiguous else np.ascontiguousarray(pixels)
 
 
 FORMAT = Format(write, read, "one file, for numpy", FILE)

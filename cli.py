@@ -711,7 +711,8 @@ def options(
     if version or command is None:
         print(f"synth {__version__}" if version else context.get_help())
         raise typer.Exit()
-    if command in SLOW and not {*context.help_option_names} & {*sys.argv}:
+    first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun started
+    if first and command in SLOW and not {*context.help_option_names} & {*sys.argv}:
         print(f"{command}: starts (synth {__version__})", file=sys.stderr, flush=True)
 
 

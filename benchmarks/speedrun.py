@@ -17,7 +17,7 @@ import torch
 from eval.protocols import PROTOCOLS
 from eval.scoring import disk_batches, score
 from synth.base.files import write_json, write_text
-from synth.data import VALIDATION, ImageSet, load_test_images, load_training_images
+from synth.data import FIFTH, VALIDATION, ImageSet, load_training_images, split_validation
 from synth.environment import describe_environment
 from synth.families import Trainer
 from synth.generation import Sampling, generate
@@ -37,6 +37,12 @@ def accuracy(images: ImageSet, held: ImageSet, protocol: str, precision: str) ->
     return sum(seed.accuracy for seed in seeds) / len(seeds)
 
 
+def parts(options: argparse.Namespace) -> tuple[ImageSet, ImageSet]:
+    """The first four fifths of the training split, and the last fifth."""
+    whole = load_training_images(options.dataset, options.data_root)
+    return split_validation(whole, FIFTH)
+
+
 def sample(trainer: Trainer, classes: tuple[str, ...], per_class: int, policy: str) -> ImageSet:
     """A balanced set of a trainer's images, changed by the policy of its recipe."""
     made = generate(
@@ -50,8 +56,7 @@ def run(name: str, seed: int, real: float, options: argparse.Namespace) -> list[
     """The stops of one training: images shown, seconds of training, ratio to real. It ends when
     the highest of `RATIOS` is reached."""
     key = options.dataset + VALIDATION
-    images = load_training_images(key, options.data_root)
-    held = load_test_images(key, options.data_root)
+    images, held = parts(options)
     recipe = find_recipe(name, None)
     config = plan_run(recipe, key, images, options.images, seed, options.precision, CPU)
     trainer = config.family.make_trainer(config, images, None, CPU)
@@ -115,12 +120,7 @@ def main() -> None:
     options = parser.parse_args()
     keep_freed_memory()
     key = options.dataset + VALIDATION
-    real = accuracy(
-        load_training_images(key, options.data_root),
-        load_test_images(key, options.data_root),
-        options.protocol,
-        options.precision,
-    )
+    real = accuracy(*parts(options), options.protocol, options.precision)
     made: dict[str, list[list[dict[str, float]]]] = {}
     for seed in range(options.seeds):
         for name in options.recipes.split(","):

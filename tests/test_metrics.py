@@ -267,7 +267,7 @@ def test_a_plug_in_with_a_built_in_name_is_refused(
     (about / "entry_points.txt").write_text("[eval.metrics]\nfidelity = shadow:METRIC\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     with pytest.raises(
-        SynthError, match="fidelity: the plug-in shadow:METRIC has the name of a bu"
+        SynthError, match="fidelity: the plug-in shadow:METRIC of the package shadow has"
     ):
         METRICS.find("fidelity")
     assert METRICS.find("diversity").name == "diversity"

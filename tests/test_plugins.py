@@ -108,7 +108,7 @@ def test_a_damaged_plugin_is_named_in_one_line(
 def test_a_damaged_metric_is_named(installed: Path, synth: Synth) -> None:
     install(installed, "strange", "[eval.metrics]\nodd = json:dumps\n")
     ran = synth("evaluate", "--metrics", "odd")
-    assert (ran.code, len(ran.err.splitlines())) == (1, 1)
+    assert ran.code == 1 and "Traceback" not in ran.err
     named = "the plug-in json:dumps of the package strange"
     assert f"{named} is a function, and not a Metric" in ran.err
 

@@ -36,8 +36,8 @@ def test_version_and_bare_command(synth: Synth, monkeypatch: pytest.MonkeyPatch)
     ("words", "offered"),
     [
         ("synth tr", {"train"}),
-        ("synth train --recipe cdcgan-", {"cdcgan-v2", "cdcgan-quick"}),
-        ("synth evaluate --protocol q", {"quick-v1"}),
+        ("synth train --recipe cdcgan-", {"cdcgan-v2", "cdcgan-v2-quick", "cdcgan-quick"}),
+        ("synth evaluate --protocol q", {"quick-v1", "quick-28-v1", "quick-64-v1"}),
         ("synth train --log ", {"tensorboard", "wandb", "mlflow"}),
     ],
 )

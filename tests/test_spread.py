@@ -123,6 +123,6 @@ def test_no_ray_cluster_is_an_error_of_one_line(monkeypatch: pytest.MonkeyPatch)
     from eval.spread import on_ray
 
     with pytest.raises(
-        UsageError, match=r"--ray: Ray is not installed; pip install 'synth\[ray\]'"
+        UsageError, match=r"--ray: Ray is not installed; pip install 'synth-cas\[ray\]'"
     ):
         on_ray("auto", [], CPU)

@@ -145,13 +145,22 @@ def clear_leftovers(folder: Path, depth: int = 0) -> None:
 
     Only those of this user: what others put into a folder that all share is not followed.
     """
-    for level in range(depth + 1):
-        for found in folder.glob(f"{'*/' * level}{SCRATCH}*"):
-            with suppress(OSError, Timeout):
-                if found.is_symlink() or found.stat().st_uid != _user():
-                    continue
-                if (found / "lock").exists():
-                    with FileLock(found / "lock", timeout=0):
-                        _remove(found)
-                else:
-                    found.rmdir()  # it is empty if its process ended before it locked it
+    for found in _children(folder):
+        with suppress(OSError, Timeout):
+            if found.is_symlink() or found.stat().st_uid != _user():
+                continue
+            if not found.name.startswith(SCRATCH):
+                if depth:
+                    clear_leftovers(found, depth - 1)
+            elif (found / "lock").exists():
+                with FileLock(found / "lock", timeout=0):
+                    _remove(found)
+            else:
+                found.rmdir()  # it is empty if its process ended before it locked it
+
+
+def _children(folder: Path) -> list[Path]:
+    """Those that can be seen: another process may remove the folder at the same time."""
+    with suppress(OSError):
+        return list(folder.iterdir())
+    return []

@@ -258,7 +258,7 @@ def test_committed_records_agree_with_their_predictions(svhn_part: Path) -> None
     test = load_test_images("svhn", svhn_part)
     truth = test.require_labels().numpy()
     records = read_records(ROOT / "results")
-    assert len(records) == 44
+    assert len(records) >= 49
     for record in records:
         arrays = read_arrays(predictions_path(ROOT / "results", record))
         for score, row in zip(record.scores, arrays["predictions"], strict=True):

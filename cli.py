@@ -420,7 +420,8 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Score synthetic sets on the real test split, and print the leaderboard."""
-    from eval.evaluate import Brought, evaluate_sets
+    from eval.entries import Brought
+    from eval.evaluate import evaluate_sets
     from eval.evaluator import Scoring, Workspace
     from eval.metrics import parse_metrics
     from synth.base.schema import dump

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, fields, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -13,18 +13,18 @@ import torch
 from eval import real_classifier
 from eval.aggregate import Table
 from eval.baselines import BASELINES
+from eval.entries import Brought, Given, entry_of, read_for
 from eval.evaluator import Evaluator, Scoring, Workspace, make_evaluator
 from eval.metrics.memorisation import closest_pairs as find_closest_pairs
-from eval.protocols import PROTOCOLS, TEACHER, Protocol, protocol_for
+from eval.protocols import PROTOCOLS, TEACHER, protocol_for
 from eval.real_classifier import real_protocol
 from eval.records import Entry, Record, plot_path
 from eval.report import keep_plots, write_report
 from eval.scoring import MakeBatches
 from eval.selection import sample_batches
 from eval.tables import write_leaderboard
-from synth import foreign
-from synth.base.errors import SynthError, UsageError
-from synth.base.files import numbered_folders, portable, sha256
+from synth.base.errors import SynthError
+from synth.base.files import numbered_folders
 from synth.base.locks import LOCKS, clear_leftovers, do_all, exclusive, task
 from synth.base.progress import progress_bar, say
 from synth.data import ImageSet
@@ -43,22 +43,10 @@ from synth.synthetic_set import (
     imitated,
     newest_synthetic,
     read_manifest,
-    read_synthetic,
 )
 from synth.visuals import save_grid
 
 PAIRS, PAIRS_IN_A_ROW = 40, 10
-SUFFIXES = {"conditional": "", "classifier": " + pseudo-labels", "random": " + random labels"}
-
-
-@dataclass(frozen=True)
-class Brought:
-    """What a user says of a set that synth did not make."""
-
-    name: str | None = None  # of the method: its sets are runs of one row
-    seed: int | None = None  # of the generator
-    classes: tuple[str, ...] | None = None  # the real data's class of each class of the set
-    resize: bool = False  # images to the size of the real data
 
 
 # All sets of one command
@@ -100,110 +88,6 @@ def evaluate_sets(
 
 
 # One set
-
-
-def entry_of(
-    provenance: Provenance,
-    count: int,
-    digest: str | None = None,
-    folder: str | None = None,
-    manifest: str | None = None,
-) -> Entry:
-    """The record's entry for a set that synth made."""
-    name = f"{provenance.recipe}{SUFFIXES.get(provenance.labels or '', '')}"
-    name += f", {provenance.chosen} checkpoint" if provenance.chosen else ""
-    name += f", last {len(provenance.mixture)} checkpoints" if provenance.mixture else ""
-    name += f", latents × {provenance.latent_scale:g}" if provenance.latent_scale else ""
-    name += f", {provenance.rejection:.0%} rejected" if provenance.rejection else ""
-    name += f" + {provenance.augmentation}" if provenance.augmentation else ""
-    values = {field.name: getattr(provenance, field.name) for field in fields(Provenance)}
-    return Entry("synthetic", name, count, digest, folder, manifest, **values)
-
-
-@dataclass(frozen=True)
-class Given:
-    """A set that was read to be scored, with the classes of the real data, and its entry."""
-
-    synthetic: SyntheticSet
-    entry: Entry
-
-
-def read_for(evaluator: Evaluator, folder: Path, brought: Brought | None = None) -> Given:
-    """Reads a set to be scored by this evaluator. Raises `SynthError` if it does not fit the real
-    data, and says what is changed so that it fits."""
-    test = evaluator.test
-    side = test.images.shape[-1]
-    told = brought or Brought()
-    synthetic = read_synthetic(folder, side if told.resize else None)
-    images, manifest = synthetic.images, synthetic.manifest
-    if manifest is not None and brought is not None:
-        raise UsageError(
-            f"{folder}: synth made it, and its manifest.json names it; --name, --seed, --classes "
-            "and --resize go with other sets"
-        )
-    if images.labels is None:
-        mend = "generate it with --label-with classifier, or from a conditional run"
-        raise SynthError(f"{folder}: has no labels; {mend if manifest else 'add them to it'}")
-    if images.images.shape[2:] != test.images.shape[2:]:
-        height, width = images.images.shape[2:]
-        mend = "choose the right --dataset" if manifest else "--resize changes them to that size"
-        raise SynthError(
-            f"{folder}: its images are {width}×{height}, and those of {test.name} {side}×{side}; "
-            f"{mend}"
-        )
-    if manifest is not None:
-        if images.classes != test.classes:
-            raise SynthError(
-                f"{folder}: has the classes {', '.join(images.classes)}, but {test.name} has "
-                f"{', '.join(test.classes)}; choose the right --dataset"
-            )
-        return Given(synthetic, synthetic_entry(synthetic, evaluator.protocol))
-    named, where = synthetic.named, str(folder)
-    classes = foreign.match_classes(images.classes, test.classes, named, told.classes, where)
-    if classes != images.classes:
-        pairs = zip(images.classes, classes, strict=True)
-        say(f"{folder}: classes {', '.join(f'{ours} → {real}' for ours, real in pairs)}")
-    if told.resize:
-        say(f"{folder}: images of another size are resized to {side}×{side}")
-    numbers = [test.classes.index(name) for name in classes]
-    synthetic = replace(synthetic, images=foreign.renumber(images, numbers, test.classes))
-    entry = Entry(
-        kind="synthetic",
-        name=told.name or images.name,
-        count=len(images),
-        sha256=synthetic.images.fingerprint,
-        folder=portable(folder),
-        labels="conditional",  # whoever made it says what the labels are
-        training_seed=told.seed,
-        method=told.name,
-        numbering=numbers if classes != images.classes else None,
-        resized=side if told.resize else None,
-    )
-    return Given(synthetic, entry)
-
-
-def brought_of(entry: Entry, real: tuple[str, ...]) -> Brought:
-    """What was said of the set of an entry that synth did not make. real: the real classes."""
-    classes = tuple(real[number] for number in entry.numbering) if entry.numbering else None
-    return Brought(entry.method, entry.training_seed, classes, entry.resized is not None)
-
-
-def synthetic_entry(synthetic: SyntheticSet, protocol: Protocol) -> Entry:
-    """The entry of a set that synth made."""
-    manifest, folder = synthetic.manifest, portable(synthetic.folder)
-    assert manifest is not None
-    written = sha256(synthetic.folder / "manifest.json")
-    if protocol.data == "stream":  # its samples are the generator's own
-        manifest = replace(
-            manifest,
-            augmentation=None,
-            rejection=None,
-            rejecter=None,
-            latent_scale=None,
-            mixture=None,
-        )
-        return entry_of(manifest, protocol.steps * protocol.batch, None, folder, written)
-    return entry_of(manifest, len(synthetic.images), manifest.sha256, folder, written)
 
 
 def evaluate_set(evaluator: Evaluator, given: Given, closest_pairs: Path | None = None) -> Record:

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from threadpoolctl import threadpool_limits
 
-from eval.evaluate import Given, brought_of, entry_of, generate_described, read_for
+from eval.entries import Given, brought_of, entry_of, read_for
+from eval.evaluate import generate_described
 from eval.evaluator import Evaluator, Scoring, Source, Workspace, make_evaluator
 from eval.metrics import measured
 from eval.records import Entry, Record

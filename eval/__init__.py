@@ -9,8 +9,9 @@
 first use. `import eval` hides Python's own `eval`; `import eval as cas` does not.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from synth.base.lazy import lazily
 
 if TYPE_CHECKING:
     from eval.interface import Result, leaderboard, score
@@ -26,13 +27,4 @@ _MODULES = {
     "leaderboard": "eval.interface",
     "score": "eval.interface",
 }
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_MODULES[name]), name)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazily(__name__, _MODULES)

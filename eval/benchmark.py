@@ -16,7 +16,7 @@ from eval.aggregate import Table
 from eval.evaluate import baseline_tasks, ensure_baselines, ensure_evaluated, publish
 from eval.evaluator import Evaluator, Scoring, Workspace, make_evaluator
 from eval.protocols import PROTOCOLS
-from eval.spread import ALONE, Spread, on_processes, on_ray
+from eval.spread import ALONE, Spread, share
 from eval.training import plan_training, train
 from synth.base.errors import UsageError
 from synth.base.locks import do_all, task
@@ -58,12 +58,9 @@ def benchmark(
     for recipe in plan.recipes:
         training_parts(recipe, evaluator.train, plan.select and recipe.conditional)
     tasks = tasks_of(plan, evaluator)
-    if spread.jobs > 1:
-        on_processes(spread.jobs, partial(benchmark, plan, scoring, workspace))
-    if spread.ray is not None:
-        numbers = range(len(tasks))
-        remote = [partial(do_one, plan, scoring, workspace, number) for number in numbers]
-        on_ray(spread.ray, remote, scoring.device)
+    whole = partial(benchmark, plan, scoring, workspace)
+    parts = [partial(do_one, plan, scoring, workspace, number) for number in range(len(tasks))]
+    share(spread, whole, parts, scoring.device)
     with progress_bar("benchmark", len(tasks), "tasks") as advance:
         do_all([partial(_then, task, advance) for task in tasks])
         ensure_baselines(evaluator, plan.per_class)

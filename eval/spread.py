@@ -43,6 +43,15 @@ def jobs_that_pay(runs: int, device: torch.device) -> int:
     return threads if device.type == "cpu" and runs >= threads else 1
 
 
+def share(spread: Spread, whole: Work, tasks: Sequence[Work], device: torch.device) -> None:
+    """Does the work elsewhere, if `spread` says so. whole: all of it, for processes that share it.
+    tasks: its parts, for the machines of a cluster."""
+    if spread.jobs > 1:
+        on_processes(spread.jobs, whole)
+    if spread.ray is not None:
+        on_ray(spread.ray, tasks, device)
+
+
 def on_processes(jobs: int, work: Work) -> None:
     """Calls `work` in several new processes at once, which must share what it does by `do_all`.
 

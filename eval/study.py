@@ -50,7 +50,7 @@ from eval.evaluate import ensure_baseline, ensure_evaluated, publish
 from eval.evaluator import Evaluator, Scoring, Workspace, make_evaluator
 from eval.metrics import wrap
 from eval.records import Record
-from eval.spread import ALONE, Spread, on_processes, on_ray
+from eval.spread import ALONE, Spread, share
 from eval.tables import to_markdown
 from synth.base.errors import UsageError
 from synth.base.files import atomic_file, write_json, write_text
@@ -144,12 +144,9 @@ def run_study(
     within = replace(workspace, results=workspace.results / name)
     evaluator = study_evaluator(study, device, within)
     tasks = tasks_of(study, evaluator)
-    if spread.jobs > 1:
-        on_processes(spread.jobs, partial(run_study, path, device, workspace))
-    if spread.ray is not None:
-        numbers = range(len(tasks))
-        remote = [partial(do_one, study, device, within, number) for number in numbers]
-        on_ray(spread.ray, remote, device)
+    whole = partial(run_study, path, device, workspace)
+    parts = [partial(do_one, study, device, within, number) for number in range(len(tasks))]
+    share(spread, whole, parts, device)
     with progress_bar(f"study {name}", len(tasks), "tasks") as advance:
 
         def told(task: Callable[[], Record]) -> Record:

@@ -8,8 +8,9 @@
 are what plug-ins are made of. All are imported at their first use, so that `import synth` is fast.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from synth.base.lazy import lazily
 
 if TYPE_CHECKING:
     from synth.base.errors import SynthError
@@ -39,13 +40,4 @@ _MODULES = {
     "load": "synth.interface",
     "train": "synth.interface",
 }
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_MODULES[name]), name)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazily(__name__, _MODULES)

@@ -60,10 +60,10 @@ def forged(value: dict[str, Any], way: Way, leaf: Any) -> dict[str, Any]:
     return changed
 
 
-@pytest.fixture
-def remembered(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The repetition is computed once: it depends on these four alone."""
-    evaluate = Evaluator.evaluate
+def remembering(
+    evaluate: Callable[[Evaluator, Entry, Source], Record],
+) -> Callable[[Evaluator, Entry, Source], Record]:
+    """`Evaluator.evaluate` that computes a repetition once: it depends on these four alone."""
     known: dict[Any, tuple[Record, bytes]] = {}
 
     def look(self: Evaluator, entry: Entry, source: Source) -> Record:
@@ -78,7 +78,12 @@ def remembered(monkeypatch: pytest.MonkeyPatch) -> None:
         path.write_bytes(predictions)
         return record
 
-    monkeypatch.setattr(Evaluator, "evaluate", look)
+    return look
+
+
+@pytest.fixture
+def remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Evaluator, "evaluate", remembering(Evaluator.evaluate))
 
 
 def named(path: Path, workspace: Workspace) -> list[str]:

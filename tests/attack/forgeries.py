@@ -12,22 +12,20 @@ import io
 import json
 import os
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 from random import Random
 from typing import Any
 
-from eval.evaluator import Evaluator, Source, Workspace
-from eval.records import Entry, Record, predictions_path
+from eval.evaluator import Evaluator, Workspace
 from eval.verify import verify
 from synth.base.errors import SynthError
 from synth.base.files import read_json, sha256, write_json, write_text
 from tests.attack.run import run
 from tests.attack.world import SCORE
 from tests.conftest import reseal
-from tests.test_forgery import Way, forged, leaves, other
+from tests.test_forgery import Way, forged, leaves, other, remembering
 
 BATCH = 25
 RECORD, MANIFEST, CONFIG, LOG = "record", "manifest.json", "config.json", "log.jsonl"
@@ -211,19 +209,4 @@ def _write(world: Path, file: str, value: dict[str, Any]) -> None:
 
 
 def _remember() -> None:
-    """An evaluation is computed once in this process: it follows from these four alone."""
-    evaluate: Callable[..., Record] = Evaluator.evaluate
-    known: dict[Any, tuple[Record, bytes]] = {}
-
-    def look(self: Evaluator, entry: Entry, source: Source) -> Record:
-        key = self.precision, self.seeds, self.metrics, source.fingerprint  # type: ignore[union-attr]
-        if key not in known:
-            made = evaluate(self, entry, source)
-            known[key] = made, predictions_path(self.workspace.results, made).read_bytes()
-        record, predictions = known[key]
-        path = predictions_path(self.workspace.results, record)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(predictions)
-        return record
-
-    Evaluator.evaluate = look  # type: ignore[method-assign]
+    Evaluator.evaluate = remembering(Evaluator.evaluate)  # type: ignore[method-assign]

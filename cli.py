@@ -333,15 +333,10 @@ def generate(
     from synth.base.files import read_json
     from synth.base.schema import parse
     from synth.formats import FORMATS
-    from synth.generation import (
-        Sampling,
-        check_count,
-        describe_provenance,
-        generate_set,
-        needs_classifier,
-    )
+    from synth.generation import Sampling, check_count
     from synth.ops.parallel import is_first, joined
     from synth.runs import newest_run, open_run
+    from synth.set_generation import describe_provenance, generate_set, needs_classifier
 
     check_count(per_class)
     FORMATS.find(format)

@@ -27,10 +27,10 @@ from synth.checkpoints import save_tensors
 from synth.data import SIZE, ImageSet
 from synth.environment import describe_environment
 from synth.formats import npz
-from synth.generation import describe_provenance, generate_set
 from synth.ops.acceleration import keep_freed_memory
 from synth.published import RECIPES
 from synth.runs import Run, RunConfig
+from synth.set_generation import describe_provenance, generate_set
 from synth.synthetic_set import read_synthetic
 from synth.training import memory_mib, plan_run
 

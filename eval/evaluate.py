@@ -28,16 +28,10 @@ from synth.base.files import numbered_folders
 from synth.base.locks import LOCKS, clear_leftovers, do_all, exclusive, task
 from synth.base.progress import progress_bar, say
 from synth.data import ImageSet
-from synth.generation import (
-    DEFAULTS,
-    Sampling,
-    ShortClass,
-    describe_provenance,
-    generate_set,
-    needs_classifier,
-)
+from synth.generation import DEFAULTS, Sampling, ShortClass
 from synth.provenance import Provenance
 from synth.runs import Run, open_run, runs_in_state, weights_of_hash
+from synth.set_generation import describe_provenance, generate_set, needs_classifier
 from synth.synthetic_set import (
     SyntheticSet,
     imitated,

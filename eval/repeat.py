@@ -27,8 +27,9 @@ from synth.environment import (
     make_deterministic,
     pick_device,
 )
-from synth.generation import Sampling, describe_provenance, needs_classifier, sampling_of
+from synth.generation import Sampling
 from synth.runs import Run, RunConfig
+from synth.set_generation import describe_provenance, needs_classifier, sampling_of
 from synth.synthetic_set import read_manifest
 from synth.training import check_same_images
 

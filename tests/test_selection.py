@@ -28,8 +28,8 @@ from synth.base.files import read_json, sha256
 from synth.checkpoints import load_tensors
 from synth.data import DATASETS, Dataset, ImageSet, load_training_images, split_validation
 from synth.gan import GANTrainer
-from synth.generation import describe_provenance, generate_set
 from synth.runs import Run, load_generator, open_run
+from synth.set_generation import describe_provenance, generate_set
 from synth.training import Interrupted, train_run, training_parts
 from tests.conftest import ROOT, Ran, config_of, in_turns, tiny, write_mat
 from tests.test_training import make_run

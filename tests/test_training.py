@@ -28,12 +28,12 @@ from synth.batches import draw_batches, draw_latents, torch_random
 from synth.checkpoints import load_tensors
 from synth.data import ImageSet
 from synth.gan import GANSampler, GANTrainer
-from synth.generation import describe_provenance, generate_set
 from synth.networks import build
 from synth.ops.acceleration import ema_decay
 from synth.published import RECIPES
 from synth.recipes import Recipe, override
 from synth.runs import Run, load_generator, open_run
+from synth.set_generation import describe_provenance, generate_set
 from synth.training import Interrupted, train_run
 from tests.conftest import config_of, make_trainer, tiny
 

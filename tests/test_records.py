@@ -113,6 +113,7 @@ def test_a_wrong_value_is_named_with_its_file(results: Path, place: Place, to: o
 @example(("environment", "command"), 3)
 @example(("environment", "commit"), {"a": "<"})
 @example(("metrics", "fidelity"), 3)
+@example(("metrics", "fidelity", "classifier"), None)
 @example(("entry", "config", "recipe", "training", "images"), 2**70)
 @example(("entry", "training_log", 12, "d_loss"), 10**400)
 @settings(max_examples=150)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from eval.aggregate import SCORES, Row, Table, cell
-from eval.metrics import NOTHING, Column, all_columns
+from eval.metrics import NOTHING, Column, all_columns, column_values
 from eval.tables import format_calibration, training_means
 
 MOST_CLASSES = 20  # in a heat map
@@ -112,7 +112,7 @@ def runs(table: Table) -> Grid:
     for at, row in enumerate(table.rows):
         for run, record in enumerate(row.records, 1):
             seed, accuracy = record.entry.training_seed, mean(record.accuracies)
-            fid = ((record.metrics or {}).get("fidelity") or {}).get("classifier", {}).get("fid")
+            fid = column_values(record.metrics).get("fid")
             cells = [
                 Cell(f"{run}", run),
                 Cell(NOTHING if seed is None else f"{seed}", seed),

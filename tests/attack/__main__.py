@@ -1,4 +1,4 @@
-"""Attacks synth, and prints a table of what was tried and what went wrong."""
+"""Attacks synth. Prints for each part a table of what was tried and what went wrong."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=2, help="attacks at a time")
     parser.add_argument("--parts", default=",".join(PARTS), help="with commas between")
-    parser.add_argument("--table", type=Path, help="also write the table to this file")
+    parser.add_argument("--table", type=Path, help="also write each part's table into this file")
     options = parser.parse_args()
     if options.short:
         options.share = SHORT
@@ -30,15 +30,18 @@ def main() -> None:
         sys.exit(start_again())
 
     from tests.attack.parts import carry_out
-    from tests.attack.table import to_markdown
+    from tests.attack.table import to_markdown, update
 
+    wrong = False
     start = time.monotonic()
-    rows = carry_out(Path(os.environ["ATTACK_FOLDER"]), options)
-    text = to_markdown(rows, options, time.monotonic() - start)
-    print(text)
-    if options.table:
-        options.table.write_text(text + "\n", encoding="utf-8")
-    sys.exit(any(row.wrong for row in rows))
+    for part, rows in carry_out(Path(os.environ["ATTACK_FOLDER"]), options):
+        text = to_markdown(part, rows, options, time.monotonic() - start)
+        print(text, flush=True)
+        if options.table:
+            update(options.table, part, text)
+        wrong |= any(row.wrong for row in rows)
+        start = time.monotonic()
+    sys.exit(wrong)
 
 
 def start_again() -> int:

@@ -24,8 +24,8 @@ OPEN = "open: "
 NO_SHIM = "**skipped**: there is no C compiler for the faults"
 
 
-def carry_out(base: Path, options: Options) -> list[Row]:
-    """The rows of all parts that are asked for."""
+def carry_out(base: Path, options: Options) -> Iterator[tuple[str, list[Row]]]:
+    """The parts that are asked for, one after the other: name and rows."""
     git_commit(), code_hash()  # before the forks, which share what is known
     tell("prepares the worlds")
     worlds = prepare(base)
@@ -35,7 +35,8 @@ def carry_out(base: Path, options: Options) -> list[Row]:
         "mutations": _mutations,
         "forgeries": _forgeries,
     }
-    return [row for name in options.parts.split(",") for row in parts[name](base, worlds, options)]
+    for name in options.parts.split(","):
+        yield name, parts[name](base, worlds, options)
 
 
 def _kills(base: Path, worlds: dict[str, Path], options: Options) -> list[Row]:

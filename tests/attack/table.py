@@ -1,4 +1,4 @@
-"""The table of an attack."""
+"""The tables of an attack."""
 
 from __future__ import annotations
 
@@ -30,11 +30,25 @@ class Row:
         self.wrong += [f"{what}: {each}" if what else each for each in wrong]
 
 
-def to_markdown(rows: Sequence[Row], options: argparse.Namespace, seconds: float) -> str:
-    """The table, how it was made, what is open, and what is wrong."""
-    how = "the whole attack" if options.share == 1 else f"{100 * options.share:g} % of the attack"
+HEAD = """# Reliability
+
+What `make attack` did to synth, and what went wrong. Each part says of which commit it speaks.
+"""
+
+
+def update(path: Path, part: str, text: str) -> None:
+    """Writes the section of a part into the file. The sections of other parts stay."""
+    old = path.read_text(encoding="utf-8").split("\n## ")[1:] if path.exists() else []
+    sections = {section.partition("\n")[0]: f"## {section}".rstrip() for section in old}
+    sections[part] = text
+    path.write_text("\n\n".join([HEAD.strip(), *sections.values()]) + "\n", encoding="utf-8")
+
+
+def to_markdown(part: str, rows: Sequence[Row], options: argparse.Namespace, seconds: float) -> str:
+    """The section of a part: how it was made, the table, what is open, and what is wrong."""
+    share = "" if options.share == 1 else f" --share {options.share:g}"
     made = [
-        f"`python -m tests.attack`: {how}, parts {options.parts}, seed {options.seed}, ",
+        f"`python -m tests.attack --parts {part} --seed {options.seed}{share}`: ",
         f"{options.jobs} at a time, {seconds / 60:.0f} minutes, on {_processor()}, ",
         f"commit {git_commit()}, {time.strftime('%Y-%m-%d')}.",
     ]
@@ -50,7 +64,7 @@ def to_markdown(rows: Sequence[Row], options: argparse.Namespace, seconds: float
     more = [f"- {r.part}: and {len(r.wrong) - SHOWN} more" for r in rows if len(r.wrong) > SHOWN]
     if wrong:
         lines += ["", "Wrong:", "", *wrong, *more]
-    return "\n".join(["# Reliability", "", "".join(made), "", *lines])
+    return "\n".join([f"## {part}", "", "".join(made), "", *lines])
 
 
 def _processor() -> str:

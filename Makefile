@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test lint bench bench-smoke speedrun docs attack attack-short clean
+.PHONY: demo test test-ray lint bench bench-smoke speedrun docs attack attack-short clean
 
 demo: $(INSTALLED)
 	$(BIN)/synth benchmark --dataset house-numbers --recipes cdcgan-v2-quick,dcgan-quick \
@@ -14,6 +14,11 @@ demo: $(INSTALLED)
 # A worker for each core, with a thread each: two pools of threads on the same cores fight.
 test: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n auto
+
+# A Ray cluster of two nodes on this machine. By itself: it wants both cores.
+test-ray: $(INSTALLED)
+	$(BIN)/pip install --quiet --editable '.[ray]'
+	$(BIN)/pytest -q tests/test_spread.py -k ray
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

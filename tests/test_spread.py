@@ -26,7 +26,7 @@ from tests.spread_world import ENTRY_POINT
 
 CPU = torch.device("cpu")
 SCORING = Scoring("spread-v1", CPU, "fp32")
-TICK = 1008  # images: a checkpoint
+TICK = 992  # images at the first checkpoint: the whole steps of 16 in 1,000
 
 
 @pytest.fixture
@@ -100,7 +100,7 @@ def test_a_ray_cluster_that_loses_a_worker_leaves_the_records_of_one_process(
     killer = threading.Thread(target=kill)
     killer.start()
     try:
-        spread_over(mats, Spread(ray=cluster.address), seeds=1, length=2 * TICK)
+        spread_over(mats, Spread(ray=cluster.address), seeds=1, length=2_016)
     finally:
         cluster.shutdown()
     killer.join()

@@ -114,8 +114,13 @@ def read_synthetic(folder: Path, side: int | None = None) -> SyntheticSet:
     arrays = [images] if labels is None else [images, labels]
     if sha256_arrays(*arrays) != manifest.sha256:
         raise SynthError(f"{folder}: its images do not match manifest.json; generate the set again")
-    found = Found(images, labels, manifest.classes)
-    return SyntheticSet(foreign.to_image_set(folder, found), manifest, folder)
+    image_set = foreign.to_image_set(folder, Found(images, labels, manifest.classes))
+    counts = None
+    if labels is not None:
+        counts = np.bincount(labels, minlength=len(manifest.classes)).tolist()
+    if (manifest.count, manifest.per_class) != (len(images), counts):
+        raise SynthError(f"{folder}: its images are not as many as its manifest.json says")
+    return SyntheticSet(image_set, manifest, folder)
 
 
 def imitated(folder: Path) -> str | None:

@@ -373,6 +373,15 @@ def test_a_bad_field_of_a_manifest_reaches_no_record(
         read_synthetic(folder)
 
 
+@pytest.mark.parametrize(("key", "value"), [("count", 19), ("per_class", [3, *[2] * 9])])
+def test_a_manifest_with_other_counts_is_refused(tmp_path: Path, key: str, value: object) -> None:
+    folder = write_synthetic(tmp_path, "set", BLACK, MANIFEST)
+    manifest = folder / "manifest.json"
+    manifest.write_text(json.dumps({**read_json(manifest), key: value}))
+    with pytest.raises(SynthError, match=r"not as many as its manifest\.json says"):
+        read_synthetic(folder)
+
+
 def test_a_damaged_set_stops_no_search_for_another(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -120,7 +120,7 @@ def test_no_value_that_decides_a_row_can_be_forged(
 
 
 # What a manifest says besides, and no table shows. The chain binds it.
-BESIDE = {"format", "classes", "dataset", "source", "count", "per_class", "candidates"}
+BESIDE = {"format", "classes", "dataset", "source", "candidates"}
 BESIDE |= {"commit", "command", "schema"}
 
 

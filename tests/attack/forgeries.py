@@ -53,8 +53,7 @@ OPEN = {
         "training_environment.*": MACHINE,
         "training_log.*.images_per_second": SPEED,
         "training_log.*.memory_mib": SPEED,
-        **dict.fromkeys(("dataset", "count", "candidates", "commit", "command"), BESIDE),
-        "per_class.*": BESIDE,
+        **dict.fromkeys(("dataset", "source", "candidates", "commit", "command"), BESIDE),
         "run": PLACE,
     },
 }

@@ -44,6 +44,7 @@ from eval.metrics import (
     parse_metrics,
 )
 from eval.metrics.fidelity import fid, halves, kid, statistics
+from eval.metrics.memorisation import memorisation, near_copies, nearest_training
 from eval.protocols import PROTOCOLS, Protocol
 from eval.real_classifier import real_classifier, real_protocol
 from eval.records import Record, read_records
@@ -195,6 +196,31 @@ def test_metrics_of_the_training_images_themselves(real: RealReference) -> None:
     assert found["mean"] == pytest.approx(np.mean(found["per_class"]))
     tenth = first_of_each_class(real.train, 0.1)
     assert made["augmentation"] == {"all": [800.0], "tenth": [400.0 + len(tenth)]}
+
+
+def test_held_out_images_are_searched_once_for_all_sets(
+    real: RealReference, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    searched: list[int] = []
+
+    def counted(training: torch.Tensor, queries: torch.Tensor) -> Any:
+        searched.append(len(queries))
+        return nearest_training(training, queries)
+
+    monkeypatch.setattr("eval.metrics.memorisation.nearest_training", counted)
+    fresh = RealReference(real.train, real.test, real.extractors, real.label)
+    for count in (50, 60):
+        pixels, labels = render("train", count, seed=1)
+        drawn = ImageSet(pixels, labels, real.train.classes, "drawn", "train")
+        subject = Subject(drawn, fresh, lambda union: [0.5])
+        found = near_copies(subject)
+        compared = {
+            "pixels": (real.train.images, real.test.images, pixels),
+            "features": (*fresh.features(), subject.features()),
+        }
+        for space, images in compared.items():
+            assert found[space] == memorisation(*images, nearest_training)._asdict()
+    assert sorted(searched) == [50, 50, 60, 60, 200, 200]
 
 
 def test_gan_test_asks_the_classifier(real: RealReference) -> None:

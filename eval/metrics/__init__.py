@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from itertools import groupby
 from textwrap import fill
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from synth.base.errors import SynthError, UsageError
 from synth.base.progress import say
@@ -30,6 +30,7 @@ LARGEST = 1e300  # of a metric
 LIMITS = {"%": (0, 1), "points": (-1, 1)}  # of columns in these formats
 NOTHING = "–"  # in tables for people, where there is no value
 
+T = TypeVar("T")
 Extractor = Callable[["Tensor"], "Tensor"]  # uint8 (N, 3, 32, 32) → float (N, D)
 
 
@@ -95,14 +96,22 @@ class RealReference:
     test: ImageSet  # held out; no choice depends on it
     extractors: Mapping[str, Extractor]  # by feature space
     label: Callable[[Tensor], Tensor]  # features in `CLASSIFIER` → classes, int64 (N,)
-    _known: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict, init=False, repr=False)
+    _known: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
+
+    def once(self, name: str, compute: Callable[[], T]) -> T:
+        """What `compute` gives: it is called once for a name, whatever sets are compared."""
+        if name not in self._known:
+            self._known[name] = compute()
+        return cast("T", self._known[name])
 
     def features(self, space: str = CLASSIFIER) -> tuple[Tensor, Tensor]:
         """Of the training and the test split, computed once per space."""
-        if space not in self._known:
-            extract = self.extractors[space]
-            self._known[space] = extract(self.train.images), extract(self.test.images)
-        return self._known[space]
+        extract = self.extractors[space]
+
+        def compute() -> tuple[Tensor, Tensor]:
+            return extract(self.train.images), extract(self.test.images)
+
+        return self.once(f"features, {space}", compute)
 
 
 @dataclass(frozen=True)

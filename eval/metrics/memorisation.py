@@ -7,6 +7,7 @@ with the training images: for SVHN, they must show other houses.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -132,13 +133,20 @@ def closest_pairs(training: Tensor, synthetic: Tensor, count: int) -> np.ndarray
 
 def near_copies(subject: Subject) -> dict[str, dict[str, Any]]:
     """`memorisation` in pixels and in features; the test split is the held-out part."""
-    train, test = subject.real.features()
     real = subject.real
-    pixels = memorisation(real.train.images, real.test.images, subject.images.images)
-    return {
-        "pixels": pixels._asdict(),
-        "features": memorisation(train, test, subject.features())._asdict(),
+    spaces = {
+        "pixels": (real.train.images, real.test.images, subject.images.images),
+        "features": (*real.features(), subject.features()),
     }
+
+    def compare(space: str, train: Tensor, held_out: Tensor, synthetic: Tensor) -> Memorisation:
+        def nearest(training: Tensor, queries: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+            find = partial(nearest_training, training, queries)
+            return real.once(f"nearest, {space}", find) if queries is held_out else find()
+
+        return memorisation(train, held_out, synthetic, nearest)
+
+    return {space: compare(space, *images)._asdict() for space, images in spaces.items()}
 
 
 def _flag(found: list[dict[str, Any]]) -> str | None:

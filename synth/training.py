@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from synth.base.errors import SynthError, UsageError
-from synth.base.locks import exclusive
+from synth.base.locks import clear_leftovers, exclusive
 from synth.base.progress import progress_bar, say
 from synth.checkpoints import load_tensors, read_count, save_tensors
 from synth.data import ImageSet, split_validation
@@ -171,6 +171,8 @@ def train_run(
         raise ValueError(f"{run.folder}: selects its checkpoint, and nothing is given to score it")
     if run.config.recipe.needs_teacher and make_teacher is None:
         raise ValueError(f"{run.folder}: needs a teacher, and nothing is given to make it")
+    if is_first():
+        clear_leftovers(run.folder.parent)  # of the process that made the run, if it was killed
     lock = exclusive(run.folder / ".lock", f"training of {run.folder}")
     with lock if is_first() else nullcontext():
         _train(run, images, device, score_checkpoint, make_teacher, note)

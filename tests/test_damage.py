@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 import resource
 import zipfile
@@ -18,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from eval.evaluate import find_set
 from eval.protocols import Protocol
@@ -165,6 +166,72 @@ def test_a_state_without_a_number_of_steps_is_named(
     save_tensors(run.state, TENSORS, {"step": step})
     with pytest.raises(SynthError, match=r"latest\.safetensors: is damaged \(step is"):
         train_run(run, drawn, CPU)
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory: pytest.TempPathFactory, drawn: ImageSet) -> Run:
+    """A run whose state has 20 of its 30 steps."""
+    run = make_run(tmp_path_factory.mktemp("stopped"), drawn, tiny("tiny", True), 320)
+    train_run(run, drawn, CPU)
+    config = {**read_json(run.folder / "config.json"), "images": 480}
+    (run.folder / "config.json").write_text(json.dumps(config))
+    return open_run(run.folder)
+
+
+@given(st.data())
+@settings(max_examples=60)
+def test_a_state_of_other_shapes_is_refused(
+    stopped: Run, drawn: ImageSet, data: st.DataObject
+) -> None:
+    """Without hashes, as older versions wrote it. torch's fused Adam would write outside of it."""
+    tensors = load_file(stopped.state)
+    name = data.draw(st.sampled_from(sorted(tensors)))
+    shapes = st.sampled_from([(), (0,), (2,), (2, *tensors[name].shape), (3, 0)])
+    shape = data.draw(shapes.filter(lambda shape: shape != tensors[name].shape))
+    if tensors[name].numel() == 1 == math.prod(shape):
+        return  # torch takes a number for a list of one, and the other way round
+    tensors[name] = torch.zeros(shape, dtype=tensors[name].dtype)
+    whole = stopped.state.read_bytes()
+    try:
+        save_file(tensors, stopped.state, {"synth": json.dumps({"step": 20})})
+        with pytest.raises(SynthError, match=r"latest\.safetensors: does not fit the run"):
+            train_run(stopped, drawn, CPU)
+    finally:
+        stopped.state.write_bytes(whole)
+
+
+@pytest.mark.parametrize("lost", ["g_adam.0.step", "d_adam.1.exp_avg", "g_adam.2.exp_avg_sq"])
+def test_a_state_without_a_moment_is_refused(stopped: Run, drawn: ImageSet, lost: str) -> None:
+    tensors, whole = load_file(stopped.state), stopped.state.read_bytes()
+    del tensors[lost]
+    try:
+        save_file(tensors, stopped.state, {"synth": json.dumps({"step": 20})})
+        with pytest.raises(SynthError, match=r"does not fit .*moments of ._adam are missing"):
+            train_run(stopped, drawn, CPU)
+    finally:
+        stopped.state.write_bytes(whole)
+
+
+def test_what_a_library_says_of_a_damaged_file_is_shortened(checkpoint: Path) -> None:
+    header = json.dumps({"é" * 5000: {"dtype": "F32", "shape": [1], "data_offsets": [0]}})
+    damaged = checkpoint.with_name("damaged.safetensors")
+    damaged.write_bytes(len(header).to_bytes(8, "little") + header.encode())
+    with pytest.raises(SynthError) as refused:
+        load_tensors(damaged)
+    assert "damaged.safetensors: is damaged" in str(refused.value)
+    assert len(str(refused.value)) < 500 + len(str(damaged))
+
+
+def test_a_training_that_goes_on_clears_what_the_process_before_it_left(
+    tmp_path: Path, drawn: ImageSet
+) -> None:
+    """Of the process that made the run and was killed before it removed its scratch folder."""
+    run = make_run(tmp_path, drawn, tiny("tiny", True), 160)
+    left = run.folder.parent / ".partial-12345678"
+    left.mkdir()
+    (left / "lock").touch()
+    train_run(run, drawn, CPU)
+    assert not left.exists()
 
 
 # The log

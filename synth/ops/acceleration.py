@@ -19,6 +19,7 @@ from synth.ops.native import native
 
 Precision = Literal["fp32", "bf16"]
 MMAP_THRESHOLD, TRIM_THRESHOLD = -3, -1  # numbers from glibc's malloc.h
+ADAM = {"step", "exp_avg", "exp_avg_sq"}  # what torch's Adam keeps of each weight
 PROBE_STEPS = 4  # the first one warms up
 # A probe stops after its first step if this took longer than PROBE_SECONDS, and longer than
 # PROBE_RATIO times the best step so far. oneDNN needs tenths of a second to warm up.
@@ -136,15 +137,24 @@ def optimizer_tensors(name: str, optimizer: torch.optim.Optimizer) -> dict[str, 
 def load_optimizer_tensors(
     name: str, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]
 ) -> None:
-    """The inverse of `optimizer_tensors`. Ignores other names in `tensors`."""
+    """The inverse of `optimizer_tensors`. Ignores other names in `tensors`.
+
+    Raises ValueError if a moment is missing or fits no weight: torch's fused Adam would read and
+    write outside of it.
+    """
     weights = optimizer.param_groups[0]["params"]
     moments: dict[int, dict[str, Tensor]] = {}
     for path, value in tensors.items():
         if path.startswith(f"{name}."):
             index, key = path.removeprefix(f"{name}.").split(".")
             weight = weights[int(index)]
-            moment = laid_out_like(weight, value) if value.shape == weight.shape else value
+            scalar = key == "step"
+            if value.shape != (() if scalar else weight.shape) or not value.is_floating_point():
+                raise ValueError(f"{path} is {value.dtype} of the shape {tuple(value.shape)}")
+            moment = value if scalar else laid_out_like(weight, value)
             moments.setdefault(int(index), {})[key] = moment
+    if any(each.keys() != ADAM for each in moments.values()):
+        raise ValueError(f"moments of {name} are missing")
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": moments, "param_groups": groups})
 

@@ -29,11 +29,12 @@ from eval import study
 from eval.protocols import PROTOCOLS
 from eval.real_classifier import real_classifier
 from synth.base.errors import SynthError
-from synth.base.files import read_arrays, read_json, sha256, write_json
+from synth.base.files import read_json, sha256, write_json
 from synth.data import load_training_images
 from synth.published import RECIPES
 from synth.recipes import stored
 from synth.runs import Run
+from synth.synthetic_set import read_synthetic
 from tests.attack.mutators import (
     Mutate,
     damage_image,
@@ -148,7 +149,7 @@ def prepare(base: Path, worlds: dict[str, Path]) -> list[Kind]:
     (folder / "set").mkdir()
     shutil.copytree(next((folder / "sets").glob("0*")), folder / "set", dirs_exist_ok=True)
     image = "set/train/3/000000.png"
-    add("PNG of a set", folder, image, damage_image, evaluate, content=_pixels)
+    add("PNG of a set", folder, image, damage_image, evaluate, content=_images)
 
     # Results
     parts = {name: scored / name for name in ("results", "runs", "datasets")}
@@ -229,14 +230,10 @@ def _json(path: Path) -> str:
     return json.dumps(read_json(path), sort_keys=True)
 
 
-def _images(world: Path) -> list[bytes]:
-    arrays = read_arrays(world / "set" / "images.npz", "images", "labels")
-    return [arrays["images"].tobytes(), arrays["labels"].tobytes()]
-
-
-def _pixels(world: Path) -> object:
-    (record,) = (world / "out" / "records").glob("*.json")
-    return read_json(record)["entry"]["sha256"]
+def _images(world: Path) -> tuple[bytes, bytes]:
+    """What synth reads of the set, whatever type its numbers have."""
+    images = read_synthetic(world / "set").images
+    return images.images.numpy().tobytes(), images.require_labels().numpy().tobytes()
 
 
 def _classify() -> None:

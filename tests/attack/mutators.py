@@ -223,7 +223,7 @@ def damage_tensors(data: bytes, random: Random) -> bytes:
         change_json(header, random)
     elif way == 1:  # without hashes, as older versions wrote it
         tensors = load(data)
-        name = random.choice(list(tensors))
+        name = random.choice(sorted(tensors))
         changed = np.ascontiguousarray(change_array(tensors[name], random))
         if changed.dtype.kind in "fiub":
             tensors[name] = changed

@@ -17,7 +17,7 @@ from typer import Argument, Option
 
 from eval.protocols import PROTOCOLS, TEACHER, names_for_32, protocol_for
 from synth import __version__
-from synth.base.errors import SynthError, UsageError
+from synth.base.errors import SynthError, UsageError, shorten
 from synth.base.registry import names_of, plugin_at_fault
 from synth.ops.policies import POLICIES
 
@@ -866,7 +866,7 @@ def explain(error: Exception) -> tuple[str, int]:
 
 
 def fail(message: str, code: int) -> int:
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    print(f"error: {shorten(' '.join(message.split()))}", file=sys.stderr)
     return code
 
 

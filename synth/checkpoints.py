@@ -21,7 +21,6 @@ METADATA = "synth"  # the key in a safetensors file
 # Keys that are added to the metadata: sha256 of the tensors, and of all the rest. Older files lack
 # them.
 TENSORS, REST = "tensors_sha256", "metadata_sha256"
-LONGEST = 300  # characters of what a library says of a damaged file
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, Any]) -> None:
@@ -100,8 +99,7 @@ def _reading(path: Path) -> Iterator[None]:
         yield
     except (OSError, ValueError, KeyError, RecursionError, SafetensorError) as error:
         if path.exists():
-            why = f"{error}"[:LONGEST]
-            raise SynthError(f"{path}: is damaged ({why}); train the run again") from error
+            raise SynthError(f"{path}: is damaged ({error}); train the run again") from error
         raise SynthError(
             f"{path}: is missing, so the run has no weights yet; "
             "finish it with: synth train --resume"

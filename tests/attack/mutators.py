@@ -86,7 +86,7 @@ def change_json(value: dict[str, Any], random: Random) -> None:
         elif way < 0.5 and isinstance(at[key], int | float):
             at[key] = random.choice((at[key] + 1, -at[key], at[key] * 1000, str(at[key])))
         else:
-            at[key] = random.choice(VALUES)
+            at[key] = copy.deepcopy(random.choice(VALUES))  # else a later change changes it
         return
 
 

@@ -37,6 +37,7 @@ from synth.base.files import (
     write_numbered_folder,
     write_text,
 )
+from synth.base.locks import clear_leftovers
 from synth.base.names import FileName, Line, Name
 from synth.base.progress import say
 from synth.base.schema import CLOSED, Count, Whole, dump, on_disk, parse
@@ -308,7 +309,11 @@ def runs_in_state(root: Path, finished: bool) -> Iterator[Run]:
 
 
 def newest_run(root: Path, finished: bool) -> Run:
-    """The newest finished (or unfinished) run. Raises `SynthError` if there is none."""
+    """The newest finished (or unfinished) run. Raises `SynthError` if there is none.
+
+    Clears what ended processes left in the runs there.
+    """
+    clear_leftovers(root, depth=2)
     found = next(runs_in_state(root, finished), None)
     if found is not None:
         return found

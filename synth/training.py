@@ -172,7 +172,7 @@ def train_run(
     if run.config.recipe.needs_teacher and make_teacher is None:
         raise ValueError(f"{run.folder}: needs a teacher, and nothing is given to make it")
     if is_first():
-        clear_leftovers(run.folder.parent)  # of the process that made the run, if it was killed
+        clear_leftovers(run.folder.parent, depth=2)  # of processes that were killed
     lock = exclusive(run.folder / ".lock", f"training of {run.folder}")
     with lock if is_first() else nullcontext():
         _train(run, images, device, score_checkpoint, make_teacher, note)

@@ -223,16 +223,22 @@ def test_what_a_library_says_of_a_damaged_file_is_shortened(checkpoint: Path) ->
     assert len(message) < 1300 and message.endswith("; train the run again")
 
 
-def test_a_training_that_goes_on_clears_what_the_process_before_it_left(
+def test_the_next_command_clears_what_a_killed_process_left(
     tmp_path: Path, drawn: ImageSet
 ) -> None:
-    """Of the process that made the run and was killed before it removed its scratch folder."""
+    """A process that was killed before it removed its scratch folder."""
     run = make_run(tmp_path, drawn, tiny("tiny", True), 160)
-    left = run.folder.parent / ".partial-12345678"
-    left.mkdir()
-    (left / "lock").touch()
-    train_run(run, drawn, CPU)
-    assert not left.exists()
+    places = run.folder.parent, run.folder, run.folder / "state"
+    for command in (
+        lambda: train_run(run, drawn, CPU),
+        lambda: newest_run(run.folder.parent, finished=True),
+    ):
+        left = [place / ".partial-12345678" for place in places if place.exists()]
+        for folder in left:
+            folder.mkdir()
+            (folder / "lock").touch()
+        command()
+        assert not any(folder.exists() for folder in left)
 
 
 # The log

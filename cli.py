@@ -163,7 +163,7 @@ app = typer.Typer(
 
 DEBUG = False  # set by --debug or SYNTH_DEBUG before any command runs
 # They say at once that they run, because loading torch takes seconds.
-SLOW = ("train", "generate", "evaluate", "benchmark", "study", "verify")
+SLOW = ("train", "generate", "evaluate", "benchmark", "study", "verify", "push")
 
 
 @app.command()
@@ -564,6 +564,53 @@ def verify(
     if not found.holds:
         raise SynthError(f"{path}: {found.verdict}")
     require_chain(found, path)
+
+
+@app.command()
+def push(
+    folder: Annotated[
+        Path,
+        Argument(
+            help="A synthetic set, a run, or a folder that Generator.save_pretrained wrote. Of a "
+            "run the generator is sent."
+        ),
+    ],
+    to: Annotated[
+        str,
+        Option(help="OWNER/NAME of the repository. It is made if there is none.", metavar="NAME"),
+    ],
+    private: Annotated[bool, Option("--private", help="Make a private repository.")] = False,
+    dry_run: Annotated[
+        bool, Option("--dry-run", help="List the files that would be sent, and stop.")
+    ] = False,
+    results: Annotated[
+        Path, Option(help="Folder with the records of the generator's scores, for its card.")
+    ] = Path("results"),
+    as_json: AsJson = False,
+) -> None:
+    """Send a synthetic set or a generator, with its card, to the Hugging Face hub."""
+    from tempfile import gettempdir
+
+    from eval.push import to_push
+    from synth import hub
+    from synth.base.locks import scratch_folder
+
+    hub.check_installed("synth push")
+    hub.check_name("--to", to)
+    with scratch_folder(Path(gettempdir())) as scratch:
+        kind, sent = to_push(folder, to, results, scratch / "generator")
+        files = hub.files_to_push(sent)
+        sizes = {path.as_posix(): (sent / path).stat().st_size for path in files}
+        message = f"{folder.resolve().name}, by synth {__version__}"
+        address = None if dry_run else hub.push(sent, to, kind, private, message)
+    if as_json:
+        return print_json({"repository": to, "kind": kind, "address": address, "files": sizes})
+    if dry_run:
+        print(f"would be sent to the {kind} repository {to}:")
+        for name, size in sizes.items():
+            print(f"{size:>15,}  {name}")
+    else:
+        print(address)
 
 
 @app.command()

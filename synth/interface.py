@@ -1,4 +1,4 @@
-"""What `synth.train` and `synth.load` are: training and sampling from Python."""
+"""What `synth.train`, `synth.load` and `synth.Generator` are: training and sampling from Python."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from synth import hub
 from synth.base.errors import UsageError
 from synth.data import load_training_images
 from synth.environment import describe_environment, pick_device
 from synth.families import Sampler
 from synth.generation import CHUNK, Sampling, stream_images
+from synth.pretrained import MODEL, open_pretrained, write_pretrained
 from synth.published import find_recipe
 from synth.recipes import RecipeBase
 from synth.runs import Run, load_generator, open_run
@@ -23,10 +25,41 @@ from synth.training import plan_run, train_run
 
 @dataclass(frozen=True)
 class Generator:
-    """A trained generator, from `load` or `train`."""
+    """A trained generator, from `load`, `train` or `from_pretrained`."""
 
     run: Run
     sampler: Sampler
+    weights: Path  # the file that the sampler was loaded from
+
+    @classmethod
+    def from_pretrained(
+        cls, source: Path | str, *, revision: str | None = None, device: str = "auto"
+    ) -> Generator:
+        """The generator in a folder that `save_pretrained` wrote, or in a repository of the Hugging
+        Face hub that `synth push` made.
+
+        source: the folder, or `OWNER/NAME`; a folder goes first. A repository needs the extra
+        `synth-cas[hub]`; a private one needs a token, from `hf auth login` or HF_TOKEN. revision: a
+        branch, tag or commit of the repository. device: `auto`, `cpu` or `cuda`. `run.config` of
+        what it returns says how it was trained; it has no log and no checkpoints.
+
+        Raises `SynthError` if there is none, if it is damaged, or if the hub cannot be reached.
+        """
+        folder = Path(source)
+        if not folder.is_dir():
+            hub.check_installed(str(source))
+            hub.check_name("no folder, and", str(source))
+            folder = hub.download(str(source), ["config.json", MODEL], revision)
+        run, weights = open_pretrained(folder)
+        return cls(run, load_generator(weights, pick_device(device)), weights)
+
+    def save_pretrained(self, folder: Path | str) -> None:
+        """Writes a folder that `from_pretrained` loads: `config.json`, `model.safetensors` and a
+        model card. `synth push` sends it to the Hugging Face hub.
+
+        Raises `SynthError` if the folder cannot be written.
+        """
+        write_pretrained(self.run, self.weights, Path(folder))
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -76,7 +109,7 @@ def load(run: Path | str, checkpoint: str | None = None, device: str = "auto") -
     """
     found = open_run(Path(run))
     weights = found.find_checkpoint(checkpoint)
-    return Generator(found, load_generator(weights, pick_device(device)))
+    return Generator(found, load_generator(weights, pick_device(device)), weights)
 
 
 def train(

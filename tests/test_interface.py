@@ -185,7 +185,7 @@ def test_refusals_without_data(synth: Synth, tmp_path: Path) -> None:
 def test_samples_that_cannot_be(labels: list[int], seed: int, words: str) -> None:
     run = SimpleNamespace(config=SimpleNamespace(classes=tuple("0123456789")))
     with pytest.raises(UsageError, match=words):
-        library.Generator(run, lambda labels, random: None).sample(labels, seed)  # type: ignore[arg-type]
+        library.Generator(run, lambda labels, random: None, Path()).sample(labels, seed)  # type: ignore[arg-type]
 
 
 def test_a_recipe_with_a_teacher_is_for_the_command(notebook: Callable[..., cas.Result]) -> None:

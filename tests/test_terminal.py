@@ -67,7 +67,8 @@ def test_slow_commands_say_at_once_that_they_run() -> None:
         "import cli; cli.main()\n"
     )
     for command in cli.SLOW:
-        words = [sys.executable, "-c", code, command, *(["x.toml"] if command == "study" else [])]
+        needed = {"study": ["x.toml"], "push": ["x", "--to", "a/b"]}.get(command, [])
+        words = [sys.executable, "-c", code, command, *needed]
         ran = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
         assert ran.returncode == 130
         assert ran.stderr == f"{command}: starts (synth {library.__version__})\n"

@@ -9,7 +9,6 @@ import signal
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from textwrap import fill
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -19,6 +18,7 @@ from eval.protocols import PROTOCOLS, TEACHER, names_for_32, protocol_for
 from synth import __version__
 from synth.base.errors import SynthError, UsageError
 from synth.base.registry import names_of, plugin_at_fault
+from synth.base.terminal import fit
 from synth.ops.policies import POLICIES
 
 LOGS = ("tensorboard", "wandb", "mlflow")  # those of synth.trackers
@@ -455,7 +455,7 @@ def leaderboard(
     tables = publish(results)
     print_tables(tables, wide, as_json)
     for line in [] if as_json else agreement_lines(tables):
-        print(fill(line, 80))
+        print(fit(line))
 
 
 @app.command()
@@ -524,6 +524,9 @@ def verify(
     device: Annotated[
         str, Option(help="auto, cpu or cuda. auto takes what the record says.")
     ] = "auto",
+    wide: Annotated[
+        bool, Option("--wide", help="With --all: a line for each record, of any length.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Check a record, or repeat its evaluation. The same kind of machine must give exactly the same
@@ -546,7 +549,7 @@ def verify(
         if as_json:
             print_json([asdict(outcome) for outcome in outcomes])
         else:
-            print(table_of(outcomes))
+            print(table_of(outcomes, wide))
         failed = [outcome.record for outcome in outcomes if outcome.holds is False]
         if failed:
             raise SynthError(f"{folder}: {len(failed)} of its records do not hold")
@@ -675,20 +678,26 @@ def study(
     device: Device = "auto",
     jobs: Jobs = None,
     ray: Ray = None,
+    wide: Annotated[
+        bool, Option("--wide", help="Print the whole page. The default is a table in 80 columns.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Compare variants of a recipe on a part of the training split. Never opens the test split."""
     from dataclasses import asdict
 
     from eval.evaluator import Workspace
-    from eval.study import read_study, run_study, runs_of
+    from eval.study import read_study, run_study, runs_of, to_text
+    from synth.base.files import read_json
 
     workspace, torch_device = Workspace(data_root, runs, datasets, results), prepare(device)
     spread = plan_spread(jobs, ray, len(runs_of(read_study(file))), torch_device)
     found = run_study(file, torch_device, workspace, spread)
     if as_json:
         return print_json([asdict(result) for result in found])
-    print((results / f"{file.stem}.md").read_text(encoding="utf-8"))
+    if wide:
+        return print((results / f"{file.stem}.md").read_text(encoding="utf-8"))
+    print(to_text(found, read_json(results / f"{file.stem}.json")["baselines"]))
 
 
 @app.command()
@@ -725,7 +734,11 @@ def recipes(
         costs = [row.get(f"{network}_gflop") for network in ("generator", "discriminator")]
         size = " ".join("–".rjust(10) if n is None else f"{n:>10,}" for n in sizes)
         cost = " ".join("–".rjust(7) if n is None else f"{n:>7.4f}" for n in costs)
-        line = f"{row['name']:<24} {kind:<13} {size} {cost}"
+        name = row["name"]
+        if len(name) > 24 and not wide:
+            print(fit(name))
+            name = ""
+        line = f"{name:<24} {kind:<13} {size} {cost}"
         print(f"{line}  {row['source']}" if wide else line)
 
 
@@ -737,7 +750,7 @@ def datasets(as_json: AsJson = False) -> None:
     if as_json:
         return print_json([{"name": k, "description": v.description} for k, v in DATASETS.items()])
     for name, source in DATASETS.items():
-        print(fill(f"{name:<15} {source.description}", 80, subsequent_indent=" " * 16))
+        print(fit(f"{name:<15} {source.description}", 16))
 
 
 @app.callback()
@@ -867,7 +880,7 @@ def print_tables(tables: list[Table], wide: bool, as_json: bool = False) -> None
             [row for frame in frames for row in json.loads(frame.to_json(orient="records"))]
         )
     for table in default_first(tables):
-        print(table.title, to_text(table, wide), sep="\n\n", end="\n\n")
+        print(fit(table.title), to_text(table, wide), sep="\n\n", end="\n\n")
 
 
 def main() -> None:

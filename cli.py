@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer import Argument, Option
+from typer.core import TyperCommand
 
 from eval.protocols import PROTOCOLS, TEACHER, names_for_32, protocol_for
 from synth import __version__
@@ -21,6 +22,7 @@ from synth.base.registry import names_of, plugin_at_fault
 from synth.base.terminal import fit
 from synth.ops.policies import POLICIES
 
+RECIPES = "{recipes}"  # in a help text; see `NamesRecipes`
 LOGS = ("tensorboard", "wandb", "mlflow")  # those of synth.trackers
 
 if TYPE_CHECKING:
@@ -48,6 +50,18 @@ def _recipe_names() -> list[str]:
     from synth.published import RECIPES
 
     return RECIPES.names()
+
+
+class NamesRecipes(TyperCommand):
+    """A command that has the names of all recipes in its help, for `RECIPES`. They are read when
+    somebody asks for help, because that takes half a second."""
+
+    def get_help(self, ctx: Any) -> str:
+        for parameter in self.params:
+            told = getattr(parameter, "help", None) or ""
+            if RECIPES in told:
+                parameter.help = told.replace(RECIPES, ", ".join(_recipe_names()))  # type: ignore[attr-defined]
+        return super().get_help(ctx)
 
 
 _complete_dataset = _complete(lambda: names_of("synth.datasets", "synth.data"))
@@ -166,14 +180,14 @@ DEBUG = False  # set by --debug or SYNTH_DEBUG before any command runs
 SLOW = ("train", "generate", "evaluate", "benchmark", "study", "verify", "push")
 
 
-@app.command()
+@app.command(cls=NamesRecipes)
 def train(
     context: typer.Context,
     conditional: Conditional = None,
     recipe: Annotated[
         str | None,
         Option(
-            help="A name that 'synth recipes' lists, or a TOML file.",
+            help=f"One of {RECIPES}; or a TOML file.",
             autocompletion=_complete(_recipe_names),
         ),
     ] = None,
@@ -616,10 +630,10 @@ def push(
         print(address)
 
 
-@app.command()
+@app.command(cls=NamesRecipes)
 def benchmark(
     recipes: Annotated[
-        str, Option(help="Names of recipes, with commas between.")
+        str, Option(help=f"Names of recipes, with commas between: {RECIPES}.")
     ] = "cdcgan-v2,dcgan",
     overrides: Overrides = None,
     seeds: Annotated[int, Option(help="Number of training runs of each recipe.")] = 1,
@@ -700,9 +714,15 @@ def study(
     print(to_text(found, read_json(results / f"{file.stem}.json")["baselines"]))
 
 
-@app.command()
+@app.command(cls=NamesRecipes)
 def recipes(
-    name: Annotated[str | None, Argument(help="Show this recipe: a name or a TOML file.")] = None,
+    name: Annotated[
+        str | None,
+        Argument(
+            help=f"Show this recipe: one of {RECIPES}; or a TOML file.",
+            autocompletion=_complete(_recipe_names),
+        ),
+    ] = None,
     conditional: Conditional = None,
     overrides: Overrides = None,
     toml: Annotated[

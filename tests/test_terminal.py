@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,10 +21,16 @@ from typer.models import CommandInfo
 
 import cli
 import synth as library
+from eval.metrics import METRICS
+from eval.protocols import PROTOCOLS
 from eval.study import Result, to_text
 from eval.verify import Outcome, table_of
 from synth.base import progress
-from synth.trackers import numbers_of
+from synth.data import DATASETS
+from synth.formats import FORMATS
+from synth.ops.policies import POLICIES
+from synth.published import RECIPES
+from synth.trackers import TRACKERS, numbers_of
 from tests.conftest import ROOT, TRAIN, Ran
 
 Synth = Callable[..., Ran]
@@ -86,6 +92,35 @@ def test_help_of_a_slow_command_is_nothing_but_help(synth: Synth) -> None:
     assert (ran.code, ran.err) == (0, "")
     for word in ("house-numbers", "NAME:tenth", "NAME:validation", "tensorboard, wandb, mlflow"):
         assert word in " ".join(ran.out.split())
+
+
+@pytest.mark.parametrize(
+    ("command", "registry"),
+    [
+        *((command, RECIPES) for command in ("train", "benchmark", "recipes")),
+        *((command, DATASETS) for command in ("train", "benchmark")),
+        *((command, PROTOCOLS) for command in ("evaluate", "benchmark", "compare")),
+        *((command, METRICS) for command in ("evaluate", "benchmark")),
+        *(("generate", registry) for registry in (FORMATS, POLICIES)),
+        ("train", TRACKERS),
+    ],
+)
+def test_help_lists_the_choices(command: str, registry: Mapping[str, object], synth: Synth) -> None:
+    whole = re.sub(r"-\n\s+", "-", synth(command, "--help").out)
+    told = re.split(r"[\s,.:;]+", whole)
+    names = [name for name in registry if not re.search("-(28|64)-", name)]  # forms, see --protocol
+    assert set(names) <= set(told)
+
+
+def test_help_is_there_without_torch() -> None:
+    code = (
+        "import sys; sys.modules['torch'] = None\n"
+        "import cli; sys.argv = ['synth', 'train', '--help']; cli.main()"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert "cdcgan-v2" in ran.stdout and "flow" in ran.stdout
 
 
 def test_without_a_terminal_there_is_a_line_now_and_then(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,14 +12,14 @@ import torch
 
 from synth import hub
 from synth.base.errors import UsageError
-from synth.data import load_training_images
+from synth.data import ImageSet, load_training_images
 from synth.environment import describe_environment, pick_device
 from synth.families import Sampler
 from synth.generation import CHUNK, Sampling, stream_images
 from synth.pretrained import MODEL, open_pretrained, write_pretrained
 from synth.published import find_recipe
 from synth.recipes import RecipeBase
-from synth.runs import Run, load_generator, open_run
+from synth.runs import Run, RunConfig, load_generator, open_run
 from synth.training import plan_run, train_run
 
 
@@ -132,18 +132,38 @@ def train(
     `auto`, `fp32` or `bf16`.
 
     Ctrl-C saves the run, and raises `SynthError` with the command that continues it. Raises
-    `SynthError` if these images cannot train the recipe, or if it needs a teacher.
+    `SynthError` if these images cannot train the recipe, or if it needs a teacher: `eval.train`
+    trains that, too.
     """
     chosen = recipe if isinstance(recipe, RecipeBase) else find_recipe(recipe, None)
     if chosen.needs_teacher:
         raise UsageError(
-            f"recipe {chosen.name}: a teacher guides it, and only the command can train one; "
-            f"use: synth train --recipe {chosen.name}"
+            f"recipe {chosen.name}: a teacher guides it, a classifier, which synth alone cannot "
+            "train; use eval.train, with the same arguments"
         )
+    return train_by(
+        plan_run, train_run, chosen, dataset, images, seed, data_root, out, device, precision
+    )
+
+
+def train_by(
+    plan: Callable[..., RunConfig],
+    fit: Callable[[Run, ImageSet, torch.device], None],
+    recipe: str | RecipeBase | None,
+    dataset: str,
+    images: int | None,
+    seed: int,
+    data_root: Path | str | None,
+    out: Path | str,
+    device: str,
+    precision: str,
+) -> Generator:
+    """`train`, by these functions instead of `plan_run` and `train_run`."""
+    chosen = recipe if isinstance(recipe, RecipeBase) else find_recipe(recipe, None)
     real, where = load_training_images(dataset, data_folder(data_root)), pick_device(device)
-    config = plan_run(chosen, dataset, real, images, seed, precision, where)
+    config = plan(chosen, dataset, real, images, seed, precision, where)
     run = Run.create(Path(out), config, describe_environment(where))
-    train_run(run, real, where)
+    fit(run, real, where)
     return load(run.folder, device=device)
 
 

@@ -611,14 +611,17 @@ def push(
     from eval.push import to_push
     from synth import hub
     from synth.base.locks import scratch_folder
+    from synth.base.progress import say
 
     hub.check_installed("synth push")
-    hub.check_name("--to", to)
+    hub.check_name(to, f"--to {to}: is")
     with scratch_folder(Path(gettempdir())) as scratch:
         kind, sent = to_push(folder, to, results, scratch / "generator")
         files = hub.files_to_push(sent)
         sizes = {path.as_posix(): (sent / path).stat().st_size for path in files}
         message = f"{folder.resolve().name}, by synth {__version__}"
+        if not dry_run:
+            say(f"sends {len(files):,} files, {sum(sizes.values()):,} bytes")
         address = None if dry_run else hub.push(sent, to, kind, private, message)
     if as_json:
         return print_json({"repository": to, "kind": kind, "address": address, "files": sizes})

@@ -27,8 +27,9 @@ def check_installed(option: str) -> None:
         raise NotInstalled(option, "huggingface_hub", "hub") from error
 
 
-def check_name(option: str, name: str) -> None:
-    """Raises `UsageError` unless the name can be that of a repository of somebody."""
+def check_name(name: str, what: str) -> None:
+    """Raises `UsageError`, with a message that begins with `what`, unless the name can be that of a
+    repository of somebody."""
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
 
@@ -38,9 +39,8 @@ def check_name(option: str, name: str) -> None:
         if not owner or not repository:
             raise HFValidationError("it lacks the owner")
     except HFValidationError as error:
-        raise UsageError(
-            f"{option} {name}: is no OWNER/NAME of a repository ({str(error).rstrip('.')})"
-        ) from error
+        reason = str(error).rstrip(".")
+        raise UsageError(f"{what} no OWNER/NAME of a repository ({reason})") from error
 
 
 def files_to_push(folder: Path) -> list[Path]:

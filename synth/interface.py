@@ -48,7 +48,7 @@ class Generator:
         folder = Path(source)
         if not folder.is_dir():
             hub.check_installed(str(source))
-            hub.check_name("no folder, and", str(source))
+            hub.check_name(str(source), f"{source}: is no folder, and")
             folder = hub.download(str(source), ["config.json", MODEL], revision)
         run, weights = open_pretrained(folder)
         return cls(run, load_generator(weights, pick_device(device)), weights)

@@ -9,18 +9,20 @@ import signal
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from textwrap import fill
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer import Argument, Option
+from typer.core import TyperCommand
 
 from eval.protocols import PROTOCOLS, TEACHER, names_for_32, protocol_for
 from synth import __version__
 from synth.base.errors import SynthError, UsageError, shorten
 from synth.base.registry import names_of, plugin_at_fault
+from synth.base.terminal import fit
 from synth.ops.policies import POLICIES
 
+RECIPES = "{recipes}"  # in a help text; see `NamesRecipes`
 LOGS = ("tensorboard", "wandb", "mlflow")  # those of synth.trackers
 
 if TYPE_CHECKING:
@@ -48,6 +50,18 @@ def _recipe_names() -> list[str]:
     from synth.published import RECIPES
 
     return RECIPES.names()
+
+
+class NamesRecipes(TyperCommand):
+    """A command that has the names of all recipes in its help, for `RECIPES`. They are read when
+    somebody asks for help, because that takes half a second."""
+
+    def get_help(self, ctx: Any) -> str:
+        for parameter in self.params:
+            told = getattr(parameter, "help", None) or ""
+            if RECIPES in told:
+                parameter.help = told.replace(RECIPES, ", ".join(_recipe_names()))  # type: ignore[attr-defined]
+        return super().get_help(ctx)
 
 
 _complete_dataset = _complete(lambda: names_of("synth.datasets", "synth.data"))
@@ -163,17 +177,17 @@ app = typer.Typer(
 
 DEBUG = False  # set by --debug or SYNTH_DEBUG before any command runs
 # They say at once that they run, because loading torch takes seconds.
-SLOW = ("train", "generate", "evaluate", "benchmark", "study", "verify")
+SLOW = ("train", "generate", "evaluate", "benchmark", "study", "verify", "push")
 
 
-@app.command()
+@app.command(cls=NamesRecipes)
 def train(
     context: typer.Context,
     conditional: Conditional = None,
     recipe: Annotated[
         str | None,
         Option(
-            help="A name that 'synth recipes' lists, or a TOML file.",
+            help=f"One of {RECIPES}; or a TOML file.",
             autocompletion=_complete(_recipe_names),
         ),
     ] = None,
@@ -455,7 +469,7 @@ def leaderboard(
     tables = publish(results)
     print_tables(tables, wide, as_json)
     for line in [] if as_json else agreement_lines(tables):
-        print(fill(line, 80))
+        print(fit(line))
 
 
 @app.command()
@@ -524,6 +538,9 @@ def verify(
     device: Annotated[
         str, Option(help="auto, cpu or cuda. auto takes what the record says.")
     ] = "auto",
+    wide: Annotated[
+        bool, Option("--wide", help="With --all: a line for each record, of any length.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Check a record, or repeat its evaluation. The same kind of machine must give exactly the same
@@ -546,7 +563,7 @@ def verify(
         if as_json:
             print_json([asdict(outcome) for outcome in outcomes])
         else:
-            print(table_of(outcomes))
+            print(table_of(outcomes, wide))
         failed = [outcome.record for outcome in outcomes if outcome.holds is False]
         if failed:
             raise SynthError(f"{folder}: {len(failed)} of its records do not hold")
@@ -567,9 +584,59 @@ def verify(
 
 
 @app.command()
+def push(
+    folder: Annotated[
+        Path,
+        Argument(
+            help="A synthetic set, a run, or a folder that Generator.save_pretrained wrote. Of a "
+            "run the generator is sent."
+        ),
+    ],
+    to: Annotated[
+        str,
+        Option(help="OWNER/NAME of the repository. It is made if there is none.", metavar="NAME"),
+    ],
+    private: Annotated[bool, Option("--private", help="Make a private repository.")] = False,
+    dry_run: Annotated[
+        bool, Option("--dry-run", help="List the files that would be sent, and stop.")
+    ] = False,
+    results: Annotated[
+        Path, Option(help="Folder with the records of the generator's scores, for its card.")
+    ] = Path("results"),
+    as_json: AsJson = False,
+) -> None:
+    """Send a synthetic set or a generator, with its card, to the Hugging Face hub."""
+    from tempfile import gettempdir
+
+    from eval.push import to_push
+    from synth import hub
+    from synth.base.locks import scratch_folder
+    from synth.base.progress import say
+
+    hub.check_installed("synth push")
+    hub.check_name(to, f"--to {to}: is")
+    with scratch_folder(Path(gettempdir())) as scratch:
+        kind, sent = to_push(folder, to, results, scratch / "generator")
+        files = hub.files_to_push(sent)
+        sizes = {path.as_posix(): (sent / path).stat().st_size for path in files}
+        message = f"{folder.resolve().name}, by synth {__version__}"
+        if not dry_run:
+            say(f"sends {len(files):,} files, {sum(sizes.values()):,} bytes")
+        address = None if dry_run else hub.push(sent, to, kind, private, message)
+    if as_json:
+        return print_json({"repository": to, "kind": kind, "address": address, "files": sizes})
+    if dry_run:
+        print(f"would be sent to the {kind} repository {to}:")
+        for name, size in sizes.items():
+            print(f"{size:>15,}  {name}")
+    else:
+        print(address)
+
+
+@app.command(cls=NamesRecipes)
 def benchmark(
     recipes: Annotated[
-        str, Option(help="Names of recipes, with commas between.")
+        str, Option(help=f"Names of recipes, with commas between: {RECIPES}.")
     ] = "cdcgan-v2,dcgan",
     overrides: Overrides = None,
     seeds: Annotated[int, Option(help="Number of training runs of each recipe.")] = 1,
@@ -628,25 +695,37 @@ def study(
     device: Device = "auto",
     jobs: Jobs = None,
     ray: Ray = None,
+    wide: Annotated[
+        bool, Option("--wide", help="Print the whole page. The default is a table in 80 columns.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Compare variants of a recipe on a part of the training split. Never opens the test split."""
     from dataclasses import asdict
 
     from eval.evaluator import Workspace
-    from eval.study import read_study, run_study, runs_of
+    from eval.study import read_study, run_study, runs_of, to_text
+    from synth.base.files import read_json
 
     workspace, torch_device = Workspace(data_root, runs, datasets, results), prepare(device)
     spread = plan_spread(jobs, ray, len(runs_of(read_study(file))), torch_device)
     found = run_study(file, torch_device, workspace, spread)
     if as_json:
         return print_json([asdict(result) for result in found])
-    print((results / f"{file.stem}.md").read_text(encoding="utf-8"))
+    if wide:
+        return print((results / f"{file.stem}.md").read_text(encoding="utf-8"))
+    print(to_text(found, read_json(results / f"{file.stem}.json")["baselines"]))
 
 
-@app.command()
+@app.command(cls=NamesRecipes)
 def recipes(
-    name: Annotated[str | None, Argument(help="Show this recipe: a name or a TOML file.")] = None,
+    name: Annotated[
+        str | None,
+        Argument(
+            help=f"Show this recipe: one of {RECIPES}; or a TOML file.",
+            autocompletion=_complete(_recipe_names),
+        ),
+    ] = None,
     conditional: Conditional = None,
     overrides: Overrides = None,
     toml: Annotated[
@@ -678,7 +757,11 @@ def recipes(
         costs = [row.get(f"{network}_gflop") for network in ("generator", "discriminator")]
         size = " ".join("–".rjust(10) if n is None else f"{n:>10,}" for n in sizes)
         cost = " ".join("–".rjust(7) if n is None else f"{n:>7.4f}" for n in costs)
-        line = f"{row['name']:<24} {kind:<13} {size} {cost}"
+        name = row["name"]
+        if len(name) > 24 and not wide:
+            print(fit(name))
+            name = ""
+        line = f"{name:<24} {kind:<13} {size} {cost}"
         print(f"{line}  {row['source']}" if wide else line)
 
 
@@ -690,7 +773,7 @@ def datasets(as_json: AsJson = False) -> None:
     if as_json:
         return print_json([{"name": k, "description": v.description} for k, v in DATASETS.items()])
     for name, source in DATASETS.items():
-        print(fill(f"{name:<15} {source.description}", 80, subsequent_indent=" " * 16))
+        print(fit(f"{name:<15} {source.description}", 16))
 
 
 @app.callback()
@@ -820,7 +903,7 @@ def print_tables(tables: list[Table], wide: bool, as_json: bool = False) -> None
             [row for frame in frames for row in json.loads(frame.to_json(orient="records"))]
         )
     for table in default_first(tables):
-        print(table.title, to_text(table, wide), sep="\n\n", end="\n\n")
+        print(fit(table.title), to_text(table, wide), sep="\n\n", end="\n\n")
 
 
 def main() -> None:

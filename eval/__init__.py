@@ -4,6 +4,7 @@
     result = eval.score(images, labels, dataset="svhn", name="my generator")
     result.accuracy, result.interval, result.ratio_to_real
     eval.leaderboard([result])  # a pandas DataFrame
+    eval.train(recipe)  # as synth.train, also with a teacher
 
 `Metric`, `Column` and `Protocol` are what plug-ins are made of. All names are imported at their
 first use. `import eval` hides Python's own `eval`; `import eval as cas` does not.
@@ -14,11 +15,11 @@ from typing import TYPE_CHECKING
 from synth.base.lazy import lazily
 
 if TYPE_CHECKING:
-    from eval.interface import Result, leaderboard, score
+    from eval.interface import Result, leaderboard, score, train
     from eval.metrics import Column, Metric
     from eval.protocols import Protocol
 
-__all__ = ["Column", "Metric", "Protocol", "Result", "leaderboard", "score"]
+__all__ = ["Column", "Metric", "Protocol", "Result", "leaderboard", "score", "train"]
 _MODULES = {
     "Column": "eval.metrics",
     "Metric": "eval.metrics",
@@ -26,5 +27,6 @@ _MODULES = {
     "Result": "eval.interface",
     "leaderboard": "eval.interface",
     "score": "eval.interface",
+    "train": "eval.interface",
 }
 __getattr__, __dir__ = lazily(__name__, _MODULES)

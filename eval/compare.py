@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from textwrap import fill
 from typing import Any
 
 import numpy as np
@@ -13,9 +12,9 @@ import numpy as np
 from eval.aggregate import Table, build_tables
 from eval.records import Record, predictions_path, read_records
 from eval.statistics import Comparison, compare
-from eval.tables import TERMINAL
 from synth.base.errors import SynthError, UsageError
 from synth.base.files import read_arrays
+from synth.base.terminal import fit
 
 
 @dataclass(frozen=True)
@@ -47,12 +46,8 @@ class NamedComparison:
             "covers": result.covers,
             "n": f"{seeds} (runs × classifier seeds), {result.images:,} test images",
         }
-        indent = " " * 14
-        body = [
-            fill(f"{key:<14}{text}", TERMINAL, subsequent_indent=indent)
-            for key, text in lines.items()
-        ]
-        return "\n".join([f"{self.a} - {self.b}, {self.protocol} on {self.real}", *body])
+        body = [fit(f"{key:<14}{text}", 14) for key, text in lines.items()]
+        return "\n".join([fit(f"{self.a} - {self.b}, {self.protocol} on {self.real}"), *body])
 
 
 def compare_entries(

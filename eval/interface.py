@@ -1,5 +1,5 @@
-"""What `eval.score` and `eval.leaderboard` are: scoring from Python, by the functions of the
-command `synth evaluate`."""
+"""What `eval.train`, `eval.score` and `eval.leaderboard` are: training with a teacher, and scoring
+from Python, by the functions of the commands."""
 
 from __future__ import annotations
 
@@ -21,16 +21,37 @@ from eval.metrics import parse_metrics
 from eval.protocols import DEFAULT, PROTOCOLS
 from eval.records import Entry, Record, read_records
 from eval.tables import headline, notes, to_frame
+from eval.training import plan_training
+from eval.training import train as fit
 from eval.verified import depths
 from synth.base.errors import SynthError, UsageError
 from synth.base.locks import do_all
 from synth.base.schema import parse
 from synth.data import ImageSet
 from synth.environment import pick_device
-from synth.interface import data_folder
+from synth.interface import Generator, data_folder, train_by
+from synth.recipes import RecipeBase
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+
+def train(
+    recipe: str | RecipeBase | None = None,
+    dataset: str = "svhn",
+    *,
+    images: int | None = None,
+    seed: int = 0,
+    data_root: Path | str | None = None,
+    out: Path | str = "runs",
+    device: str = "auto",
+    precision: str = "auto",
+) -> Generator:
+    """`synth.train`, also for recipes that a teacher guides: a classifier of the real images, which
+    `eval` trains and hands down, as the command `synth train` does."""
+    return train_by(
+        plan_training, fit, recipe, dataset, images, seed, data_root, out, device, precision
+    )
 
 
 @dataclass(frozen=True, repr=False)

@@ -30,7 +30,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, replace
 from functools import partial
 from itertools import product
@@ -51,7 +51,7 @@ from eval.evaluator import Evaluator, Scoring, Workspace, make_evaluator
 from eval.metrics import wrap
 from eval.records import Record
 from eval.spread import ALONE, Spread, share
-from eval.tables import to_markdown
+from eval.tables import narrow, to_markdown
 from synth.base.errors import UsageError
 from synth.base.files import atomic_file, write_json, write_text
 from synth.base.locks import do_all
@@ -254,9 +254,7 @@ def to_page(name: str, study: Study, results: list[Result], baselines: list[Reco
             "changes": ", ".join(map("`{}`".format, _changes(study, result.variant))) or "–",
             "accuracy %": f"{100 * result.accuracy:.1f}",
             "difference": _points(result.difference),
-            "95 % interval": f"{_points(result.low)} to {_points(result.high)}"
-            if result.low is not None
-            else "–",
+            "95 % interval": _interval(result),
             "classifiers differ by": f"{100 * result.spread:.1f}",
             "images/s": f"{result.images_per_second:,.0f}",
         }
@@ -282,6 +280,22 @@ def to_page(name: str, study: Study, results: list[Result], baselines: list[Reco
             f"![differences from the base]({name}.png)\n",
         ]
     )
+
+
+def to_text(results: list[Result], baselines: Mapping[str, float]) -> str:
+    """For the terminal, in 80 columns. baselines: their accuracies in [0, 1], by name."""
+    rows = [(each.accuracy, each.variant, each.difference, _interval(each)) for each in results]
+    rows += [(accuracy, f"{name} images", None, "–") for name, accuracy in baselines.items()]
+    shown = [
+        (name, f"{100 * accuracy:.1f}", _points(difference), between)
+        for accuracy, name, difference, between in sorted(rows, key=lambda row: -row[0])
+    ]
+    columns = ["variant", "accuracy %", "difference", "95 % interval"]
+    return narrow(pd.DataFrame(shown, columns=columns), "variant")
+
+
+def _interval(result: Result) -> str:
+    return f"{_points(result.low)} to {_points(result.high)}" if result.low is not None else "–"
 
 
 def _points(value: float | None) -> str:

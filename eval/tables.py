@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 from textwrap import fill
@@ -22,6 +23,7 @@ from eval.records import plot_path, read_records
 from eval.verified import depths
 from synth.base.files import write_text
 from synth.base.names import in_csv, in_markdown
+from synth.base.terminal import COLUMNS, fit
 
 # The marks around its place in METHOD.md
 METHOD = ("<!-- metrics: made by synth leaderboard -->", "<!-- end -->")
@@ -29,7 +31,6 @@ VERIFIED = "verified"  # the key of a column
 HEADLINE = ["rank", "entry", "accuracy %", "95 % interval", "ratio to real", "seeds"]
 FLAGGED = "†"  # marks flagged entries in the headline table
 WIDTH = 100  # of the tables in LEADERBOARD.md, in characters
-TERMINAL = 80  # columns
 FEWEST = 3  # entries in common, for a rank correlation
 LOGGED = {
     "d_loss": "D loss",
@@ -190,18 +191,24 @@ def to_text(table: Table, wide: bool = False) -> str:
     if wide:
         first, *others = (each.to_string(index=False) for each in (frame, *details(table)))
         return "\n\n".join(["\n".join([first, *marks]), *others])
+    return "\n".join([narrow(frame, "entry"), *map(fit, marks)])
+
+
+def narrow(frame: pd.DataFrame, names: str) -> str:
+    """A table of texts in 80 columns. Its column `names` takes the room that the others leave, and
+    several lines where that is too little."""
     printed = Printed(box=None, padding=(0, 2, 0, 0), pad_edge=False)
-    room = TERMINAL
+    room = COLUMNS
     for title in frame:
         head = "\n".join(title.rsplit(" ", 1))
-        printed.add_column(head, justify="left" if title == "entry" else "right", no_wrap=True)
-        if title != "entry":
+        printed.add_column(head, justify="left" if title == names else "right", no_wrap=True)
+        if title != names:
             room -= 2 + max(map(len, [*head.splitlines(), *frame[title]]))
-    for rank, entry, *others in frame.values:
-        printed.add_row(*map(Text, [rank, fill(entry, room), *others]))
-    console = Console(width=TERMINAL, color_system=None)
+    for row in frame.assign(**{names: frame[names].map(partial(fill, width=room))}).values:
+        printed.add_row(*map(Text, row))
+    console = Console(width=COLUMNS, color_system=None)
     with console.capture() as captured:
-        console.print(printed, *map(Text, marks), sep="\n")
+        console.print(printed)
     return "\n".join(line.rstrip() for line in captured.get().splitlines())
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from eval.records import Record
 from eval.verified import Stage
+from synth.base.terminal import fit
 
 SHOWN = 5  # differences that are told one by one
 
@@ -102,7 +103,7 @@ class Verification:
         for check in self.checks:
             word = "yes" if check.met else "NO" if check.needed else "no, and need not"
             lines.append(f"{check.what}: {word} ({check.detail})")
-        return "\n".join([*lines, f"verdict       {self.verdict}"])
+        return "\n".join(fit(line, 14) for line in [*lines, f"verdict       {self.verdict}"])
 
 
 def differing(

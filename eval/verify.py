@@ -22,6 +22,7 @@ from eval.verified import Stage, keep_note
 from synth.base.errors import SynthError, UsageError
 from synth.base.locks import scratch_folder
 from synth.base.progress import progress_bar
+from synth.base.terminal import fit
 from synth.environment import describe_environment
 
 
@@ -201,11 +202,17 @@ def _outcome(path: Path, stage: Stage, workspace: Workspace, *options: Any) -> O
     return Outcome(path.stem, found.stage, True, detail)
 
 
-def table_of(outcomes: list[Outcome]) -> str:
-    """One line for each record, and a sum at the end."""
-    width = max(len(outcome.record) for outcome in outcomes)
-    lines = [f"{'record':<{width}}  {'holds from':<13}  detail"]
-    lines += [f"{each.record:<{width}}  {each.depth:<13}  {each.detail}" for each in outcomes]
+def table_of(outcomes: list[Outcome], wide: bool = False) -> str:
+    """The records, and a sum at the end. wide: each in one line."""
+    if wide:
+        width = max(len(outcome.record) for outcome in outcomes)
+        lines = [f"{'record':<{width}}  {'holds from':<13}  detail"]
+        lines += [f"{each.record:<{width}}  {each.depth:<13}  {each.detail}" for each in outcomes]
+    else:
+        lines = [f"{'holds from':<13}  record"]
+        for each in outcomes:
+            lines.append(fit(f"{each.depth:<13}  {each.record}", 15))
+            lines += [fit(f"{'':15}{each.detail}", 15)] * bool(each.detail)
     counts = Counter(f"{'from ' * bool(each.holds)}{each.depth}" for each in outcomes)
     total = ", ".join(f"{count} {depth}" for depth, count in counts.items())
-    return "\n".join([*(line.rstrip() for line in lines), f"{len(outcomes)} records: {total}"])
+    return "\n".join([*map(str.rstrip, lines), fit(f"{len(outcomes)} records: {total}")])

@@ -1,5 +1,5 @@
-"""The data set card of a synthetic set: README.md with front matter that the Hugging Face hub and
-its `datasets` read."""
+"""Cards: README.md with front matter that the Hugging Face hub and its `datasets` read. This module
+makes the data set card of a synthetic set; `synth.pretrained` makes the card of a generator."""
 
 from __future__ import annotations
 
@@ -24,13 +24,14 @@ BODY = """
 with the generator {recipe} (seed {seed}) that was trained on {dataset}. {labels}
 The classes from label 0 on are: {names}.
 
-The generator learned from {dataset}, so the terms of {dataset} go on to apply to what it makes
-(SVHN, for one, is for non-commercial research).
+{terms}
 
 {loading}
 
 `manifest.json` holds the counts, the hashes and where every image comes from.
 """
+TERMS = """The generator learned from {dataset}, so the terms of {dataset} go on to apply to what it
+makes (SVHN, for one, is for non-commercial research)."""
 LABELS = {
     "conditional": "The generator was told the labels.",
     "classifier": "A classifier trained on the real training split gave the labels.",
@@ -53,11 +54,24 @@ def card(title: str, form: Format, manifest: dict[str, Any], side: int) -> str:
             "names": in_markdown(", ".join(manifest["classes"])),
             "per_class": f", {per_class[0]:,} of each" if per_class else "",
             "labels": LABELS[manifest["labels"]],
+            "terms": TERMS.format_map(shown),
             "loading": LOADABLE if form.builder else NOT_LOADABLE.format(data=form.data),
         }
     )
-    lines = [f"{key}: {_yaml(value)}" for key, value in _front_matter(form, manifest).items()]
+    return page(_front_matter(form, manifest), body)
+
+
+def page(front_matter: dict[str, Any], body: str) -> str:
+    """A card: the front matter as YAML, then the text."""
+    lines = [f"{key}: {_yaml(value)}" for key, value in front_matter.items()]
     return "\n".join(["---", *lines, "---"]) + "\n" + body
+
+
+def licence(dataset: str) -> dict[str, str]:
+    """The keys of a front matter that say under which terms something made from real data is."""
+    real = slug(dataset)
+    link = {"license_link": HOMES[real]} if real in HOMES else {}
+    return {"license": "other", "license_name": f"terms-of-{real}", **link}
 
 
 def _yaml(value: Any) -> str:
@@ -70,16 +84,12 @@ def _front_matter(form: Format, manifest: dict[str, Any]) -> dict[str, Any]:
     """`configs` names the files with the images alone, so that no loader takes the preview for
     one. Names of classes are told where the loader has a column for them."""
     count, classes = manifest["count"], manifest["classes"]
-    real = slug(manifest["dataset"])
     values: dict[str, Any] = {
-        "license": "other",
-        "license_name": f"terms-of-{real}",
+        **licence(manifest["dataset"]),
         "task_categories": ["image-classification"],
         "tags": ["synthetic", manifest["recipe"]],
         "size_categories": [next((name for most, name in SIZES if count < most), "n>1T")],
     }
-    if real in HOMES:
-        values["license_link"] = HOMES[real]
     if form.data:
         files = [{"split": "train", "path": form.data}]
         values["configs"] = [{"config_name": "default", "data_files": files}]

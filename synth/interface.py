@@ -1,32 +1,65 @@
-"""What `synth.train` and `synth.load` are: training and sampling from Python."""
+"""What `synth.train`, `synth.load` and `synth.Generator` are: training and sampling from Python."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from synth import hub
 from synth.base.errors import UsageError
-from synth.data import load_training_images
+from synth.data import ImageSet, load_training_images
 from synth.environment import describe_environment, pick_device
 from synth.families import Sampler
 from synth.generation import CHUNK, Sampling, stream_images
+from synth.pretrained import MODEL, open_pretrained, write_pretrained
 from synth.published import find_recipe
 from synth.recipes import RecipeBase
-from synth.runs import Run, load_generator, open_run
+from synth.runs import Run, RunConfig, load_generator, open_run
 from synth.training import plan_run, train_run
 
 
 @dataclass(frozen=True)
 class Generator:
-    """A trained generator, from `load` or `train`."""
+    """A trained generator, from `load`, `train` or `from_pretrained`."""
 
     run: Run
     sampler: Sampler
+    weights: Path  # the file that the sampler was loaded from
+
+    @classmethod
+    def from_pretrained(
+        cls, source: Path | str, *, revision: str | None = None, device: str = "auto"
+    ) -> Generator:
+        """The generator in a folder that `save_pretrained` wrote, or in a repository of the Hugging
+        Face hub that `synth push` made.
+
+        source: the folder, or `OWNER/NAME`; a folder goes first. A repository needs the extra
+        `synth-cas[hub]`; a private one needs a token, from `hf auth login` or HF_TOKEN. revision: a
+        branch, tag or commit of the repository. device: `auto`, `cpu` or `cuda`. `run.config` of
+        what it returns says how it was trained; it has no log and no checkpoints.
+
+        Raises `SynthError` if there is none, if it is damaged, or if the hub cannot be reached.
+        """
+        folder = Path(source)
+        if not folder.is_dir():
+            hub.check_installed(str(source))
+            hub.check_name(str(source), f"{source}: is no folder, and")
+            folder = hub.download(str(source), ["config.json", MODEL], revision)
+        run, weights = open_pretrained(folder)
+        return cls(run, load_generator(weights, pick_device(device)), weights)
+
+    def save_pretrained(self, folder: Path | str) -> None:
+        """Writes a folder that `from_pretrained` loads: `config.json`, `model.safetensors` and a
+        model card. `synth push` sends it to the Hugging Face hub.
+
+        Raises `SynthError` if the folder cannot be written.
+        """
+        write_pretrained(self.run, self.weights, Path(folder))
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -76,7 +109,7 @@ def load(run: Path | str, checkpoint: str | None = None, device: str = "auto") -
     """
     found = open_run(Path(run))
     weights = found.find_checkpoint(checkpoint)
-    return Generator(found, load_generator(weights, pick_device(device)))
+    return Generator(found, load_generator(weights, pick_device(device)), weights)
 
 
 def train(
@@ -99,18 +132,38 @@ def train(
     `auto`, `fp32` or `bf16`.
 
     Ctrl-C saves the run, and raises `SynthError` with the command that continues it. Raises
-    `SynthError` if these images cannot train the recipe, or if it needs a teacher.
+    `SynthError` if these images cannot train the recipe, or if it needs a teacher: `eval.train`
+    trains that, too.
     """
     chosen = recipe if isinstance(recipe, RecipeBase) else find_recipe(recipe, None)
     if chosen.needs_teacher:
         raise UsageError(
-            f"recipe {chosen.name}: a teacher guides it, and only the command can train one; "
-            f"use: synth train --recipe {chosen.name}"
+            f"recipe {chosen.name}: a teacher guides it, a classifier, which synth alone cannot "
+            "train; use eval.train, with the same arguments"
         )
+    return train_by(
+        plan_run, train_run, chosen, dataset, images, seed, data_root, out, device, precision
+    )
+
+
+def train_by(
+    plan: Callable[..., RunConfig],
+    fit: Callable[[Run, ImageSet, torch.device], None],
+    recipe: str | RecipeBase | None,
+    dataset: str,
+    images: int | None,
+    seed: int,
+    data_root: Path | str | None,
+    out: Path | str,
+    device: str,
+    precision: str,
+) -> Generator:
+    """`train`, by these functions instead of `plan_run` and `train_run`."""
+    chosen = recipe if isinstance(recipe, RecipeBase) else find_recipe(recipe, None)
     real, where = load_training_images(dataset, data_folder(data_root)), pick_device(device)
-    config = plan_run(chosen, dataset, real, images, seed, precision, where)
+    config = plan(chosen, dataset, real, images, seed, precision, where)
     run = Run.create(Path(out), config, describe_environment(where))
-    train_run(run, real, where)
+    fit(run, real, where)
     return load(run.folder, device=device)
 
 

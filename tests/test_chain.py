@@ -164,7 +164,8 @@ def test_what_is_not_at_hand_is_told(synth: Synth, whole: Path) -> None:
     assert set(found.unchecked) == missing
     ran = synth("verify", whole, "--from", "record")
     assert ran.code == 0
-    assert "not checked   checkpoint: no runs/00000-small-svhn-tiny-cond-seed0" in ran.out
+    told = " ".join(ran.out.split())
+    assert "not checked checkpoint: no runs/00000-small-svhn-tiny-cond-seed0" in told
 
 
 def test_a_results_folder_can_be_moved_with_what_it_rests_on(whole: Path) -> None:
@@ -245,7 +246,7 @@ def test_a_folder_is_verified_in_one_table(
     synth: Synth, evaluated: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     by_kind = {kind: record_of(evaluated, kind) for kind in ("synthetic", "real", "pca-gaussian")}
-    ran = synth("verify", "--all", "results/")
+    ran = synth("verify", "--all", "results/", "--wide")
     assert ran.code == 0, ran.err
     lines = {line.split()[0]: line for line in ran.out.splitlines()}
     assert lines[by_kind["synthetic"].stem].endswith("record         holds, by its chain")
@@ -280,7 +281,7 @@ def test_what_cannot_be_repeated_or_has_no_chain_is_told(synth: Synth, evaluated
     assert ran.out.splitlines()[-1] == "2 records: 1 from record, 1 no chain"
     ran = synth("verify", "--all", "--from", "evaluate")
     assert ran.code == 0
-    assert "not from evaluate: datasets/" in ran.out
+    assert "not from evaluate: datasets/" in " ".join(ran.out.split())
     assert ran.out.splitlines()[-1] == "2 records: 1 from record, 1 from evaluate"
     path.write_text("{}")
     one_line(synth("verify", "--all"), 1, "1 of its records do not hold")

@@ -16,10 +16,11 @@ import pytest
 
 import eval as cas
 import synth as library
+from eval.protocols import PROTOCOLS, Protocol
 from synth.base.errors import SynthError, UsageError
 from synth.formats import npz
 from synth.published import RECIPES
-from tests.conftest import ROOT, Ran, tiny
+from tests.conftest import ROOT, TRAIN, Ran, tiny
 
 Synth = Callable[..., Ran]
 DIGITS = np.arange(40) % 10
@@ -185,14 +186,28 @@ def test_refusals_without_data(synth: Synth, tmp_path: Path) -> None:
 def test_samples_that_cannot_be(labels: list[int], seed: int, words: str) -> None:
     run = SimpleNamespace(config=SimpleNamespace(classes=tuple("0123456789")))
     with pytest.raises(UsageError, match=words):
-        library.Generator(run, lambda labels, random: None).sample(labels, seed)  # type: ignore[arg-type]
+        library.Generator(run, lambda labels, random: None, Path()).sample(labels, seed)  # type: ignore[arg-type]
 
 
-def test_a_recipe_with_a_teacher_is_for_the_command(notebook: Callable[..., cas.Result]) -> None:
+def test_a_teacher_guides_a_training_from_python_as_from_the_command(
+    notebook: Callable[..., cas.Result], synth: Synth, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teacher = Protocol("augmented-v1", "disk", steps=3, batch=32, seeds=1)
+    monkeypatch.setitem(PROTOCOLS.entries, "augmented-v1", teacher)
     recipe = tiny("guided", True)
-    guided = replace(recipe, training=replace(recipe.training, teacher_weight=0.5))
-    with pytest.raises(UsageError, match="synth train --recipe guided"):
-        library.train(guided)
+    training = replace(recipe.training, teacher_weight=1000.0, teacher_start=0)
+    monkeypatch.setitem(RECIPES.entries, "guided", replace(recipe, training=training))
+    with pytest.raises(UsageError, match=r"recipe guided: .*use eval\.train"):
+        library.train("guided")
+    assert not Path("runs").exists()
+    trained = cas.train("guided", images=64, precision="fp32")
+    assert trained.run.config.teacher == "augmented-v1"
+    ran = synth("train", "--recipe", "guided", *TRAIN)
+    assert ran.code == 0, ran.err
+    assert trained.weights.read_bytes() == library.load(ran.out.strip()).weights.read_bytes()
+    alone = library.train(recipe, images=64, precision="fp32")
+    labels = np.arange(10)
+    assert not np.array_equal(trained.sample(labels), alone.sample(labels))
 
 
 def test_the_page_names_all_public_names() -> None:

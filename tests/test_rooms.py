@@ -90,7 +90,7 @@ def test_what_is_imported_is_declared() -> None:
     declared = {re.split(r"[<>=; \[]", line)[0].lower() for line in chain(*lines)}
     renamed = {"sklearn": "scikit-learn", "PIL": "pillow", "tomllib": "tomli", "tomli_w": "tomli-w"}
     renamed["pydantic_core"] = "pydantic"  # pydantic pins the one version that fits it
-    optional = {"torch_fidelity": "torch-fidelity"}
+    optional = {"torch_fidelity": "torch-fidelity", "huggingface_hub": "huggingface-hub"}
     for path in [*ROOT.glob("synth/**/*.py"), *ROOT.glob("eval/**/*.py"), ROOT / "cli.py"]:
         for node in ast.walk(ast.parse(path.read_text())):
             plain = [a.name for a in node.names] if isinstance(node, ast.Import) else []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -72,7 +73,11 @@ def test_a_study_needs_no_test_split_and_does_nothing_twice(
     assert "The test split took no part" in page and "| moved " in page
     assert Path("results/studies/means.png").stat().st_size > 1000
     before = {path: path.stat().st_mtime_ns for path in Path("results").rglob("records/*.json")}
-    assert synth("study", study, "--data-root", mats).code == 0
+    printed = synth("study", study, "--data-root", mats)
+    assert printed.code == 0
+    assert max(map(len, printed.out.splitlines())) <= 80
+    for name in ("variant", "base", "balanced", "moved", "real images"):
+        assert re.search(rf"^{name}  ", printed.out, re.MULTILINE), printed.out
     after = {path: path.stat().st_mtime_ns for path in Path("results").rglob("records/*.json")}
     assert after == before and len(all_runs(Path("runs"))) == 4
 
@@ -193,7 +198,7 @@ def test_options_of_generation_for_all_and_other_recipes(
     start = STUDY.replace("seeds = 2\nper", 'generate = { augment = "colour-v1" }\nper', 1)
     study.write_text(start + more)
     try:
-        ran = synth("study", study, "--data-root", mats)
+        ran = synth("study", study, "--data-root", mats, "--wide")
     finally:
         del RECIPES.entries["tiny-other"]
     assert ran.code == 0, ran.err
@@ -201,6 +206,7 @@ def test_options_of_generation_for_all_and_other_recipes(
     assert {"tiny-other + colour-v1", "tiny + colour-v1", "tiny + geometry-v1", "tiny"} <= made
     assert "training.balanced=true + colour-v1" in " ".join(made)
     page = Path("results/studies/means.md").read_text()
+    assert ran.out == f"{page}\n"
     cells = {cell.strip() for line in page.splitlines() for cell in line.split("|")}
     assert {"`--recipe tiny-other`", "`no options of generate`"} <= cells
     assert "with `--augment colour-v1` of `synth generate`" in " ".join(page.split())

@@ -5,19 +5,32 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from typer.models import CommandInfo
 
 import cli
 import synth as library
+from eval.metrics import METRICS
+from eval.protocols import PROTOCOLS
+from eval.study import Result, to_text
+from eval.verify import Outcome, table_of
 from synth.base import progress
-from synth.trackers import numbers_of
+from synth.data import DATASETS
+from synth.formats import FORMATS
+from synth.ops.policies import POLICIES
+from synth.published import RECIPES
+from synth.trackers import TRACKERS, numbers_of
 from tests.conftest import ROOT, TRAIN, Ran
 
 Synth = Callable[..., Ran]
@@ -67,7 +80,8 @@ def test_slow_commands_say_at_once_that_they_run() -> None:
         "import cli; cli.main()\n"
     )
     for command in cli.SLOW:
-        words = [sys.executable, "-c", code, command, *(["x.toml"] if command == "study" else [])]
+        needed = {"study": ["x.toml"], "push": ["x", "--to", "a/b"]}.get(command, [])
+        words = [sys.executable, "-c", code, command, *needed]
         ran = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
         assert ran.returncode == 130
         assert ran.stderr == f"{command}: starts (synth {library.__version__})\n"
@@ -78,6 +92,35 @@ def test_help_of_a_slow_command_is_nothing_but_help(synth: Synth) -> None:
     assert (ran.code, ran.err) == (0, "")
     for word in ("house-numbers", "NAME:tenth", "NAME:validation", "tensorboard, wandb, mlflow"):
         assert word in " ".join(ran.out.split())
+
+
+@pytest.mark.parametrize(
+    ("command", "registry"),
+    [
+        *((command, RECIPES) for command in ("train", "benchmark", "recipes")),
+        *((command, DATASETS) for command in ("train", "benchmark")),
+        *((command, PROTOCOLS) for command in ("evaluate", "benchmark", "compare")),
+        *((command, METRICS) for command in ("evaluate", "benchmark")),
+        *(("generate", registry) for registry in (FORMATS, POLICIES)),
+        ("train", TRACKERS),
+    ],
+)
+def test_help_lists_the_choices(command: str, registry: Mapping[str, object], synth: Synth) -> None:
+    whole = re.sub(r"-\n\s+", "-", synth(command, "--help").out)
+    told = re.split(r"[\s,.:;]+", whole)
+    names = [name for name in registry if not re.search("-(28|64)-", name)]  # forms, see --protocol
+    assert set(names) <= set(told)
+
+
+def test_help_is_there_without_torch() -> None:
+    code = (
+        "import sys; sys.modules['torch'] = None\n"
+        "import cli; sys.argv = ['synth', 'train', '--help']; cli.main()"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert "cdcgan-v2" in ran.stdout and "flow" in ran.stdout
 
 
 def test_without_a_terminal_there_is_a_line_now_and_then(
@@ -109,13 +152,78 @@ def test_quick_work_adds_no_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().err == ""
 
 
-def test_tables_fit_80_columns(synth: Synth) -> None:
-    results = ("--results", ROOT / "results")
-    compared = synth("compare", "cdcgan", "PCA + Gaussian per class", *results)
-    for ran in (compared, synth("recipes"), synth("datasets")):
-        assert ran.code == 0
-        assert max(map(len, ran.out.splitlines())) <= 80
+# 80 columns
+
+
+def fits(text: str) -> bool:
+    return max(map(len, text.splitlines())) <= 80
+
+
+def test_what_commands_print_fits_80_columns(
+    synth: Synth, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Of the records of this repository. A command's own tests see to what needs a training."""
+    monkeypatch.setenv("COLUMNS", "80")
+    results = ("--results", tmp_path / "results")
+    for name in ("records", "predictions"):
+        shutil.copytree(ROOT / "results" / name, tmp_path / "results" / name)
+    for words in (
+        ("compare", "cdcgan", "PCA + Gaussian per class", *results),
+        ("leaderboard", *results),
+        ("verify", "20261125T144740342542", "--from", "record", *results),
+        ("verify", "--all", *results),
+        ("recipes",),
+        ("datasets",),
+    ):
+        ran = synth(*words)
+        assert ran.code == 0, ran.err
+        assert fits(ran.out), ran.out
     assert "Radford et al. 2015" in synth("recipes", "--wide").out
+    whole = synth("verify", "--all", "--wide", *results).out
+    assert re.search(r"^20261125T144740342542\S+ +record +holds, by its chain; not", whole, re.M)
+
+
+@pytest.mark.parametrize("command", [None, *cli.app.registered_commands])
+def test_help_fits_80_columns(
+    command: CommandInfo | None, synth: Synth, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    called = [] if command is None or command.callback is None else [command.callback.__name__]
+    ran = synth(*called, "--help")
+    assert ran.code == 0
+    assert fits(ran.out), ran.out
+
+
+texts = st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=200)
+shares = st.floats(0, 1)
+
+
+@given(st.lists(st.builds(Outcome, texts, texts, st.none() | st.booleans(), texts), min_size=1))
+def test_any_verified_records_fit(outcomes: list[Outcome]) -> None:
+    shown = table_of([replace(each, depth=each.depth[:13]) for each in outcomes])
+    assert fits(shown)
+
+
+variants = st.builds(
+    Result,
+    variant=texts,
+    accuracy=shares,
+    spread=shares,
+    difference=shares,
+    low=shares,
+    high=st.none() | shares,
+    covers=st.none(),
+    images_per_second=shares,
+    training_seconds=shares,
+    records=st.just(()),
+)
+
+
+@given(st.lists(variants, min_size=1), st.dictionaries(texts, shares))
+def test_any_study_fits(results: list[Result], baselines: dict[str, float]) -> None:
+    shown = to_text(results, baselines)
+    assert fits(shown)
+    assert shown.count("–") >= len(baselines)
 
 
 # Trackers

@@ -84,6 +84,8 @@ def fork(
     tree: Path, tests: Sequence[str], seconds: dict[str, float], *more: str, cap: float
 ) -> Fork:
     """Starts to run tests in a copy of the repository."""
+    path = Path(f"{tree}.progress")
+    path.unlink(missing_ok=True)
     pid = os.fork()
     if pid:
         return Fork(pid, tree, seconds)
@@ -97,8 +99,6 @@ def fork(
     log = os.open(f"{tree}.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(log, 1)
     os.dup2(log, 2)
-    path = Path(f"{tree}.progress")
-    path.unlink(missing_ok=True)
     code = 3
     try:
         code = int(pytest.main([*FLAGS, *more, *tests], plugins=[Progress(path, seconds, cap)]))

@@ -13,6 +13,8 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from tests.mutants import reach, run, table
 from tests.mutants.sample import Mutant, draw
 
@@ -23,7 +25,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.mutants", description=__doc__)
     parser.add_argument("--count", type=int, default=300, help="mutants to draw")
     parser.add_argument("--seed", type=int, default=0, help="of the draw")
-    parser.add_argument("--jobs", type=int, default=1, help="mutants at a time")
     parser.add_argument("--cap", type=float, default=90, help="seconds of tests for each mutant")
     parser.add_argument(
         "--again", action="store_true", help="run the survivors again, with new tests"
@@ -70,54 +71,48 @@ def commit() -> str:
 def meet(
     sample: table.Sample, chosen: list[table.Fate], data: Path, options: argparse.Namespace
 ) -> None:
-    """Runs the tests of each mutant, `--jobs` at a time, then the tests that noticed one without
-    any mutant: one that fails then says nothing, and its mutants are run again without it."""
-    trees = [run.copy(ROOT, options.work / f"tree{job}") for job in range(options.jobs)]
-    known = set.intersection(*map(run.warm_up, trees))
+    """Runs the tests of each mutant, then the tests that noticed one without any mutant: one that
+    fails then says nothing, and its mutants are run again without it."""
+    tree = run.copy(ROOT, options.work / "tree")
     reached = reach.read(ROOT, options.work / "coverage")
-    reached.seconds = {test: s for test, s in reached.seconds.items() if test in known}
-    while chosen:
-        meet_all(chosen, trees, reached, sample, data, options)
-        killers = {fate.last[1] for fate in chosen if fate.last[0] == "noticed"} & known
-        unfit = unchanged(trees[0], sorted(killers), reached)
-        print(f"{len(killers)} tests noticed mutants; without one {len(unfit)} of them fail")
-        for test in unfit:
-            reached.seconds.pop(test, None)
-        chosen = [fate for fate in chosen if fate.last[1] in unfit]
 
-
-def meet_all(
-    chosen: list[table.Fate],
-    trees: list[Path],
-    reached: reach.Reach,
-    sample: table.Sample,
-    data: Path,
-    options: argparse.Namespace,
-) -> None:
-    waiting, free, busy = list(chosen), list(trees), dict[int, tuple[run.Fork, table.Fate]]()
-    while waiting or busy:
-        while waiting and free:
-            fate = waiting.pop(0)
-            tests = reached.tests(ROOT, fate.mutant)
-            if tests:
-                tree = free.pop()
-                apply(tree, fate.mutant)
-                fork = run.fork(tree, tests, reached.seconds, "-x", cap=options.cap)
-                busy[fork.pid] = (fork, fate)
-            else:
-                note(fate, ("not run", ""), options)
-        for pid, (fork, fate) in list(busy.items()):
-            found = fork.poll()
-            if found:
+    def then(session: pytest.Session) -> None:
+        known = {item.nodeid for item in session.items}
+        reached.seconds = {test: s for test, s in reached.seconds.items() if test in known}
+        again = chosen
+        while again:
+            for number, fate in enumerate(again):
+                started = time.monotonic()
+                found = meet_one(session, fate.mutant, reached, options.cap)
                 note(fate, found, options)
-                restore(fork.tree, fate.mutant)
-                free.append(fork.tree)
-                del busy[pid]
                 sample.save(data)
-                took = time.monotonic() - fork.start
-                left = len(waiting) + len(busy)
-                print(f"{left} {took:.1f} s {fate.key} {' '.join(found)}", flush=True)
-        time.sleep(0.05)
+                took = f"{number + 1}/{len(again)} {time.monotonic() - started:.1f} s"
+                print(took, fate.key, *found, file=sys.__stdout__, flush=True)
+            killers = {fate.last[1] for fate in again if fate.last[0] == "noticed"} & known
+            unfit = unchanged(session, sorted(killers), reached)
+            told = f"{len(killers)} tests noticed mutants; without one {len(unfit)} of them fail"
+            print(told, *unfit, file=sys.__stdout__, flush=True)
+            for test in unfit:
+                reached.seconds.pop(test, None)
+            again = [fate for fate in again if fate.last[1] in unfit]
+
+    run.collect(tree, then)
+
+
+def meet_one(
+    session: pytest.Session, mutant: Mutant, reached: reach.Reach, cap: float
+) -> tuple[str, str]:
+    tests = reached.tests(ROOT, mutant)
+    if not tests:
+        return "not run", ""
+    path = Path.cwd() / mutant.path
+    old = path.read_text(encoding="utf-8")
+    new = mutant.code(old)
+    path.write_text(new, encoding="utf-8")  # for the processes that tests start
+    try:
+        return run.fork(session, tests, reached.seconds, cap, old, new, str(path)).wait()
+    finally:
+        path.write_text(old, encoding="utf-8")
 
 
 def note(fate: table.Fate, found: tuple[str, str], options: argparse.Namespace) -> None:
@@ -127,27 +122,16 @@ def note(fate: table.Fate, found: tuple[str, str], options: argparse.Namespace) 
         fate.before = list(found)
 
 
-def apply(tree: Path, mutant: Mutant) -> None:
-    path = tree / mutant.path
-    path.write_text(mutant.code((ROOT / mutant.path).read_text(encoding="utf-8")), encoding="utf-8")
-
-
-def restore(tree: Path, mutant: Mutant) -> None:
-    subprocess.run(["git", "-C", str(tree), "checkout", "--quiet", mutant.path], check=True)
-
-
-def unchanged(tree: Path, tests: list[str], reached: reach.Reach) -> set[str]:
+def unchanged(session: pytest.Session, tests: list[str], reached: reach.Reach) -> set[str]:
     """Those of the tests that fail where sources differ from the commit, but mean the same."""
-    if not tests:
-        return set()
-    for path in reached.lines:
-        with (tree / path).open("a", encoding="utf-8") as file:
-            file.write("\n# no mutant\n")
-    fork = run.fork(tree, tests, reached.seconds, cap=1e6)
-    run.finish(fork)
-    lines = [line.split("\t") for line in fork.progress.read_text().splitlines()]
-    subprocess.run(["git", "-C", str(tree), "checkout", "--quiet", "."], check=True)
-    return {test for word, test, _ in lines if word == "failed"}
+    sources = {Path(path): Path(path).read_text(encoding="utf-8") for path in reached.lines}
+    for path, source in sources.items():
+        path.write_text(source + "\n# no mutant\n", encoding="utf-8")
+    fork = run.fork(session, tests, reached.seconds, cap=1e6)
+    fork.wait()
+    for path, source in sources.items():
+        path.write_text(source, encoding="utf-8")
+    return {test for word, test, _ in fork.steps() if word == "failed"}
 
 
 if __name__ == "__main__":

@@ -1,9 +1,8 @@
-"""Runs tests in forks of a process that has imported everything but what is under test."""
+"""Runs tests in forks of a process that has imported all code and collected all tests."""
 
 from __future__ import annotations
 
-import importlib
-import json
+import gc
 import os
 import shutil
 import signal
@@ -11,50 +10,53 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from inspect import CO_OPTIMIZED
 from pathlib import Path
+from types import CodeType, FunctionType
+from typing import Any
 
+import _pytest.main
 import pytest
 
 ROOMS = ("synth", "eval", "cli", "tests", "benchmarks")
 FLAGS = (
-    *("-q", "--tb=line", "-p", "no:cacheprovider", "-p", "no:xdist"),
+    *("-q", "--tb=line", "-p", "no:cacheprovider", "-p", "no:xdist", "--capture=sys"),
     *("-W", "ignore::pytest.PytestAssertRewriteWarning"),  # of what a fork has imported already
 )
 
 
-@dataclass
-class Fork:
-    """A process that runs tests in a copy of the repository. `tests` is what it was to run."""
+def collect(tree: Path, then: Callable[[pytest.Session], None]) -> None:
+    """Collects the tests of a copy of the repository and calls `then` in place of running them."""
 
-    pid: int
-    tree: Path
-    seconds: dict[str, float]
-    start: float = field(default_factory=time.monotonic)
+    class Plugin:
+        @pytest.hookimpl(tryfirst=True)
+        def pytest_runtestloop(self, session: pytest.Session) -> bool:
+            then(session)
+            return True
 
-    @property
-    def progress(self) -> Path:
-        return self.tree.parent / f"{self.tree.name}.progress"
+    os.chdir(tree)
+    forget(tree)
+    os.environ.update(CI="1", PYTHONPATH=str(tree), PYTHONDONTWRITEBYTECODE="1")
+    sys.dont_write_bytecode = True
+    pytest.main([*FLAGS, "tests"], plugins=[Plugin()])
 
-    def poll(self) -> tuple[str, str] | None:
-        """None while it runs. Then the outcome, and the test that brought it: `noticed` by a test
-        that fails, `loops` where a test takes far too long, else `unnoticed`."""
-        pid, status = os.waitpid(self.pid, os.WNOHANG)
-        lines = self.progress.read_text().splitlines() if self.progress.exists() else []
-        last = lines[-1].split("\t") if lines else ["", "", str(self.start)]
-        if not pid:
-            allowed = 30 + 5 * self.seconds.get(last[1], 3.0)
-            if time.monotonic() - float(last[2]) < allowed:
-                return None
-            os.killpg(self.pid, signal.SIGKILL)
-            os.waitpid(self.pid, 0)
-            return "loops", last[1]
-        code = os.waitstatus_to_exitcode(status)
-        if code in (0, 5):
-            skipped = sum(line.startswith("skipped") for line in lines)
-            return "unnoticed", f"{skipped} tests did not fit the time" if skipped else ""
-        return "noticed", last[1] if code == 1 else last[1] or f"no import (exit code {code})"
+
+def forget(tree: Path) -> None:
+    """What is imported from now on comes from the tree."""
+    here = Path(__file__).parents[2]
+    sys.path[:] = [str(tree), *(p for p in sys.path if p and Path(p) not in (here, tree))]
+    for module in [name for name in sys.modules if name.partition(".")[0] in ROOMS]:
+        del sys.modules[module]
+
+
+def copy(root: Path, tree: Path) -> Path:
+    """A copy of the last commit."""
+    shutil.rmtree(tree, ignore_errors=True)
+    tree.parent.mkdir(parents=True, exist_ok=True)
+    subprocess.run(["git", "clone", "--quiet", root, tree], check=True)
+    return tree
 
 
 class Progress:
@@ -80,71 +82,116 @@ class Progress:
             self.write("failed", report.nodeid)
 
 
+@dataclass
+class Fork:
+    """A process that runs tests in the tree. `seconds`: what each test takes without a mutant."""
+
+    pid: int
+    progress: Path
+    seconds: dict[str, float]
+    start: float = field(default_factory=time.monotonic)
+
+    def steps(self) -> list[list[str]]:
+        text = self.progress.read_text() if self.progress.exists() else ""
+        return [line.split("\t") for line in text.splitlines(keepends=True) if line.endswith("\n")]
+
+    def wait(self) -> tuple[str, str]:
+        """The outcome, and the test that brought it: `noticed` by a test that fails, `loops` where
+        a test takes far too long, else `unnoticed`."""
+        while True:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            steps = self.steps()
+            _, test, since = steps[-1] if steps else ("", "", str(self.start))
+            if pid:
+                code = os.waitstatus_to_exitcode(status)
+                skipped = sum(word == "skipped" for word, _, _ in steps)
+                if code not in (0, 5):
+                    return "noticed", test or f"no test starts (exit code {code})"
+                return "unnoticed", f"{skipped} tests did not fit the time" if skipped else ""
+            if time.monotonic() - float(since) > 30 + 5 * self.seconds.get(test, 3.0):
+                os.killpg(self.pid, signal.SIGKILL)
+                os.waitpid(self.pid, 0)
+                return "loops", test
+            time.sleep(0.02)
+
+
 def fork(
-    tree: Path, tests: Sequence[str], seconds: dict[str, float], *more: str, cap: float
+    session: pytest.Session,
+    tests: Sequence[str],
+    seconds: dict[str, float],
+    cap: float,
+    old: str = "",
+    new: str = "",
+    file: str = "",
 ) -> Fork:
-    """Starts to run tests in a copy of the repository."""
-    path = Path(f"{tree}.progress")
-    path.unlink(missing_ok=True)
+    """Starts tests in a fork. Until one fails, where `new` is the mutated source of `file`."""
+    tree = Path.cwd()
+    progress = tree.with_suffix(".progress")
+    progress.unlink(missing_ok=True)
     pid = os.fork()
     if pid:
-        return Fork(pid, tree, seconds)
-    os.setsid()
-    os.chdir(tree)
-    here = Path(__file__).parents[2]
-    sys.path[:] = [str(tree), *(each for each in sys.path if each and Path(each) != here)]
-    for module in [name for name in sys.modules if name.partition(".")[0] in ROOMS]:
-        del sys.modules[module]
-    os.environ["PYTHONPATH"] = str(tree)
-    log = os.open(f"{tree}.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(log, 1)
-    os.dup2(log, 2)
+        return Fork(pid, progress, seconds)
     code = 3
     try:
-        code = int(pytest.main([*FLAGS, *more, *tests], plugins=[Progress(path, seconds, cap)]))
+        os.setsid()
+        log = os.open(tree.with_suffix(".log"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        watch = Progress(progress, seconds, cap)
+        if new and not exchange(file, old, new):
+            forget(tree)
+            code = int(pytest.main([*FLAGS, "-x", *tests], plugins=[watch]))
+        else:
+            session.config.option.maxfail = 1 if new else 0
+            session.config.pluginmanager.register(watch)
+            known = {item.nodeid: item for item in session.items}
+            session.items = [known[test] for test in tests]
+            try:
+                _pytest.main.pytest_runtestloop(session)
+            except (session.Failed, session.Interrupted):
+                pass
+            code = int(bool(session.testsfailed))
     except BaseException:
         traceback.print_exc()
     os._exit(code)
 
 
-def finish(fork: Fork) -> tuple[str, str]:
-    while True:
-        found = fork.poll()
-        if found:
-            return found
-        time.sleep(0.05)
+def exchange(file: str, old: str, new: str) -> bool:
+    """Gives the functions that were imported from a file the code that differs in `new`. False
+    where that does not do: code that runs at the import differs."""
+    before, after = (list(scopes(compile(text, file, "exec"))) for text in (old, new))
+    if len(before) != len(after):
+        return False
+    pairs = [(a, b) for a, b in zip(before, after, strict=True) if content(a) != content(b)]
+    for a, b in pairs:
+        places = (file, a.co_qualname, a.co_firstlineno)
+        found = [f for f in gc.get_objects() if isinstance(f, FunctionType) and at(f) == places]
+        if not found or any(f.__code__.co_freevars != b.co_freevars for f in found):
+            return False
+        for function in found:
+            function.__code__ = b
+    return True
 
 
-def copy(root: Path, tree: Path) -> Path:
-    """A copy of the last commit: what a fork works in."""
-    shutil.rmtree(tree, ignore_errors=True)
-    tree.parent.mkdir(parents=True, exist_ok=True)
-    subprocess.run(["git", "clone", "--quiet", root, tree], check=True)
-    return tree
+def at(function: FunctionType) -> tuple[str, str, int]:
+    code = function.__code__
+    return code.co_filename, code.co_qualname, code.co_firstlineno
 
 
-def warm_up(tree: Path) -> set[str]:
-    """Imports into this process all that the tests import, but for what is under test. Leaves
-    compiled files in the tree. Returns the tests that there are."""
-    listing = (
-        "import json, pathlib, sys, pytest\n"
-        "class Plugin:\n"
-        "    def pytest_collection_finish(self, session):\n"
-        "        names = [item.nodeid for item in session.items]\n"
-        "        text = json.dumps([names, sorted(sys.modules)])\n"
-        "        pathlib.Path(sys.argv[1]).write_text(text)\n"
-        f"pytest.main({[*FLAGS, '--collect-only', 'tests']!r}, plugins=[Plugin()])\n"
+def scopes(code: CodeType) -> Iterator[CodeType]:
+    """A module's code, that of its classes, and that of the functions which are in no other."""
+    yield code
+    if not code.co_flags & CO_OPTIMIZED:
+        for each in code.co_consts:
+            if isinstance(each, CodeType):
+                yield from scopes(each)
+
+
+def content(code: CodeType) -> tuple[Any, ...]:
+    """What code does, without line numbers; that of a module or class without its functions."""
+    inner = [each for each in code.co_consts if isinstance(each, CodeType)]
+    return (
+        *(code.co_code, code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars),
+        [repr(each) for each in code.co_consts if not isinstance(each, CodeType)],
+        [content(each) for each in inner] if code.co_flags & CO_OPTIMIZED else len(inner),
     )
-    found = tree.parent / "modules.json"
-    command = [sys.executable, "-c", listing, str(found)]
-    subprocess.run(command, cwd=tree, stdout=subprocess.DEVNULL, check=True)
-    tests, modules = json.loads(found.read_text())
-    sys.dont_write_bytecode = True
-    os.environ.update(CI="1", PYTHONDONTWRITEBYTECODE="1")
-    for module in modules:
-        if module.partition(".")[0] not in (*ROOMS, "__main__"):
-            try:
-                importlib.import_module(module)
-            except Exception:
-                continue  # a part that only its own package can import
-    return set(tests)

@@ -11,6 +11,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from inspect import CO_OPTIMIZED
 from pathlib import Path
@@ -146,10 +147,8 @@ def fork(
             session.config.pluginmanager.register(watch)
             known = {item.nodeid: item for item in session.items}
             session.items = [known[test] for test in tests]
-            try:
+            with suppress(session.Failed, session.Interrupted):
                 _pytest.main.pytest_runtestloop(session)
-            except (session.Failed, session.Interrupted):
-                pass
             code = int(bool(session.testsfailed))
     except BaseException:
         traceback.print_exc()

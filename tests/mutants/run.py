@@ -22,6 +22,7 @@ import _pytest.main
 import pytest
 
 ROOMS = ("synth", "eval", "cli", "tests", "benchmarks")
+BROKEN = 99  # exit code of a fork that failed by itself
 FLAGS = (
     *("-q", "--tb=line", "-p", "no:cacheprovider", "-p", "no:xdist", "--capture=sys"),
     *("-W", "ignore::pytest.PytestAssertRewriteWarning"),  # of what a fork has imported already
@@ -105,6 +106,8 @@ class Fork:
             _, test, since = steps[-1] if steps else ("", "", str(self.start))
             if pid:
                 code = os.waitstatus_to_exitcode(status)
+                if code == BROKEN:
+                    raise RuntimeError(self.progress.with_suffix(".log").read_text())
                 skipped = sum(word == "skipped" for word, _, _ in steps)
                 if code not in (0, 5):
                     return "noticed", test or f"no test starts (exit code {code})"
@@ -132,7 +135,7 @@ def fork(
     pid = os.fork()
     if pid:
         return Fork(pid, progress, seconds)
-    code = 3
+    code = BROKEN
     try:
         os.setsid()
         log = os.open(tree.with_suffix(".log"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
@@ -164,7 +167,7 @@ def exchange(file: str, old: str, new: str) -> bool:
     pairs = [(a, b) for a, b in zip(before, after, strict=True) if content(a) != content(b)]
     for a, b in pairs:
         places = (file, a.co_qualname, a.co_firstlineno)
-        found = [f for f in gc.get_objects() if isinstance(f, FunctionType) and at(f) == places]
+        found = [f for f in gc.get_objects() if type(f) is FunctionType and at(f) == places]
         if not found or any(f.__code__.co_freevars != b.co_freevars for f in found):
             return False
         for function in found:

@@ -22,6 +22,7 @@ import _pytest.main
 import pytest
 
 ROOMS = ("synth", "eval", "cli", "tests", "benchmarks")
+LONG = 30  # seconds that a test may take in any case
 BROKEN = 99  # exit code of a fork that failed by itself
 FLAGS = (
     *("-q", "--tb=line", "-p", "no:cacheprovider", "-p", "no:xdist", "--capture=sys"),
@@ -112,7 +113,7 @@ class Fork:
                 if code not in (0, 5):
                     return "noticed", test or f"no test starts (exit code {code})"
                 return "unnoticed", f"{skipped} tests did not fit the time" if skipped else ""
-            if time.monotonic() - float(since) > 30 + 5 * self.seconds.get(test, 3.0):
+            if time.monotonic() - float(since) > LONG + 5 * self.seconds.get(test, 3.0):
                 os.killpg(self.pid, signal.SIGKILL)
                 os.waitpid(self.pid, 0)
                 return "loops", test

@@ -27,6 +27,7 @@ import parso
 from cosmic_ray.ast import ast_nodes
 from cosmic_ray.mutating import mutate_code
 from cosmic_ray.operators.operator import Operator
+from parso.tree import search_ancestor
 
 LOOP = ("training", "gan", "batches", "losses", "checkpoints")  # modules of synth/
 MESSAGES = ("say", "note")  # functions that write to stderr
@@ -62,9 +63,16 @@ class Delete(Operator):
     def mutation_positions(self, node: Any) -> Iterator[tuple[Any, Any]]:
         if node.type != "simple_stmt" or node.children[0].type not in DELETABLE:
             return
-        first = node.children[0].children[0]
-        uses = node.get_root_node().get_used_names().get(getattr(first, "value", ""), ())
-        if sum(use.is_definition() for use in uses) != 1:
+        uses = node.get_root_node().get_used_names()
+        names = getattr(node.children[0], "get_defined_names", list)()
+        others = [other for name in names for other in uses[name.value] if other is not name]
+        scope = search_ancestor(node, "funcdef", "classdef")
+        again = {
+            o.value
+            for o in others
+            if o.is_definition() and search_ancestor(o, "funcdef", "classdef") == scope
+        }
+        if all(name.value in again or name.parent.type == "trailer" for name in names):
             yield node.start_pos, node.end_pos
 
     def mutate(self, node: Any, index: int) -> Any:

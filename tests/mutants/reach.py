@@ -33,7 +33,7 @@ class Reach:
     seconds: dict[str, float]
 
     def tests(self, root: Path, mutant: Mutant) -> list[str]:
-        """The tests that run the mutated statement, those of the quickest file first. A statement
+        """The tests that run the mutated statement, quick ones first. A statement
         that runs at the import is reached by who runs the lines that name it, or its body."""
         source = (root / mutant.path).read_text(encoding="utf-8")
         low, high, body = statement(source, mutant.line)
@@ -70,11 +70,16 @@ class Reach:
         return [*self._by_file(direct), *self._by_file(others)]
 
     def _by_file(self, tests: Sequence[str]) -> list[str]:
-        total: dict[str, float] = {}
+        """Quick ones first. Those of a file stand together, since they share its fixtures."""
+        total: dict[tuple[int, str], float] = {}
+
+        def group(test: str) -> tuple[int, str]:
+            return sum(self.seconds[test] > limit for limit in (0.3, 3)), test.partition("::")[0]
+
         for test in tests:
-            file = test.partition("::")[0]
-            total[file] = total.get(file, 0) + self.seconds[test]
-        return sorted(tests, key=lambda t: (total[t.partition("::")[0]], t[:20], self.seconds[t]))
+            total[group(test)] = total.get(group(test), 0) + self.seconds[test]
+        order = {test: (group(test)[0], total[group(test)], group(test)) for test in tests}
+        return sorted(tests, key=lambda test: (order[test], self.seconds[test]))
 
 
 def statement(source: str, line: int) -> tuple[int, int, range]:

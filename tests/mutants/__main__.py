@@ -40,9 +40,10 @@ def main() -> None:
         reach.measure(ROOT, options.work / "coverage")
     sample = sample_of(data, options)
     sample.commits["after" if options.again else "before"] = commit()
-    chosen = [fate for fate in sample.fates if not fate.before]
+    chosen = [fate for fate in sample.fates if not fate.before or fate.before[0] == "undecided"]
     if options.again:
-        chosen = [fate for fate in sample.fates if fate.before[0] not in table.NOTICED]
+        tried = [fate for fate in sample.fates if fate.before]
+        chosen = [fate for fate in tried if fate.last[0] not in table.NOTICED]
     try:
         meet(sample, chosen, data, options)
     finally:

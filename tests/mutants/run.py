@@ -100,7 +100,8 @@ class Fork:
 
     def wait(self) -> tuple[str, str]:
         """The outcome, and the test that brought it: `noticed` by a test that fails, `loops` where
-        a test takes far too long, else `unnoticed`."""
+        a test takes far too long; `undecided` where tests did not fit the time, and the others
+        pass; else `unnoticed`."""
         while True:
             pid, status = os.waitpid(self.pid, os.WNOHANG)
             steps = self.steps()
@@ -112,7 +113,9 @@ class Fork:
                 skipped = sum(word == "skipped" for word, _, _ in steps)
                 if code not in (0, 5):
                     return "noticed", test or f"no test starts (exit code {code})"
-                return "unnoticed", f"{skipped} tests did not fit the time" if skipped else ""
+                if skipped:
+                    return "undecided", f"{skipped} tests did not fit the time"
+                return "unnoticed", ""
             if time.monotonic() - float(since) > LONG + 5 * self.seconds.get(test, 3.0):
                 os.killpg(self.pid, signal.SIGKILL)
                 os.waitpid(self.pid, 0)

@@ -20,8 +20,9 @@ NOTICED = ("noticed", "loops")
 OUTCOMES = {
     "noticed": "a test fails",
     "loops": "a test runs for more than 30 s and five times as long as it should: the mutant loops",
-    "unnoticed": "every test that runs the statement passes, or those did that fit the time",
+    "unnoticed": "every test that runs the statement passes",
     "not run": "no test runs the statement",
+    "undecided": "tests that run the statement did not fit the time, and the others pass",
 }
 
 
@@ -78,17 +79,17 @@ def to_markdown(sample: Sample) -> str:
         "tests/mutants/sample.py says how, and what is left out. A mutant meets the tests that run "
         f"its statement, for {sample.cap:.0f} s.",
         "",
-        "| | commit | mutants | noticed | unnoticed | share unnoticed |",
-        "| --- | --- | ---: | ---: | ---: | ---: |",
+        "| | commit | mutants | noticed | unnoticed | undecided | share unnoticed |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
     ]
     for name in sample.commits:
         ends = [fate.before[0] if name == "before" else fate.last[0] for fate in tried]
-        seen = sum(end in NOTICED for end in ends)
-        share = 1 - seen / max(len(ends), 1)
-        lines.append(
-            f"| {name} | {sample.commits[name]} | {len(ends)} | {seen} | {len(ends) - seen} "
-            f"| {share:.1%} |"
-        )
+        seen, open_ = sum(end in NOTICED for end in ends), ends.count("undecided")
+        unseen = len(ends) - seen - open_
+        share = f"{unseen / max(len(ends), 1):.1%}"
+        share += f" to {(unseen + open_) / max(len(ends), 1):.1%}" if open_ else ""
+        cells = (name, sample.commits[name], len(ends), seen, unseen, open_, share)
+        lines.append(f"| {' | '.join(map(str, cells))} |")
     if "after" in sample.commits:
         lines += [
             "",
@@ -99,7 +100,8 @@ def to_markdown(sample: Sample) -> str:
     first, last = (Counter(f.before[0] for f in tried), Counter(f.last[0] for f in tried))
     lines += [f"| {o} | {first[o]} | {last[o]} | {text} |" for o, text in OUTCOMES.items()]
     for title, chosen in (
-        ("Survivors", [f for f in tried if f.last[0] not in NOTICED]),
+        ("Survivors", [f for f in tried if f.last[0] in ("unnoticed", "not run")]),
+        ("Undecided", [f for f in tried if f.last[0] == "undecided"]),
         (
             "Noticed by tests that were added",
             [f for f in tried if f.after and f.after[0] in NOTICED],

@@ -31,51 +31,57 @@ def main() -> None:
     )
     parser.add_argument("--table", type=Path, default=ROOT / "build" / "MUTANTS.md")
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "mutants")
+    parser.add_argument("--at", default="HEAD", help="commit whose sources and tests are taken")
     parser.add_argument("--no-measure", action="store_true", help="take the coverage that is there")
     options = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
+    options.table, options.work = options.table.resolve(), options.work.resolve()
 
     data = options.table.with_suffix(".json")
+    tree = run.copy(ROOT, options.work / "tree", commit(options.at))
     if not options.no_measure:
-        reach.measure(ROOT, options.work / "coverage")
-    sample = sample_of(data, options)
-    sample.commits["after" if options.again else "before"] = commit()
+        reach.measure(tree, options.work / "coverage")
+    sample = sample_of(data, tree, options)
+    sample.commits["after" if options.again else "before"] = commit(options.at)
     chosen = [fate for fate in sample.fates if not fate.before or fate.before[0] == "undecided"]
     if options.again:
         tried = [fate for fate in sample.fates if fate.before]
         chosen = [fate for fate in tried if fate.last[0] not in table.NOTICED]
     try:
-        meet(sample, chosen, data, options)
+        meet(sample, chosen, tree, data, options)
     finally:
         sample.save(data)
         options.table.write_text(table.to_markdown(sample), encoding="utf-8")
     print(table.to_markdown(sample).partition("\n## ")[0])
 
 
-def sample_of(data: Path, options: argparse.Namespace) -> table.Sample:
+def sample_of(data: Path, tree: Path, options: argparse.Namespace) -> table.Sample:
     """The sample that is there, where it has this seed and count; else a new one."""
     if data.exists():
         sample = table.load(data)
         if (sample.seed, sample.count) == (options.seed, options.count):
             return sample
-    drawn, places = draw(ROOT, options.count, options.seed)
+    drawn, places = draw(tree, options.count, options.seed)
     fates = [table.Fate(mutant) for mutant in drawn]
     data.parent.mkdir(parents=True, exist_ok=True)
     return table.Sample(options.seed, options.count, places, options.cap, {}, fates)
 
 
-def commit() -> str:
-    command = ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"]
+def commit(name: str) -> str:
+    command = ["git", "-C", str(ROOT), "rev-parse", "--short", name]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def meet(
-    sample: table.Sample, chosen: list[table.Fate], data: Path, options: argparse.Namespace
+    sample: table.Sample,
+    chosen: list[table.Fate],
+    tree: Path,
+    data: Path,
+    options: argparse.Namespace,
 ) -> None:
     """Runs the tests of each mutant, then the tests that noticed one without any mutant: one that
     fails then says nothing, and its mutants are run again without it."""
-    tree = run.copy(ROOT, options.work / "tree")
-    reached = reach.read(ROOT, options.work / "coverage")
+    reached = reach.read(tree, options.work / "coverage")
 
     def then(session: pytest.Session) -> None:
         known = {item.nodeid for item in session.items}
@@ -103,12 +109,15 @@ def meet(
 def meet_one(
     session: pytest.Session, mutant: Mutant, reached: reach.Reach, cap: float
 ) -> tuple[str, str]:
-    tests = reached.tests(ROOT, mutant)
+    tests = reached.tests(Path.cwd(), mutant)
     if not tests:
         return "not run", ""
     path = Path.cwd() / mutant.path
     old = path.read_text(encoding="utf-8")
-    new = mutant.code(old)
+    try:
+        new = mutant.code(old)
+    except LookupError:
+        return "gone", ""
     path.write_text(new, encoding="utf-8")  # for the processes that tests start
     try:
         return run.fork(session, tests, reached.seconds, cap, old, new, str(path)).wait()

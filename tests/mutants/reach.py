@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 import subprocess
 import sys
@@ -115,15 +116,16 @@ def measure(root: Path, folder: Path) -> None:
         if path.stem in LEFT_OUT or (mark.exists() and mark.read_text() == version):
             continue
         base.with_suffix(".db").unlink(missing_ok=True)
-        settings = f"[run]\nsource = eval,synth\ndata_file = {base.with_suffix('.db')}\n"
-        base.with_suffix(".rc").write_text(settings)
+        measured = f"[run]\nsource = eval,synth\ndata_file = {base.with_suffix('.db')}\n"
+        base.with_suffix(".rc").write_text(measured)
         command = [
             *(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist"),
             *("--cov", f"--cov-config={base.with_suffix('.rc')}", "--cov-context=test"),
             *("--cov-report=", f"--junitxml={base.with_suffix('.xml')}", f"tests/{path.name}"),
         ]
         print(path.name, flush=True)
-        subprocess.run(command, cwd=root, stdout=subprocess.DEVNULL)
+        settings = {**os.environ, "PYTHONPATH": str(root), "CI": "1"}
+        subprocess.run(command, cwd=root, env=settings, stdout=subprocess.DEVNULL)
         mark.write_text(version)
 
 

@@ -54,11 +54,12 @@ def forget(tree: Path) -> None:
         del sys.modules[module]
 
 
-def copy(root: Path, tree: Path) -> Path:
-    """A copy of the last commit."""
+def copy(root: Path, tree: Path, commit: str) -> Path:
+    """A copy of a commit."""
     shutil.rmtree(tree, ignore_errors=True)
     tree.parent.mkdir(parents=True, exist_ok=True)
-    subprocess.run(["git", "clone", "--quiet", root, tree], check=True)
+    subprocess.run(["git", "clone", "--quiet", "--no-checkout", root, tree], check=True)
+    subprocess.run(["git", "-C", tree, "checkout", "--quiet", commit], check=True)
     return tree
 
 

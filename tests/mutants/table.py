@@ -23,6 +23,7 @@ OUTCOMES = {
     "unnoticed": "every test that runs the statement passes",
     "not run": "no test runs the statement",
     "undecided": "tests that run the statement did not fit the time, and the others pass",
+    "gone": "the code is no longer there",
 }
 
 
@@ -85,7 +86,7 @@ def to_markdown(sample: Sample) -> str:
     for name in sample.commits:
         ends = [fate.before[0] if name == "before" else fate.last[0] for fate in tried]
         seen, open_ = sum(end in NOTICED for end in ends), ends.count("undecided")
-        unseen = len(ends) - seen - open_
+        unseen = ends.count("unnoticed") + ends.count("not run")
         share = f"{unseen / max(len(ends), 1):.1%}"
         share += f" to {(unseen + open_) / max(len(ends), 1):.1%}" if open_ else ""
         cells = (name, sample.commits[name], len(ends), seen, unseen, open_, share)

@@ -254,6 +254,7 @@ def test_axes_by_hand() -> None:
     assert axis.ticks == [(0, "10 %"), (25, "20 %"), (50, "30 %"), (75, "40 %"), (100, "50 %")]
     assert [axis.place(value) for value in (0.0, 0.2, 0.9)] == [0, 25, 100]
     assert [place for place, _ in percent_axis([0.05, 0.95]).ticks] == [0, 20, 40, 60, 80, 100]
+    assert percent_axis([1.0]).ticks == [(0, "90 %"), (100, "100 %")]
     assert percent_axis([0.5]).ticks == [(0, "50 %"), (100, "60 %")]
     axis = log_axis([3, 40])
     assert [label for _, label in axis.ticks] == ["2", "5", "10", "20", "50"]

@@ -55,6 +55,7 @@ class Sample:
     cap: float
     commits: dict[str, str]
     fates: list[Fate]
+    note: str = ""  # on how it was run
 
     def save(self, path: Path) -> None:
         part = path.with_suffix(".part")
@@ -79,6 +80,7 @@ def to_markdown(sample: Sample) -> str:
         f"{len(tried)} of a random order of the {sample.places:,} places that can be changed. "
         "tests/mutants/sample.py says how, and what is left out. A mutant meets the tests that run "
         f"its statement, for {sample.cap:.0f} s.",
+        *(["", sample.note] if sample.note else []),
         "",
         "| | commit | mutants | noticed | unnoticed | undecided | share unnoticed |",
         "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
@@ -116,12 +118,9 @@ def to_markdown(sample: Sample) -> str:
 
 def _item(fate: Fate, word: str) -> list[str]:
     mutant, (outcome, test) = fate.mutant, fate.last
-    said = test if outcome in NOTICED else word or "no word yet"
-    ran = (
-        f" ({outcome if outcome == 'not run' else test})" if outcome not in NOTICED and test else ""
-    )
+    said = word or test or ("no test runs it" if outcome == "not run" else "no word yet")
     return [
-        f"- {mutant.path}:{mutant.line}, {mutant.operator}{ran}: {said}",
+        f"- {mutant.path}:{mutant.line}, {mutant.operator}: {said}",
         f"  - `{_short(mutant.removed)}`",
         f"  - `{_short(mutant.added)}`",
     ]

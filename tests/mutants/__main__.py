@@ -42,6 +42,7 @@ def main() -> None:
     if not options.no_measure:
         reach.measure(tree, options.work / "coverage")
     sample = sample_of(data, tree, options)
+    sample.cap, sample.note = options.cap, ""
     sample.commits["after" if options.again else "before"] = commit(options.at)
     chosen = [fate for fate in sample.fates if not fate.before or fate.before[0] == "undecided"]
     if options.again:

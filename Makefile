@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-ray lint bench bench-smoke speedrun docs attack attack-short clean
+.PHONY: demo test test-ray lint bench bench-smoke speedrun docs attack attack-short mutants clean
 
 demo: $(INSTALLED)
 	$(BIN)/synth benchmark --dataset house-numbers --recipes cdcgan-v2-quick,dcgan-quick \
@@ -49,6 +49,11 @@ attack: $(INSTALLED)
 
 attack-short: $(INSTALLED)
 	$(BIN)/python -m tests.attack --short
+
+# Hours on two cores: changes eval/ and the training loop at random; does a test notice?
+mutants: $(INSTALLED)
+	$(BIN)/pip install --quiet --editable '.[mutants]'
+	$(BIN)/python -m tests.mutants --count 300 --seed 0 --table results/MUTANTS.md
 
 clean:
 	rm -rf $(VENV) demo build *.egg-info

@@ -21,6 +21,7 @@ from synth.base.errors import SynthError, UsageError
 from synth.formats import npz
 from synth.published import RECIPES
 from tests.conftest import ROOT, TRAIN, Ran, tiny
+from tests.test_leaderboard import CEILING, record, synthetic
 
 Synth = Callable[..., Ran]
 DIGITS = np.arange(40) % 10
@@ -118,6 +119,26 @@ def test_a_result_shows_itself(notebook: Callable[..., cas.Result]) -> None:
     assert result.plot(axes) is axes
     (point,) = axes.containers[0][0].get_xdata()
     assert point == pytest.approx(100 * result.accuracy)
+    matplotlib.pyplot.close("all")
+
+
+def test_a_result_warns_of_copies() -> None:
+    copies = {"share": 0.5, "expected_share": 0.001, "p_value": 0.0, "closer": 0.9}
+    spaces = {"pixels": {**copies, "flagged": True}, "features": {**copies, "flagged": False}}
+    made, real = record(synthetic(), 0.7), record(CEILING, 0.8)
+    assert cas.Result(made, real).flag is None
+    warned = replace(made, metrics={"seconds": {}, "memorisation": spaces})
+    assert cas.Result(warned, real).flag == "near copies (pixels)"
+
+
+def test_a_plot_shows_chance_and_real_images() -> None:
+    axes = cas.Result(record(synthetic(), 0.6, 0.7), record(CEILING, 0.8, 0.9)).plot()
+    lines = {line.get_label(): line.get_xdata()[0] for line in axes.get_lines()}
+    assert lines["chance"] == pytest.approx(10)
+    assert lines["real images"] == pytest.approx(85)
+    (around,) = axes.containers[0].lines[2]
+    assert around.get_segments()[0].mean(0)[0] == pytest.approx(65)
+    assert {text.get_text() for text in axes.get_legend().get_texts()} == {"chance", "real images"}
     matplotlib.pyplot.close("all")
 
 

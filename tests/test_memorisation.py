@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import betabinom
 from sklearn.neighbors import NearestNeighbors
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
@@ -22,7 +23,12 @@ from eval.metrics import augmented_copies, diversity
 from eval.metrics import memorisation as module
 from eval.metrics.augmented_copies import nearest_view
 from eval.metrics.diversity import within_class_bandwidths, within_class_diversity
-from eval.metrics.memorisation import closest_pairs, memorisation, nearest_training
+from eval.metrics.memorisation import (
+    Memorisation,
+    closest_pairs,
+    memorisation,
+    nearest_training,
+)
 from eval.protocols import Protocol
 from synth.data import (
     DIGITS,
@@ -198,6 +204,32 @@ def test_distances_do_not_depend_on_blocks(world: World, monkeypatch: pytest.Mon
         np.testing.assert_array_equal(same, nearest)
         np.testing.assert_allclose(again, ratios, rtol=1e-5)
     assert memorisation(*sets).share == share
+
+
+def test_near_copies_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    """39 held-out images with ratios of 0.01, 0.02, …, the fourth of which is the threshold."""
+    held_out = np.arange(1, 40) / 100
+    monkeypatch.setattr(module, "QUANTILE", 0.1)
+
+    def compare(ratios: np.ndarray) -> Memorisation:
+        found = {39: held_out, len(ratios): ratios}
+        images = (torch.zeros(count, 1) for count in (1, 39, len(ratios)))
+        return memorisation(*images, lambda _, each: (found[len(each)], found[len(each)], each))
+
+    some = np.array([0.005, 0.035, 0.04, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 1.0])
+    found = compare(some)
+    assert (found.share, found.expected_share) == (0.3, 0.1)
+    assert found.p_value == pytest.approx(betabinom(10, 4, 36).sf(2))
+    pairs = held_out > some[:, None]
+    assert found.closer == pytest.approx((pairs + 0.5 * (held_out == some[:, None])).mean())
+    assert not found.flagged
+    all_copies = compare(np.full(40, 0.001))
+    assert (all_copies.share, all_copies.flagged) == (1.0, True)
+    assert all_copies.p_value == pytest.approx(betabinom(40, 4, 36).pmf(40))
+    monkeypatch.setattr(module, "LEVEL", 1e-4)
+    half = compare(np.repeat([0.001, 0.9], 20))  # unlikely too, but five times what is expected
+    assert half.p_value < module.LEVEL
+    assert not half.flagged
 
 
 def test_small_and_degenerate_sets() -> None:

@@ -13,8 +13,10 @@ import pandas as pd
 import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
+from PIL import Image
 
 from eval.aggregate import build_tables
+from eval.records import plot_path
 from eval.report import keep_plots
 from eval.tables import to_csv, to_page
 from synth.base.errors import SynthError, UsageError
@@ -145,8 +147,12 @@ def test_only_pictures_are_kept_beside_a_record(
     """A link in a set that somebody else made could lead to any file of the user."""
     (tmp_path / "secret").write_text("a password")
     (tmp_path / "preview.png").symlink_to(tmp_path / "secret")
-    keep_plots(
-        tmp_path / "results", record(synthetic(), 0.7), {"samples": tmp_path / "preview.png"}
-    )
+    made, results = record(synthetic(), 0.7), tmp_path / "results"
+    keep_plots(results, made, {"samples": tmp_path / "preview.png"})
     assert "preview.png: is no PNG file" in capsys.readouterr().err
-    assert not (tmp_path / "results").exists()
+    assert not results.exists()
+    picture = tmp_path / "losses.png"
+    Image.new("L", (1, 1)).save(picture)
+    keep_plots(results, made, {"samples": tmp_path / "preview.png", "losses": picture})
+    assert plot_path(results, made, "losses").read_bytes() == picture.read_bytes()
+    assert len(list(plot_path(results, made, "losses").parent.iterdir())) == 1

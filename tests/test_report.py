@@ -23,7 +23,15 @@ from playwright.sync_api import Browser, Page, sync_playwright
 from eval.aggregate import build_tables
 from eval.records import Record, plot_path, read_records
 from eval.report import write_report
-from eval.report.charts import log_axis, percent_axis
+from eval.report.charts import (
+    accuracy_axis,
+    log_axis,
+    loss_charts,
+    percent_axis,
+    reference_lines,
+    scatter_plots,
+    short,
+)
 from eval.report.samples import encode_samples, first_of_each
 from synth.visuals import save_grid
 from tests.conftest import ROOT, Ran
@@ -157,6 +165,43 @@ def test_few_samples_keep_their_pixels(tmp_path: Path) -> None:
         assert np.array_equal(np.asarray(shown)[..., :3], expected[..., :3])
 
 
+def test_a_picture_that_was_drawn_otherwise_stays_as_it_is() -> None:
+    for shape in ((31, 10, 3), (30, 40, 3), (4, 40, 3)):  # too narrow, too low, no room for images
+        grid = np.zeros(shape, np.uint8)
+        assert first_of_each(grid, 3) is grid
+
+
+def test_the_more_pixels_the_lower_the_quality(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """1.8 bytes for a pixel without loss, 0.34 at quality 90: room for one picture, or for two."""
+    asked: list[tuple[int, int]] = []
+
+    def encode(picture: np.ndarray, quality: int) -> str:
+        asked.append((picture.shape[0] * picture.shape[1], quality))
+        return ""
+
+    monkeypatch.setattr("eval.report.samples._encode", encode)
+    for number in range(2):  # each 3 × 20 × 41 × 41 pixels with gaps; a small one 10 × 41 × 41
+        images = torch.full((60, 3, 40, 40), number, dtype=torch.uint8)
+        save_grid(images, tmp_path / f"{number}.png", columns=20)
+    pixels = 124 * 821
+    monkeypatch.setattr("eval.report.samples.MOST_FULL", 1.8 * pixels)
+    monkeypatch.setattr("eval.report.samples.MOST_SMALL", 1.8 * (10 * 41 * 41))
+    found = encode_samples([(tmp_path / "0.png", 3)])
+    assert found.lossless
+    assert [quality for _, quality in asked] == [100, 100]
+    asked.clear()
+    found = encode_samples([(tmp_path / f"{number}.png", 3) for number in range(2)])
+    assert not found.lossless
+    assert asked[2:] == [(pixels, 90), (pixels, 90)]
+    assert [quality for _, quality in asked[:2]] == [90, 90]
+    monkeypatch.setattr("eval.report.samples.MOST_SIDE", 820)
+    assert encode_samples([(tmp_path / "0.png", 3)]).place == {}
+    monkeypatch.setattr("eval.report.samples.MOST_SIDE", 821)
+    assert encode_samples([(tmp_path / "0.png", 3)]).place == {tmp_path / "0.png": 0}
+
+
 @given(st.integers(1, 12), st.integers(1, 12), st.integers(2, 9))
 def test_a_small_picture_has_the_first_image_of_each_class(
     classes: int, columns: int, side: int
@@ -202,6 +247,70 @@ def test_an_axis_of_shares_is_linear_in_what_is_possible(
     low, high = min(possible), max(possible)
     assert axis.place(low) < axis.place(high)
     assert math.isclose(axis.place((low + high) / 2), (axis.place(low) + axis.place(high)) / 2)
+
+
+def test_axes_by_hand() -> None:
+    axis = percent_axis([0.123, 0.45])
+    assert axis.ticks == [(0, "10 %"), (25, "20 %"), (50, "30 %"), (75, "40 %"), (100, "50 %")]
+    assert [axis.place(value) for value in (0.0, 0.2, 0.9)] == [0, 25, 100]
+    assert [place for place, _ in percent_axis([0.05, 0.95]).ticks] == [0, 20, 40, 60, 80, 100]
+    assert percent_axis([1.0]).ticks == [(0, "90 %"), (100, "100 %")]
+    assert percent_axis([0.5]).ticks == [(0, "50 %"), (100, "60 %")]
+    axis = log_axis([3, 40])
+    assert [label for _, label in axis.ticks] == ["2", "5", "10", "20", "50"]
+    assert [axis.place(value) for value in (2, 10, 50)] == pytest.approx([0, 50, 100])
+    powers = [label for _, label in log_axis([2e3, 3e7]).ticks]
+    assert powers == ["1000", "10k", "100k", "1M", "10M"]
+    assert [label for _, label in log_axis([0.03]).ticks] == ["0.02", "0.05"]
+    assert [short(value) for value in (9999, 25_000, 2_500_000)] == ["9999", "25k", "2.5M"]
+
+
+def test_charts_by_hand() -> None:
+    """Two runs of one entry that was shown 100 k images, one of 1 M, and real images."""
+    far = replace(synthetic(digest="far"), images_shown=100_000)
+    runs = [record(far, 0.2, 0.3), record(replace(far, sha256="2"), 0.4)]
+    fid = {"seconds": {}, "fidelity": {"classifier": {"fid": 10.0, "kid": 0.1}}}
+    made = [replace(each, metrics=fid) for each in (*runs, record(synthetic(), 0.6))]
+    (table,) = build_tables([*made, record(CEILING, 0.8, 0.9)])
+    axis = accuracy_axis(table)
+    lines = reference_lines(table, axis)
+    assert [(line["name"], line["value"]) for line in lines] == [
+        ("chance", 0.1),
+        ("real", pytest.approx(0.85)),
+    ]
+    assert lines[0]["about"] == "a guess among 10 classes"
+    assert lines[1]["units"] == [axis.place(0.8), axis.place(0.9)]
+    low, high = lines[1]["range"]
+    assert low < axis.place(0.85) <= high
+    quality, length = scatter_plots(table, axis)
+    assert [point["value"] for point in quality["points"]] == [10.0, 10.0]
+    assert quality["joined"] == []
+    by_value = {point["value"]: point for point in length["points"]}
+    assert by_value[100_000]["units"] == pytest.approx([axis.place(0.25), axis.place(0.4)])
+    assert by_value[1_000_000]["units"] == []
+    assert by_value[1_000_000]["range"] is None
+    assert length["joined"] == [(by_value[100_000], by_value[1_000_000])]
+    assert all(point["label"] for point in length["points"])
+    assert length["note"] == ""
+    equal = [record(synthetic("a", "a"), 0.5), record(synthetic("b", "b"), 0.5)]
+    (plot,) = scatter_plots(build_tables(equal)[0], axis)
+    assert plot["note"].startswith("All of these were shown about the same number")
+    assert [point["label"] for point in plot["points"]] == [True, False]  # one upon the other
+
+
+def test_losses_by_hand() -> None:
+    log: list[dict[str, object]] = [
+        {"images": 1000, "d_loss": 2.0, "g_loss": 0.5, "d_real": 0.75},
+        {"images": 2000, "d_loss": 1.0},
+    ]
+    losses, outputs = loss_charts(record(replace(synthetic(), training_log=log), 0.5))
+    assert (losses["low"], losses["high"], losses["last"]) == ("0", "2", "2000")
+    first, second = losses["lines"]
+    assert first["places"] == [(50.0, 0.0), (100.0, 50.0)]
+    assert first["ends"] == ("2.000", "1.000")
+    assert second["places"] == [(50.0, 75.0)]
+    assert losses["numbers"] == [("1,000", ["2.000", "0.500"]), ("2,000", ["1.000", "–"])]
+    assert [line["places"] for line in outputs["lines"]] == [[(50.0, 25.0)]]
 
 
 def test_the_command_prints_its_path_and_opens_it(

@@ -6,10 +6,11 @@ import itertools
 import os
 import signal
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -30,6 +31,7 @@ from synth.data import ImageSet
 from synth.gan import GANSampler, GANTrainer
 from synth.networks import build
 from synth.ops.acceleration import ema_decay
+from synth.ops.native import describe_kernels
 from synth.published import RECIPES
 from synth.recipes import Recipe, override
 from synth.runs import Run, load_generator, open_run
@@ -237,6 +239,29 @@ def test_run_folder_holds_what_the_design_says(tmp_path: Path, drawn: ImageSet) 
     assert grids == ["0000001k.png", "0000002k.png"]
     assert (run.folder / "losses.png").stat().st_size > 1000
     assert open_run(run.folder).config == run.config
+
+
+def test_a_tick_logs_its_speed_and_the_bar_its_images(
+    tmp_path: Path,
+    drawn: ImageSet,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """By a clock that moves a second at each look. The last batch is more than was asked for."""
+    seconds = itertools.count()
+    monkeypatch.setattr(
+        training, "time", SimpleNamespace(perf_counter=lambda: float(next(seconds)))
+    )
+    shown: list[int] = []
+    monkeypatch.setattr(training, "progress_bar", lambda *_: nullcontext(shown.append))
+    run = make_run(tmp_path, drawn, tiny("tiny", True), 72, images_per_tick=32)
+    train_run(run, drawn, CPU)
+    assert shown == [16, 16, 16, 16, 8]
+    log = run.read_log()
+    assert [line["images"] for line in log] == [32, 64, 80]
+    assert [line["images_per_second"] for line in log] == [32.0, 32.0, 16.0]
+    assert all(line["memory_mib"] > 0 for line in log)
+    assert describe_kernels(CPU, "fp32") in capsys.readouterr().err
 
 
 def test_every_tick_samples_the_same_latents(tmp_path: Path, drawn: ImageSet) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +13,20 @@ import numpy as np
 import pytest
 import torch
 
-from eval import real_classifier
-from eval.checks import within
-from eval.evaluator import Evaluator
-from eval.records import read_record
+from eval import real_classifier, repeat
+from eval.checks import _agree, _follows, compare_environments, within
+from eval.evaluator import Evaluator, Workspace
+from eval.records import Entry, read_record
+from eval.repeat import evaluator_again
+from eval.scoring import SeedScore
+from eval.verification import Verification
 from synth.base.files import read_arrays, read_json
 from synth.checkpoints import load_tensors, save_tensors
-from synth.environment import blas_threads
+from synth.environment import MACHINE, blas_threads
 from synth.ops.native import describe_machine
 from tests.conftest import SCORE, TRAIN, Ran, in_turns, record_of, reseal, tamper
 from tests.test_cli import one_line
+from tests.test_leaderboard import CEILING, record, synthetic
 
 Synth = Callable[..., Ran]
 pytestmark = pytest.mark.usefixtures("tiny_names")
@@ -315,6 +320,98 @@ def test_bits_of_a_record_that_names_no_processor_need_not_repeat(
     tamper(path, lambda value: value.update(scores=value["scores"][:1]))
     unknown = "the record does not say evaluate: processor, compiler, tiles"
     one_line(synth("verify", path), 1, "cannot be verified here", unknown, "one classifier seed")
+
+
+NOW = {
+    **{key: f"this {key}" for key in MACHINE},
+    **{"device": "CPU x", "kernels": True, "threads": 2, "blas_threads": 2, "processes": 1},
+    **{"deterministic": False, "commit": "a" * 40, "code": "b" * 64},
+}
+
+
+def compared(stage: Any, entry: Entry, environment: dict[str, Any]) -> Verification:
+    made = replace(record(entry, 0.5), environment=environment)
+    found = Verification(made, stage)
+    compare_environments(found, NOW)
+    return found
+
+
+def test_environments_are_compared_stage_by_stage() -> None:
+    alike = compared(
+        "train", replace(synthetic(), training_environment=NOW, generation_environment=NOW), NOW
+    )
+    assert (alike.differences, alike.unknown, alike.notes) == ([], [], [])
+    assert alike.exact
+    # The first stage that says nothing keeps none of the others from being compared.
+    changed = {**NOW, "processes": 2, "commit": "a" * 12 + "c" * 28, "code": "c" * 64}
+    found = compared("train", replace(synthetic(), training_environment=changed), NOW)
+    assert found.unknown == ["generate: its environment"]
+    assert found.differences == ["train: by 2 processes, now by one"]
+    assert found.notes == [
+        f"train: commit {'a' * 12}c, now {'a' * 13}",
+        f"train: code {'c' * 13}, now {'b' * 13}",
+    ]
+    assert not found.exact
+    # Of a set on disk, only what is repeated counts.
+    assert compared("evaluate", synthetic(), NOW).exact
+    # Without kernels there is no compiler to name. Everything else has to be there.
+    bare = {key: value for key, value in NOW.items() if key not in ("compiler", "processor")}
+    assert compared("evaluate", synthetic(), bare).unknown == ["evaluate: processor, compiler"]
+    bare["kernels"] = False
+    assert compared("evaluate", synthetic(), bare).unknown == ["evaluate: processor"]
+
+
+def test_scores_must_follow_from_their_table() -> None:
+    table = np.array([[3, 1], [0, 1]])  # one image of the second class
+    score = SeedScore(0, 0.8, 0.875, [0.75, 1.0], table.tolist(), 0.1, 1.0)
+    assert _follows(score, table)
+    for change in ({"accuracy": 0.9}, {"balanced_accuracy": 0.9}, {"recalls": [0.75, 0.5]}):
+        assert not _follows(replace(score, **change), table)
+    for wrong in ([[3, 1], [0, 0]], [[4, -1], [0, 1]]):  # an absent class, less than nothing
+        assert not _follows(score, np.array(wrong))
+
+
+def test_predictions_must_agree_with_the_scores() -> None:
+    """Four images of a first class, one of which is taken for the second, and one of that."""
+    score = SeedScore(0, 0.8, 0.875, [0.75, 1.0], [[3, 1], [0, 1]], 0.1, 1.0)
+    made = replace(record(synthetic(), 0.8), scores=[score])
+    made = replace(made, real=replace(made.real, test_size=5))
+    predictions = np.array([[0, 0, 0, 1, 1]], np.uint8)
+    right = np.array([[True, True, True, False, True]])
+    arrays = {"predictions": predictions, "correct": right}
+    assert _agree(made, arrays)
+    assert _agree(made, {"predictions": predictions})
+    for change in (
+        {"predictions": None},
+        {"predictions": predictions[:, :4]},
+        {"predictions": predictions.astype(np.float32)},
+        {"predictions": predictions[:, [0, 0, 0, 0, 4]]},  # five and none
+        {"predictions": np.array([[0, 0, 0, 1, 2]], np.uint8)},  # a class that is not there
+        {"correct": right[:, :4]},
+        {"correct": right.astype(np.uint8)},
+        {"correct": right[:, [0, 1, 3, 2, 4]]},  # one of the first class is wrong
+    ):
+        changed = {name: each for name, each in {**arrays, **change}.items() if each is not None}
+        assert not _agree(made, changed), change
+
+
+@pytest.mark.parametrize(
+    ("asked", "recorded", "taken"),
+    [(None, "folder", "folder"), ("mnist", "folder", "mnist"), (None, None, "svhn")],
+)
+def test_the_real_splits_are_those_of_the_record(
+    monkeypatch: pytest.MonkeyPatch, asked: str | None, recorded: str | None, taken: str
+) -> None:
+    """Unless --dataset names others. Older records do not say, and are of SVHN."""
+    keys: list[str] = []
+
+    class Made:
+        real = record(CEILING, 0.5).real
+
+    monkeypatch.setattr(repeat, "make_evaluator", lambda _, key, __: keys.append(key) or Made())
+    made = replace(record(CEILING, 0.5), dataset_key=recorded)
+    evaluator_again(made, Workspace(), asked, "cpu")
+    assert keys == [taken]
 
 
 @pytest.mark.parametrize(("count", "repeated"), [(3, 3), (3, 1), (2, 2)])

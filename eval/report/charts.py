@@ -31,9 +31,8 @@ class Axis(NamedTuple):
 
 def percent_axis(values: Sequence[float]) -> Axis:
     """From a multiple of ten to another. values: fractions; those outside [0, 1] are clipped."""
-    low = 10 * math.floor(10 * max(min(values), 0))
-    high = 10 * math.ceil(10 * min(max(values), 1))
-    low, high = min(low, 90), max(high, low + 10)
+    low = min(10 * math.floor(10 * max(min(values), 0)), 90)
+    high = max(10 * math.ceil(10 * min(max(values), 1)), low + 10)
     ticks = range(low, high + 1, 20 if high - low > 60 else 10)
 
     def place(value: float) -> float:

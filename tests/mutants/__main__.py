@@ -1,0 +1,149 @@
+"""Changes `eval/` and the training loop at random, and counts which changes the tests notice.
+
+Takes hours the first time: it runs the suite under coverage, then the tests of each mutant. What it
+has done is kept in --work and beside --table; a call that was stopped goes on from there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.mutants import reach, run, table
+from tests.mutants.sample import Mutant, draw
+
+ROOT = Path(__file__).parents[2]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tests.mutants", description=__doc__)
+    parser.add_argument("--count", type=int, default=300, help="mutants to draw")
+    parser.add_argument("--seed", type=int, default=0, help="of the draw")
+    parser.add_argument("--cap", type=float, default=90, help="seconds of tests for each mutant")
+    parser.add_argument(
+        "--again", action="store_true", help="run the survivors again, with new tests"
+    )
+    parser.add_argument("--table", type=Path, default=ROOT / "build" / "MUTANTS.md")
+    parser.add_argument("--work", type=Path, default=ROOT / "build" / "mutants")
+    parser.add_argument("--at", default="HEAD", help="commit whose sources and tests are taken")
+    parser.add_argument("--no-measure", action="store_true", help="take the coverage that is there")
+    options = parser.parse_args()
+    os.environ["OMP_NUM_THREADS"] = "1"
+    options.table, options.work = options.table.resolve(), options.work.resolve()
+
+    data = options.table.with_suffix(".json")
+    tree = run.copy(ROOT, options.work / "tree", commit(options.at))
+    if not options.no_measure:
+        reach.measure(tree, options.work / "coverage")
+    sample = sample_of(data, tree, options)
+    sample.cap, sample.note = options.cap, ""
+    sample.commits["after" if options.again else "before"] = commit(options.at)
+    chosen = [fate for fate in sample.fates if not fate.before or fate.before[0] == "undecided"]
+    if options.again:
+        tried = [fate for fate in sample.fates if fate.before]
+        chosen = [fate for fate in tried if fate.last[0] not in table.NOTICED]
+    try:
+        meet(sample, chosen, tree, data, options)
+    finally:
+        sample.save(data)
+        options.table.write_text(table.to_markdown(sample), encoding="utf-8")
+    print(table.to_markdown(sample).partition("\n## ")[0])
+
+
+def sample_of(data: Path, tree: Path, options: argparse.Namespace) -> table.Sample:
+    """The sample that is there, where it has this seed and count; else a new one."""
+    if data.exists():
+        sample = table.load(data)
+        if (sample.seed, sample.count) == (options.seed, options.count):
+            return sample
+    drawn, places = draw(tree, options.count, options.seed)
+    fates = [table.Fate(mutant) for mutant in drawn]
+    data.parent.mkdir(parents=True, exist_ok=True)
+    return table.Sample(options.seed, options.count, places, options.cap, {}, fates)
+
+
+def commit(name: str) -> str:
+    command = ["git", "-C", str(ROOT), "rev-parse", "--short", name]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def meet(
+    sample: table.Sample,
+    chosen: list[table.Fate],
+    tree: Path,
+    data: Path,
+    options: argparse.Namespace,
+) -> None:
+    """Runs the tests of each mutant, then the tests that noticed one without any mutant: one that
+    fails then says nothing, and its mutants are run again without it."""
+    reached = reach.read(tree, options.work / "coverage")
+
+    def then(session: pytest.Session) -> None:
+        known = {item.nodeid for item in session.items}
+        reached.seconds = {test: s for test, s in reached.seconds.items() if test in known}
+        again = chosen
+        while again:
+            for number, fate in enumerate(again):
+                started = time.monotonic()
+                found = meet_one(session, fate.mutant, reached, options.cap)
+                note(fate, found, options)
+                sample.save(data)
+                took = f"{number + 1}/{len(again)} {time.monotonic() - started:.1f} s"
+                print(took, fate.key, *found, file=sys.__stdout__, flush=True)
+            killers = {fate.last[1] for fate in again if fate.last[0] == "noticed"} & known
+            unfit = unchanged(session, sorted(killers), reached)
+            told = f"{len(killers)} tests noticed mutants; without one {len(unfit)} of them fail"
+            print(told, *unfit, file=sys.__stdout__, flush=True)
+            for test in unfit:
+                reached.seconds.pop(test, None)
+            again = [fate for fate in again if fate.last[1] in unfit]
+
+    run.collect(tree, then)
+
+
+def meet_one(
+    session: pytest.Session, mutant: Mutant, reached: reach.Reach, cap: float
+) -> tuple[str, str]:
+    tests = reached.tests(Path.cwd(), mutant)
+    if not tests:
+        return "not run", ""
+    path = Path.cwd() / mutant.path
+    old = path.read_text(encoding="utf-8")
+    try:
+        new = mutant.code(old)
+    except LookupError:
+        return "gone", ""
+    path.write_text(new, encoding="utf-8")  # for the processes that tests start
+    try:
+        return run.fork(session, tests, reached.seconds, cap, old, new, str(path)).wait()
+    finally:
+        path.write_text(old, encoding="utf-8")
+
+
+def note(fate: table.Fate, found: tuple[str, str], options: argparse.Namespace) -> None:
+    if options.again:
+        fate.after = list(found)
+    else:
+        fate.before = list(found)
+
+
+def unchanged(session: pytest.Session, tests: list[str], reached: reach.Reach) -> set[str]:
+    """Those of the tests that fail where sources differ from the commit, but mean the same."""
+    sources = {Path(path): Path(path).read_text(encoding="utf-8") for path in reached.lines}
+    for path, source in sources.items():
+        path.write_text(source + "\n# no mutant\n", encoding="utf-8")
+    fork = run.fork(session, tests, reached.seconds, cap=1e6)
+    fork.wait()
+    for path, source in sources.items():
+        path.write_text(source, encoding="utf-8")
+    return {test for word, test, _ in fork.steps() if word == "failed"}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

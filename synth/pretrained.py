@@ -29,8 +29,7 @@ BODY = """
 # {recipe}
 
 A generator of {side}×{side} images of {classes} classes, made by synth. Its recipe is {recipe}
-(seed {seed}). It was trained on {dataset}, until {shown:,} of {length:,} real images were shown.
-{labels}
+(seed {seed}). It was trained on {dataset}, until {shown:,} real images were shown. {labels}
 The classes from label 0 on are: {names}.
 {samples}
 ## What it is worth
@@ -147,7 +146,6 @@ def card(
         seed=config.seed,
         dataset=dataset,
         shown=shown,
-        length=config.total_images,
         labels=LABELS[config.recipe.conditional],
         names=in_markdown(", ".join(config.classes)),
         samples=f"\n![samples, one class a row]({SAMPLES})\n" if pictures else "",

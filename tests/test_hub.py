@@ -178,7 +178,7 @@ def test_the_card_of_a_run_has_its_score(run: Path, hub: Hub, synth: Synth) -> N
     assert card.data.library_name == "synth-cas"
     text = " ".join(card.text.split())
     for words in (
-        "Its recipe is tiny (seed 0). It was trained on small-svhn, until 64 of 64 real images",
+        "Its recipe is tiny (seed 0). It was trained on small-svhn, until 64 real images were",
         f"**{100 * rows['tiny']['accuracy']:.2f} %** for tiny on small-svhn",
         "under the protocol tiny-v1, with 200 images and 2 classifiers.",
         f"The real images reach {100 * rows['real']['accuracy']:.2f} %.",

@@ -20,7 +20,7 @@ from eval.classifiers import FixedClassifier
 from eval.protocols import PROTOCOLS, Protocol, protocol_for
 from eval.scoring import disk_batches
 from synth.base.errors import SynthError
-from synth.base.locks import task
+from synth.base.locks import clear_leftovers, task
 from synth.base.progress import progress_bar, say
 from synth.checkpoints import load_tensors, save_tensors
 from synth.data import ImageSet, cache_folder, load_training_images, unit_from_uint8
@@ -59,6 +59,7 @@ def real_classifier(
     """
     cache = cache or cache_folder()
     path = cache / "classifiers" / f"{_key(real, protocol, device, precision)}.safetensors"
+    clear_leftovers(path.parent)  # of a process that was killed; where all is known, nobody writes
     with ExitStack() as stack:
         with suppress(SynthError):  # a cache that cannot be written has no locks
             stack.enter_context(task(cache, "the real classifier", path.stem, wait=True))

@@ -37,11 +37,13 @@ What `make attack` did to synth, and what went wrong. Each part says of which co
 
 
 def update(path: Path, part: str, text: str) -> None:
-    """Writes the section of a part into the file. The sections of other parts stay."""
-    old = path.read_text(encoding="utf-8").split("\n## ")[1:] if path.exists() else []
+    """Writes the section of a part into the file. The sections of other parts stay, and what
+    somebody wrote before them."""
+    whole = path.read_text(encoding="utf-8") if path.exists() else HEAD
+    head, *old = whole.split("\n## ")
     sections = {section.partition("\n")[0]: f"## {section}".rstrip() for section in old}
     sections[part] = text
-    path.write_text("\n\n".join([HEAD.strip(), *sections.values()]) + "\n", encoding="utf-8")
+    path.write_text("\n\n".join([head.strip(), *sections.values()]) + "\n", encoding="utf-8")
 
 
 def to_markdown(part: str, rows: Sequence[Row], options: argparse.Namespace, seconds: float) -> str:

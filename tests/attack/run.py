@@ -97,7 +97,8 @@ def wait(process: int, world: Path, log: str = "log") -> Ended:
     out = world.parent / f"{world.name}-{log}"
     texts = [out.with_suffix(end).read_text(errors="replace") for end in (".out", ".err")]
     counts = out.with_suffix(".counts")
-    writes, room = map(int, counts.read_text().split()) if counts.exists() else (0, 0)
+    told = counts.read_text().split() if counts.exists() else []  # empty: killed as it wrote them
+    writes, room = map(int, told or (0, 0))
     code = os.waitstatus_to_exitcode(status)
     return Ended(code, seconds, usage.ru_maxrss >> 10, texts[0], texts[1], writes, room)
 

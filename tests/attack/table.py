@@ -13,6 +13,7 @@ from pathlib import Path
 from synth.environment import git_commit
 
 SHOWN = 20  # of what is wrong in one row
+LONGEST = 240  # characters of one of them
 
 
 @dataclass
@@ -62,7 +63,8 @@ def to_markdown(part: str, rows: Sequence[Row], options: argparse.Namespace, sec
     if counts:
         lines += ["", "Not covered: no depth of `synth verify` can tell these values.", ""]
     lines += [f"- {count} of a forged {each}" for each, count in sorted(counts.items())]
-    wrong = [f"- {row.part}: {' '.join(w.split())}" for row in rows for w in row.wrong[:SHOWN]]
+    told = [f"- {row.part}: {' '.join(w.split())}" for row in rows for w in row.wrong[:SHOWN]]
+    wrong = [line if len(line) <= LONGEST else f"{line[:LONGEST]} …" for line in told]
     more = [f"- {r.part}: and {len(r.wrong) - SHOWN} more" for r in rows if len(r.wrong) > SHOWN]
     if wrong:
         lines += ["", "Wrong:", "", *wrong, *more]

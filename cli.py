@@ -757,11 +757,11 @@ def recipes(
         costs = [row.get(f"{network}_gflop") for network in ("generator", "discriminator")]
         size = " ".join("–".rjust(10) if n is None else f"{n:>10,}" for n in sizes)
         cost = " ".join("–".rjust(7) if n is None else f"{n:>7.4f}" for n in costs)
-        name = row["name"]
-        if len(name) > 24 and not wide:
-            print(fit(name))
-            name = ""
-        line = f"{name:<24} {kind:<13} {size} {cost}"
+        shown = row["name"]
+        if len(shown) > 24 and not wide:  # on a line of its own
+            print(fit(shown))
+            shown = ""
+        line = f"{shown:<24} {kind:<13} {size} {cost}"
         print(f"{line}  {row['source']}" if wide else line)
 
 

@@ -212,7 +212,8 @@ def table_of(outcomes: list[Outcome], wide: bool = False) -> str:
         lines = [f"{'holds from':<13}  record"]
         for each in outcomes:
             lines.append(fit(f"{each.depth:<13}  {each.record}", 15))
-            lines += [fit(f"{'':15}{each.detail}", 15)] * bool(each.detail)
+            if each.detail:
+                lines.append(fit(f"{'':15}{each.detail}", 15))
     counts = Counter(f"{'from ' * bool(each.holds)}{each.depth}" for each in outcomes)
     total = ", ".join(f"{count} {depth}" for depth, count in counts.items())
     return "\n".join([*map(str.rstrip, lines), fit(f"{len(outcomes)} records: {total}")])

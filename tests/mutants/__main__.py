@@ -11,7 +11,11 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from multiprocessing import Pipe, Process
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -31,6 +35,7 @@ def main() -> None:
     )
     parser.add_argument("--table", type=Path, default=ROOT / "build" / "MUTANTS.md")
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "mutants")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes")
     parser.add_argument("--at", default="HEAD", help="commit whose sources and tests are taken")
     parser.add_argument("--no-measure", action="store_true", help="take the coverage that is there")
     options = parser.parse_args()
@@ -38,18 +43,21 @@ def main() -> None:
     options.table, options.work = options.table.resolve(), options.work.resolve()
 
     data = options.table.with_suffix(".json")
-    tree = run.copy(ROOT, options.work / "tree", commit(options.at))
+    tree = run.copy(ROOT, options.work / "tree-0", commit(options.at))
     if not options.no_measure:
-        reach.measure(tree, options.work / "coverage")
+        reach.measure(tree, options.work / "coverage", options.jobs)
     sample = sample_of(data, tree, options)
     sample.cap, sample.note = options.cap, ""
     sample.commits["after" if options.again else "before"] = commit(options.at)
-    chosen = [fate for fate in sample.fates if not fate.before or fate.before[0] == "undecided"]
+    numbers = [i for i, f in enumerate(sample.fates) if not f.before or f.before[0] == "undecided"]
     if options.again:
-        tried = [fate for fate in sample.fates if fate.before]
-        chosen = [fate for fate in tried if fate.last[0] not in table.NOTICED]
+        tried = [i for i, fate in enumerate(sample.fates) if fate.before]
+        numbers = [i for i in tried if sample.fates[i].last[0] not in table.NOTICED]
     try:
-        meet(sample, chosen, tree, data, options)
+        for number, found in meet({i: sample.fates[i].mutant for i in numbers}, options):
+            fate = sample.fates[number]
+            fate.before, fate.after = (fate.before, found) if options.again else (found, [])
+            sample.save(data)
     finally:
         sample.save(data)
         options.table.write_text(table.to_markdown(sample), encoding="utf-8")
@@ -74,43 +82,68 @@ def commit(name: str) -> str:
 
 
 def meet(
-    sample: table.Sample,
-    chosen: list[table.Fate],
-    tree: Path,
-    data: Path,
-    options: argparse.Namespace,
+    mutants: dict[int, Mutant], options: argparse.Namespace
+) -> Iterator[tuple[int, list[str]]]:
+    """Runs the tests of each mutant in --jobs processes. Yields its number, and the outcome with
+    the test that brought it; a second time where the first outcome was worth nothing."""
+    readers: list[Any] = []
+    numbers = list(mutants)
+    for job in range(options.jobs):
+        reader, writer = Pipe(duplex=False)
+        own = {number: mutants[number] for number in numbers[job :: options.jobs]}
+        Process(target=work, args=(job, own, writer, options)).start()
+        writer.close()
+        readers.append(reader)
+    while readers:
+        for reader in wait(readers):
+            try:
+                yield reader.recv()
+            except EOFError:
+                readers.remove(reader)
+
+
+def work(
+    job: int, mutants: dict[int, Mutant], writer: Connection, options: argparse.Namespace
 ) -> None:
-    """Runs the tests of each mutant, then the tests that noticed one without any mutant: one that
-    fails then says nothing, and its mutants are run again without it."""
+    """Meets mutants in a tree of its own. At the end, runs the tests that noticed one without any
+    mutant: one that fails then says nothing, and its mutants are run again without it."""
+    tree = run.copy(ROOT, options.work / f"tree-{job}", commit(options.at))
     reached = reach.read(tree, options.work / "coverage")
+    outcomes: dict[int, tuple[str, str]] = {}
 
     def then(session: pytest.Session) -> None:
         known = {item.nodeid for item in session.items}
         reached.seconds = {test: s for test, s in reached.seconds.items() if test in known}
-        again = chosen
+        again = list(mutants)
         while again:
-            for number, fate in enumerate(again):
+            for number in again:
                 started = time.monotonic()
-                found = meet_one(session, fate.mutant, reached, options.cap)
-                note(fate, found, options)
-                sample.save(data)
-                took = f"{number + 1}/{len(again)} {time.monotonic() - started:.1f} s"
-                print(took, fate.key, *found, file=sys.__stdout__, flush=True)
-            killers = {fate.last[1] for fate in again if fate.last[0] == "noticed"} & known
+                mutant = mutants[number]
+                recent = [
+                    outcomes[n][1]
+                    for n in outcomes
+                    if mutants[n].path == mutant.path and outcomes[n][0] == "noticed"
+                ]
+                found = outcomes[number] = meet_one(session, mutant, reached, recent, options.cap)
+                writer.send((number, list(found)))
+                took = f"{number} {time.monotonic() - started:.1f} s"
+                print(took, table.key(mutant), *found, file=sys.__stdout__, flush=True)
+            killers = {outcomes[n][1] for n in again if outcomes[n][0] == "noticed"} & known
             unfit = unchanged(session, sorted(killers), reached)
             told = f"{len(killers)} tests noticed mutants; without one {len(unfit)} of them fail"
             print(told, *unfit, file=sys.__stdout__, flush=True)
             for test in unfit:
                 reached.seconds.pop(test, None)
-            again = [fate for fate in again if fate.last[1] in unfit]
+            again = [number for number in again if outcomes[number][1] in unfit]
 
     run.collect(tree, then)
 
 
 def meet_one(
-    session: pytest.Session, mutant: Mutant, reached: reach.Reach, cap: float
+    session: pytest.Session, mutant: Mutant, reached: reach.Reach, recent: list[str], cap: float
 ) -> tuple[str, str]:
-    tests = reached.tests(Path.cwd(), mutant)
+    """`recent`: tests that noticed other mutants of this file. They come first."""
+    tests = sorted(reached.tests(Path.cwd(), mutant), key=lambda test: test not in recent)
     if not tests:
         return "not run", ""
     path = Path.cwd() / mutant.path
@@ -124,13 +157,6 @@ def meet_one(
         return run.fork(session, tests, reached.seconds, cap, old, new, str(path)).wait()
     finally:
         path.write_text(old, encoding="utf-8")
-
-
-def note(fate: table.Fate, found: tuple[str, str], options: argparse.Namespace) -> None:
-    if options.again:
-        fate.after = list(found)
-    else:
-        fate.before = list(found)
 
 
 def unchanged(session: pytest.Session, tests: list[str], reached: reach.Reach) -> set[str]:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import xml.etree.ElementTree as ET
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -106,27 +107,34 @@ def _statements(node: ast.AST, outer: ast.AST | None) -> Iterator[tuple[ast.stmt
         yield from _statements(child, node)
 
 
-def measure(root: Path, folder: Path) -> None:
+def measure(root: Path, folder: Path, jobs: int) -> None:
     """Runs under coverage each test file that has changed since it was last measured."""
     folder.mkdir(parents=True, exist_ok=True)
-    for path in sorted(root.glob("tests/test_*.py")):
-        base = folder / path.stem
-        version = sha256(path.read_bytes()).hexdigest()
-        mark = base.with_suffix(".sha256")
-        if path.stem in LEFT_OUT or (mark.exists() and mark.read_text() == version):
-            continue
-        base.with_suffix(".db").unlink(missing_ok=True)
-        measured = f"[run]\nsource = eval,synth\ndata_file = {base.with_suffix('.db')}\n"
-        base.with_suffix(".rc").write_text(measured)
-        command = [
-            *(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist"),
-            *("--cov", f"--cov-config={base.with_suffix('.rc')}", "--cov-context=test"),
-            *("--cov-report=", f"--junitxml={base.with_suffix('.xml')}", f"tests/{path.name}"),
-        ]
-        print(path.name, flush=True)
-        settings = {**os.environ, "PYTHONPATH": str(root), "CI": "1"}
-        subprocess.run(command, cwd=root, env=settings, stdout=subprocess.DEVNULL)
-        mark.write_text(version)
+    paths = [path for path in root.glob("tests/test_*.py") if path.stem not in LEFT_OUT]
+    # The longest first, so that no job is left alone with it at the end.
+    paths.sort(key=lambda path: -path.stat().st_size)
+    with ThreadPoolExecutor(jobs) as pool:
+        list(pool.map(lambda path: measure_file(root, path, folder), paths))
+
+
+def measure_file(root: Path, path: Path, folder: Path) -> None:
+    base = folder / path.stem
+    version = sha256(path.read_bytes()).hexdigest()
+    mark = base.with_suffix(".sha256")
+    if mark.exists() and mark.read_text() == version:
+        return
+    base.with_suffix(".db").unlink(missing_ok=True)
+    measured = f"[run]\nsource = eval,synth\ndata_file = {base.with_suffix('.db')}\n"
+    base.with_suffix(".rc").write_text(measured)
+    command = [
+        *(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist"),
+        *("--cov", f"--cov-config={base.with_suffix('.rc')}", "--cov-context=test"),
+        *("--cov-report=", f"--junitxml={base.with_suffix('.xml')}", f"tests/{path.name}"),
+    ]
+    settings = {**os.environ, "PYTHONPATH": str(root), "CI": "1"}
+    subprocess.run(command, cwd=root, env=settings, stdout=subprocess.DEVNULL)
+    mark.write_text(version)
+    print(path.name, flush=True)
 
 
 def read(root: Path, folder: Path) -> Reach:

@@ -41,8 +41,7 @@ class Fate:
 
     @property
     def key(self) -> str:
-        m = self.mutant
-        return f"{m.path}: {m.removed} → {m.added}"
+        return key(self.mutant)
 
 
 @dataclass
@@ -61,6 +60,11 @@ class Sample:
         part = path.with_suffix(".part")
         part.write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
         part.replace(path)
+
+
+def key(mutant: Mutant) -> str:
+    """Names a mutant in words.toml."""
+    return f"{mutant.path}: {mutant.removed} → {mutant.added}"
 
 
 def load(path: Path) -> Sample:

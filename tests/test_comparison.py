@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from eval.compare import NamedComparison
 from eval.protocols import PROTOCOLS
 from eval.records import (
     Entry,
@@ -22,7 +23,7 @@ from eval.records import (
     write_record,
 )
 from eval.scoring import Score, SeedScore
-from eval.statistics import compare
+from eval.statistics import Comparison, compare
 from eval.tables import agreement_lines, build_tables
 from tests.conftest import Ran
 from tests.test_cli import one_line
@@ -91,6 +92,32 @@ def test_the_command_compares_all_runs_of_both_entries(synth: Synth) -> None:
     assert "verdict       cdcgan is better" in text
     assert f"{-100 * expected.difference:+.2f} points" in text
     assert "3 × 3 against 3 × 3 (runs × classifier seeds), 500 test images" in text
+
+
+def test_a_comparison_by_hand() -> None:
+    result = Comparison(
+        0.0512, -0.0123, 0.1147, 0.0371, "can't tell", "recipes", ((3, 3), (1,)), 500
+    )
+    named = NamedComparison("a", "b", "fixed-v1", "svhn", result)
+    assert named.to_text().splitlines() == [
+        "a - b, fixed-v1 on svhn",
+        "difference    +5.12 points",
+        "95 % interval -1.23 to +11.47",
+        "p             0.037",
+        "verdict       can't tell",
+        "covers        compares the recipes: covers generator runs, classifier seeds and",
+        "              test images",
+        "n             2 × 3 against 1 × 1 (runs × classifier seeds), 500 test images",
+    ]
+    for letter in "ab":
+        better = replace(named, result=replace(result, verdict=letter.upper()))
+        assert f"verdict       {letter} is better" in better.to_text()
+    assert named.to_json() == {
+        **{"a": "a", "b": "b", "protocol": "fixed-v1", "real": "svhn", "difference": 0.0512},
+        **{"low": -0.0123, "high": 0.1147, "p_value": 0.0371, "verdict": "can't tell"},
+        **{"scope": "recipes", "seeds": ((3, 3), (1,)), "images": 500},
+        "covers": "compares the recipes: covers generator runs, classifier seeds and test images",
+    }
 
 
 def test_two_alike_cannot_be_told_apart_and_a_record_is_one_run(synth: Synth) -> None:

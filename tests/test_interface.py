@@ -139,6 +139,7 @@ def test_a_plot_shows_chance_and_real_images() -> None:
     (around,) = axes.containers[0].lines[2]
     assert around.get_segments()[0].mean(0)[0] == pytest.approx(65)
     assert {text.get_text() for text in axes.get_legend().get_texts()} == {"chance", "real images"}
+    assert axes.get_xlabel() == "accuracy % on svhn-part, fixed-v1"
     matplotlib.pyplot.close("all")
 
 

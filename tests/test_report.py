@@ -22,7 +22,7 @@ from playwright.sync_api import Browser, Page, sync_playwright
 
 from eval.aggregate import build_tables
 from eval.records import Record, plot_path, read_records
-from eval.report import write_report
+from eval.report import class_names, mistakes, write_report
 from eval.report.charts import (
     accuracy_axis,
     log_axis,
@@ -108,6 +108,32 @@ def test_every_run_of_a_row_is_there(tmp_path: Path) -> None:
     page = report_of(tmp_path, made)
     assert 'data-picture="0"' in page
     assert 'data-picture="1"' not in page
+
+
+def test_classes_have_the_names_of_the_first_generator_that_has_some() -> None:
+    named = replace(synthetic("named", digest="n"), config={"classes": list("abcdefghij")})
+    others = [
+        replace(synthetic("a", digest="a"), config=None),
+        replace(synthetic("b", digest="b"), config={"classes": 10}),
+        replace(synthetic("c", digest="c"), config={"classes": ["one", "two"]}),
+    ]
+    (table,) = build_tables([record(entry, 0.9) for entry in others])
+    assert class_names(table) == [str(number) for number in range(10)]
+    (table,) = build_tables([record(entry, 0.9) for entry in others] + [record(named, 0.2)])
+    assert class_names(table) == list("abcdefghij")
+
+
+def test_the_most_frequent_confusions_by_hand() -> None:
+    shares = np.array([[0.4, 0.35, 0.25], [0.02, 0.88, 0.1], [0.3, 0.05, 0.65]])
+    found = mistakes(shares, ["a", "b", "c"])
+    assert found == [  # five of the six
+        ("a", "b", 0.35),
+        ("c", "a", 0.3),
+        ("a", "c", 0.25),
+        ("b", "c", 0.1),
+        ("c", "b", 0.05),
+    ]
+    assert mistakes(np.eye(3), ["a", "b", "c"]) == []
 
 
 def test_diversity_is_read_against_that_of_real_images(tmp_path: Path) -> None:
@@ -232,8 +258,16 @@ SHARES = st.lists(st.integers(0, 100_000), min_size=2, unique=True)  # in 1/100,
 
 @given(st.lists(st.floats(-5, 5), min_size=1))
 def test_an_axis_of_shares_holds_all_values(values: list[float]) -> None:
+    """It ends at the multiples of ten around them, and is at least ten wide."""
     axis = percent_axis(values)
     assert all(0 <= axis.place(value) <= 100 for value in values)
+    low, high = (int(label.removesuffix(" %")) for _, label in (axis.ticks[0], axis.ticks[-1]))
+    if high - low <= 60:
+        least, most = (100 * min(max(end, 0), 1) for end in (min(values), max(values)))
+        assert low % 10 == high % 10 == 0
+        assert low <= least + 1e-9 and most <= high + 1e-9
+        assert least - 10 < low + 1e-9 or low == 90
+        assert high - 10 < most + 1e-9 or high == low + 10
 
 
 @given(SHARES, st.lists(st.floats(-5, 5)))
@@ -262,6 +296,9 @@ def test_axes_by_hand() -> None:
     powers = [label for _, label in log_axis([2e3, 3e7]).ticks]
     assert powers == ["1000", "10k", "100k", "1M", "10M"]
     assert [label for _, label in log_axis([0.03]).ticks] == ["0.02", "0.05"]
+    seven = [label for _, label in log_axis([3, 150]).ticks]
+    assert seven == ["2", "5", "10", "20", "50", "100", "200"]
+    assert [label for _, label in log_axis([3, 300]).ticks] == ["10", "100"]  # of eight
     assert [short(value) for value in (9999, 25_000, 2_500_000)] == ["9999", "25k", "2.5M"]
 
 
@@ -294,8 +331,38 @@ def test_charts_by_hand() -> None:
     assert length["note"] == ""
     equal = [record(synthetic("a", "a"), 0.5), record(synthetic("b", "b"), 0.5)]
     (plot,) = scatter_plots(build_tables(equal)[0], axis)
+    assert plot["title"] == "Score over images shown"
     assert plot["note"].startswith("All of these were shown about the same number")
     assert [point["label"] for point in plot["points"]] == [True, False]  # one upon the other
+    apart = [record(synthetic("a", "a"), 0.2), record(synthetic("b", "b"), 0.9)]
+    (plot,) = scatter_plots(build_tables(apart)[0], accuracy_axis(build_tables(apart)[0]))
+    assert [point["label"] for point in plot["points"]] == [True, True]  # one above the other
+    longer = [replace(synthetic(name, name), images_shown=n) for name, n in (("a", 10), ("b", 12))]
+    (plot,) = scatter_plots(build_tables([record(each, 0.5) for each in longer])[0], axis)
+    assert plot["note"] == ""
+
+
+def test_lengths_of_one_recipe_are_joined_in_their_order() -> None:
+    lengths = (("a", 300), ("b", 20), ("a", 100), ("b", 10), ("a", 200))
+    made = [
+        record(replace(synthetic(name, f"{name}{shown}"), images_shown=shown), 0.5)
+        for name, shown in lengths
+    ]
+    (table,) = build_tables(made)
+    (plot,) = scatter_plots(table, accuracy_axis(table))
+    joined = [(first["value"], then["value"]) for first, then in plot["joined"]]
+    assert joined == [(100, 200), (200, 300), (10, 20)]
+
+
+def test_what_a_logarithmic_axis_cannot_hold_is_no_point() -> None:
+    values = (1e-9, 1.0, 2.0, 1e15)
+    fid = [{"seconds": {}, "fidelity": {"classifier": {"fid": value}}} for value in values]
+    made = [
+        replace(record(synthetic(str(n), str(n)), 0.5), metrics=each) for n, each in enumerate(fid)
+    ]
+    (table,) = build_tables(made)
+    quality = scatter_plots(table, accuracy_axis(table))[0]
+    assert sorted(point["value"] for point in quality["points"]) == [1.0, 2.0]
 
 
 def test_losses_by_hand() -> None:

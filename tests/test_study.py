@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,8 +15,10 @@ import torch
 from eval.classifiers import FixedClassifier
 from eval.protocols import PROTOCOLS, Protocol
 from eval.records import read_records
+from eval.study import Result, Study, Variant, _changes, _training_seconds, draw, to_text
 from synth.checkpoints import load_tensors
 from synth.data import ImageSet, load_test_images, load_training_images
+from synth.generation import Sampling
 from synth.published import RECIPES
 from synth.runs import all_runs
 from tests.conftest import Ran
@@ -47,6 +50,70 @@ def study(tmp_path: Path, mats: Path, tiny_names: None) -> Path:
     path = tmp_path / "means.toml"
     path.write_text(STUDY)
     return path
+
+
+BASE = Result("base", 0.8, 0.01, None, None, None, None, 400.0, 2.0, ("a",))
+BETTER = Result("better", 0.85, 0.02, 0.05, 0.01, 0.09, "recipes", 300.0, 3.0, ("b",))
+WORSE = Result("worse", 0.7, 0.03, -0.1, -0.15, -0.05, "recipes", 200.0, 4.0, ("c",))
+
+
+def test_a_study_in_the_terminal_by_hand() -> None:
+    text = to_text([BASE, WORSE, BETTER], {"real": 0.82})
+    *head, better, real, base, worse = (line.split() for line in text.splitlines())
+    titles = {"variant", "accuracy", "%", "difference", "95", "interval"}
+    assert {word for line in head for word in line} == titles
+    assert [better, real, base, worse] == [
+        ["better", "85.0", "+5.0", "+1.0", "to", "+9.0"],
+        ["real", "images", "82.0", "–", "–"],
+        ["base", "80.0", "–", "–"],
+        ["worse", "70.0", "-10.0", "-15.0", "to", "-5.0"],
+    ]
+
+
+def test_the_chart_of_a_study_shows_differences_with_their_intervals() -> None:
+    (axes,) = draw([BASE, BETTER, WORSE]).axes
+    zero, *lines = axes.get_lines()
+    assert list(zero.get_xdata()) == [0, 0]
+    shown = [(list(line.get_xdata()), list(line.get_ydata())) for line in lines]
+    assert shown == [
+        ([pytest.approx(-15), pytest.approx(-5)], [0, 0]),
+        ([pytest.approx(-10)], [0]),
+        ([pytest.approx(1), pytest.approx(9)], [1, 1]),
+        ([pytest.approx(5)], [1]),
+    ]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["worse", "better"]
+    assert axes.get_xlabel() == "difference from the base, in points"
+
+
+def test_the_time_of_a_run_is_that_of_its_ticks() -> None:
+    log = [
+        {"images": 100, "images_per_second": 50},
+        {"images": 400, "images_per_second": 100.0},
+    ]
+    assert _training_seconds(log) == 5.0
+    for unknown in (None, 0, -1.0, "fast"):
+        assert math.isnan(_training_seconds([*log, {"images": 500, "images_per_second": unknown}]))
+
+
+def test_changes_of_a_variant_are_options_of_the_command_line() -> None:
+    study = Study(
+        dataset="svhn",
+        recipe="cdcgan",
+        images=64,
+        variants={
+            "another": Variant(recipe="dcgan", set=("g.label_width=5", "training.balanced=true")),
+            "moved": Variant(generate=Sampling(augment="geometry-v1")),
+            "plain": Variant(generate=Sampling()),
+        },
+    )
+    assert _changes(study, "base") == []
+    assert _changes(study, "another") == [
+        "--recipe dcgan",
+        "g.label_width=5",
+        "training.balanced=true",
+    ]
+    assert _changes(study, "moved") == ["--augment geometry-v1"]
+    assert _changes(study, "plain") == ["no options of generate"]
 
 
 def test_a_study_needs_no_test_split_and_does_nothing_twice(

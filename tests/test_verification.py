@@ -361,6 +361,64 @@ def test_environments_are_compared_stage_by_stage() -> None:
     assert compared("evaluate", synthetic(), bare).unknown == ["evaluate: processor"]
 
 
+def test_what_was_compared_can_be_read() -> None:
+    found = Verification(record(synthetic(), 0.5), "evaluate")
+    found.add("same score", True, "0.5")
+    assert found.exact and found.holds and found.verdict == "holds, bit for bit"
+    found.differences.append("evaluate: threads 1, now 2")
+    found.unknown.append("evaluate: compiler")
+    found.notes.append("evaluate: commit a, now b")
+    found.unchecked["set"] = "its folder is gone"
+    found.add("same bits", False, "sha256 12")
+    assert found.to_text().splitlines() == [
+        f"{found.record.id}, from evaluate",
+        "differs       evaluate: threads 1, now 2",
+        "unknown       evaluate: compiler",
+        "note          evaluate: commit a, now b",
+        "not checked   set: its folder is gone",
+        "same score: yes (0.5)",
+        "same bits: no, and need not (sha256 12)",
+        "verdict       holds, within its interval",
+    ]
+    found.add("within the interval", False, "0.4", always=True)
+    assert not found.holds and found.failed == ["within the interval"]
+    told = found.to_text().splitlines()
+    assert told[-2:] == [
+        "within the interval: NO (0.4)",
+        "verdict       does not hold: within the interval",
+    ]
+    assert found.to_json() == {
+        "record": found.record.id,
+        "from": "evaluate",
+        "holds": False,
+        "exact": False,
+        "verdict": "does not hold: within the interval",
+        "differences": ["evaluate: threads 1, now 2"],
+        "unknown": ["evaluate: compiler"],
+        "notes": ["evaluate: commit a, now b"],
+        "chain": False,
+        "unchecked": {"set": "its folder is gone"},
+        "checks": [
+            {"what": "same score", "met": True, "needed": True, "detail": "0.5"},
+            {"what": "same bits", "met": False, "needed": False, "detail": "sha256 12"},
+            {"what": "within the interval", "met": False, "needed": True, "detail": "0.4"},
+        ],
+    }
+    assert Verification(found.record, "record").verdict == "has no chain"
+
+
+def test_of_many_differences_five_are_told() -> None:
+    found = Verification(record(synthetic(), 0.5), "evaluate")
+    found.add_equal("same values", iter([]), "all of them")
+    found.add_equal("same values", (f"value {number}" for number in range(5)), "all of them")
+    found.add_equal("same values", (f"value {number}" for number in range(7)), "all of them")
+    assert [(check.met, check.detail) for check in found.checks] == [
+        (True, "all of them"),
+        (False, "value 0; value 1; value 2; value 3; value 4"),
+        (False, "value 0; value 1; value 2; value 3; value 4; and 2 more"),
+    ]
+
+
 def test_scores_must_follow_from_their_table() -> None:
     table = np.array([[3, 1], [0, 1]])  # one image of the second class
     score = SeedScore(0, 0.8, 0.875, [0.75, 1.0], table.tolist(), 0.1, 1.0)

@@ -24,6 +24,9 @@ LEFT_OUT = {
     *("test_kernels", "test_tiles", "test_layers", "test_rendering"),
 }
 
+NEAR, RARE = 10, 5  # a line of at most RARE tests, at most NEAR lines away
+LONG = 15  # seconds that such a test may take
+
 
 @dataclass
 class Reach:
@@ -35,8 +38,9 @@ class Reach:
     seconds: dict[str, float]
 
     def tests(self, root: Path, mutant: Mutant) -> list[str]:
-        """The tests that run the mutated statement, quick ones first. A statement
-        that runs at the import is reached by who runs the lines that name it, or its body."""
+        """The tests that run the mutated statement: first those of a line near it that few tests
+        run, then quick ones. A statement that runs at the import is reached by who runs the lines
+        that name it, or its body."""
         source = (root / mutant.path).read_text(encoding="utf-8")
         low, high, body = statement(source, mutant.line)
         found = self._of(mutant.path, range(low, high + 1))
@@ -45,7 +49,15 @@ class Reach:
             name = re.match(r"(\w+)(: [^=]*)? = ", source.splitlines()[low - 1].strip())
             if name and not found:
                 found = self._naming(root, name[1])
-        return self._in_order(found)
+        order = self._in_order(found)
+        near = self._rare(mutant.path, range(low - NEAR, high + NEAR + 1))
+        first = sorted(near & {*order}, key=lambda test: self.seconds[test])
+        return [*first, *(test for test in order if test not in first)]
+
+    def _rare(self, path: str, lines: Iterable[int]) -> set[str]:
+        known = (self.lines[path].get(line, {}) for line in lines)
+        rare = {test for tests in known if len(tests) <= RARE for test in tests}
+        return {test for test in rare if self.seconds.get(test, LONG) < LONG}
 
     def _of(self, path: str, lines: Iterable[int]) -> dict[str, bool]:
         found: dict[str, bool] = {}

@@ -22,7 +22,7 @@ from eval.evaluator import Evaluator, Workspace
 from eval.verified import depths
 from eval.verify import verify
 from synth.base.errors import SynthError
-from synth.base.files import read_arrays, read_json, write_json
+from synth.base.files import read_arrays, read_json, sha256, write_json
 from synth.checkpoints import load_tensors, save_tensors
 from tests.conftest import ROOT, Ran, record_of, tamper
 from tests.test_cli import one_line
@@ -224,6 +224,36 @@ def test_a_forger_who_makes_the_chain_anew_is_caught_by_a_repetition_alone(
     tamper(path, lambda value: value["metrics"].update(gan_test=0.999))
     assert synth("verify", path, "--from", "record").code == 0
     one_line(synth("verify", path, "--from", "evaluate"), 1, "does not hold: same metrics")
+
+
+def test_a_file_is_compared_with_the_hash_in_the_chain(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"content")
+    for link, state in (("0" * 64, "changed"), ("f" * 64, "changed"), (sha256(path), "same")):
+        (found,) = chain._check_file("log", {"log": link}, path)
+        assert (found.name, found.state) == ("log", state)
+    (found,) = chain._check_file("log", {"log": "0" * 64}, tmp_path / "none")
+    assert found.state == "not at hand"
+    assert list(chain._check_file("log", {"log": None}, path)) == []
+
+
+def test_weights_are_those_of_as_many_images_as_the_linked_ones(tmp_path: Path) -> None:
+    """Damaged ones may be of any number of images."""
+    (tmp_path / "checkpoints").mkdir()
+    paths = {}
+    for name, images in (("a", 10), ("b", 20), ("c", 20)):
+        paths[name] = tmp_path / "checkpoints" / f"{name}.safetensors"
+        tensors = {"x": torch.full((1,), float(ord(name)))}
+        save_tensors(paths[name], tensors, {"images": images})
+    paths["damaged"] = tmp_path / "generator.safetensors"
+    paths["damaged"].write_bytes(b"nothing")
+    hashes = {name: sha256(path) for name, path in paths.items()}
+    assert chain._weights_at(tmp_path, hashes["b"]) == {
+        hashes[name] for name in ("b", "c", "damaged")
+    }
+    assert chain._weights_at(tmp_path, hashes["a"]) == {hashes["a"], hashes["damaged"]}
+    for unknown in ("0" * 64, None):
+        assert chain._weights_at(tmp_path, unknown) == {*hashes.values()}
 
 
 def test_a_record_without_a_chain_says_so(synth: Synth, whole: Path) -> None:

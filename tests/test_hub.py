@@ -19,6 +19,7 @@ from huggingface_hub import ModelCard, ModelCardData, PyTorchModelHubMixin
 
 import eval as cas
 import synth as library
+from eval.push import to_push
 from synth.base.errors import SynthError, UsageError
 from synth.base.files import read_json
 from synth.networks import Generator as Network
@@ -247,6 +248,17 @@ def test_a_saved_folder_is_sent_as_it_is(run: Path, tmp_path: Path, hub: Hub, sy
     (folder / "README.md").write_text("mine")
     assert synth("push", folder, "--to", "ann/digits").code == 0
     assert hub.repositories["ann/digits"].files == contents(folder)
+
+
+def test_a_damaged_generator_is_not_sent(run: Path, tmp_path: Path) -> None:
+    library.load(run).save_pretrained(tmp_path / "there")
+    weights = tmp_path / "there" / "model.safetensors"
+    assert to_push(tmp_path / "there", "ann/model", tmp_path, tmp_path)[0] == "model"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(SynthError, match="is damaged"):
+        to_push(tmp_path / "there", "ann/model", tmp_path, tmp_path)
 
 
 def test_a_dry_run_lists_the_files_and_asks_nobody(

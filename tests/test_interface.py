@@ -131,6 +131,20 @@ def test_a_result_warns_of_copies() -> None:
     assert cas.Result(warned, real).flag == "near copies (pixels)"
 
 
+def test_the_figures_of_a_result() -> None:
+    result = cas.Result(record(synthetic(), 0.6, 0.7), record(CEILING, 0.8, 0.9))
+    assert result.name == "cdcgan"
+    assert result.accuracies == [0.6, 0.7]
+    assert result.accuracy == pytest.approx(0.65)
+    assert result.ratio_to_real == pytest.approx(0.65 / 0.85)
+    low, high = result.interval or (1, 0)
+    assert low < 0.65 < high and low + high == pytest.approx(1.3)
+    low, high = result.ratio_interval or (1, 0)
+    assert low < 0.65 / 0.85 < high
+    alone = cas.Result(record(synthetic(), 0.6), record(CEILING, 0.8))
+    assert alone.interval is None
+
+
 def test_a_plot_shows_chance_and_real_images() -> None:
     axes = cas.Result(record(synthetic(), 0.6, 0.7), record(CEILING, 0.8, 0.9)).plot()
     lines = {line.get_label(): line.get_xdata()[0] for line in axes.get_lines()}

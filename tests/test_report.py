@@ -21,8 +21,9 @@ from PIL import Image
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from eval.aggregate import build_tables
+from eval.metrics import Column
 from eval.records import Record, plot_path, read_records
-from eval.report import class_names, mistakes, write_report
+from eval.report import class_names, grids, mistakes, samples, write_report
 from eval.report.charts import (
     accuracy_axis,
     log_axis,
@@ -134,6 +135,20 @@ def test_the_most_frequent_confusions_by_hand() -> None:
         ("c", "b", 0.05),
     ]
     assert mistakes(np.eye(3), ["a", "b", "c"]) == []
+
+
+def test_only_numbers_have_a_value_to_sort_by() -> None:
+    column = Column("share", "share", "%")
+    assert grids.number(column, 0.5) == grids.Cell("50.00", 0.5)
+    assert grids.number(column, 1) == grids.Cell("100.00", 1)
+    assert grids.number(column, math.nan) == grids.Cell("–", None)
+    assert grids.number(column, None) == grids.Cell("–", None)
+    assert grids.number(Column("entry", "entry"), "a name") == grids.Cell("a name", None)
+
+
+def test_pictures_get_the_best_quality_that_fits() -> None:
+    found = [samples._quality(10_000, most) for most in (18_000, 17_999, 3_401, 3_399, 2_099, 1)]
+    assert found == [100, 90, 90, 80, 60, 10]
 
 
 def test_diversity_is_read_against_that_of_real_images(tmp_path: Path) -> None:

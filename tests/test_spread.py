@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,10 +17,11 @@ import torch
 from eval.benchmark import Plan, benchmark
 from eval.evaluator import Scoring, Workspace
 from eval.records import read_records
-from eval.spread import Spread, jobs_that_pay
+from eval.spread import Spread, _environment, jobs_that_pay
 from synth.base.errors import UsageError
 from synth.base.files import read_arrays, read_json
 from synth.environment import command_line
+from synth.published import RECIPES
 from synth.runs import all_runs
 from tests.conftest import ROOT, tiny
 from tests.spread_world import ENTRY_POINT
@@ -116,6 +118,43 @@ def test_a_process_for_each_thread_pays_if_each_has_a_run() -> None:
     torch.set_num_threads(4)
     assert jobs_that_pay(3, CPU) == 1
     torch.set_num_threads(threads)
+
+
+def test_new_processes_get_the_variables_and_this_one_keeps_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("SYNTH_TEST_KEPT", "before")
+    monkeypatch.delenv("SYNTH_TEST_NEW", raising=False)
+    with _environment({"SYNTH_TEST_KEPT": "within", "SYNTH_TEST_NEW": "within"}):
+        assert os.environ["SYNTH_TEST_KEPT"] == os.environ["SYNTH_TEST_NEW"] == "within"
+    assert os.environ["SYNTH_TEST_KEPT"] == "before"
+    assert "SYNTH_TEST_NEW" not in os.environ
+
+
+class Made(Exception):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("protocol", "recipes", "refused"),
+    [
+        ("stream-v1", ["cdcgan"], False),
+        ("stream-v1", ["cdcgan", "dcgan"], True),
+        ("fixed-v1", ["cdcgan", "dcgan"], False),
+    ],
+)
+def test_a_stream_takes_no_unconditional_recipe(
+    protocol: str, recipes: list[str], refused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def make(*_: object) -> None:
+        raise Made("begun")
+
+    monkeypatch.setattr("eval.benchmark.make_evaluator", make)
+    plan = Plan([RECIPES[name] for name in recipes], "svhn", 1, per_class=5)
+    with pytest.raises(UsageError if refused else Made, match="dcgan does" if refused else "begun"):
+        benchmark(plan, Scoring(protocol, CPU), Workspace())
+    with pytest.raises(UsageError, match="--seeds 0: must be 1 or more"):
+        benchmark(replace(plan, seeds=0), Scoring(protocol, CPU), Workspace())
 
 
 def test_no_ray_cluster_is_an_error_of_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,10 +16,11 @@ import pytest
 import torch
 
 from eval import real_classifier, repeat
-from eval.checks import _agree, _follows, compare_environments, within
+from eval.checks import _agree, _comparable, _equal, _follows, compare_environments, within
 from eval.evaluator import Evaluator, Workspace
+from eval.protocols import PROTOCOLS
 from eval.records import Entry, read_record
-from eval.repeat import evaluator_again
+from eval.repeat import as_recorded, evaluator_again
 from eval.scoring import SeedScore
 from eval.verification import Verification
 from synth.base.files import read_arrays, read_json
@@ -417,6 +420,66 @@ def test_of_many_differences_five_are_told() -> None:
         (False, "value 0; value 1; value 2; value 3; value 4"),
         (False, "value 0; value 1; value 2; value 3; value 4; and 2 more"),
     ]
+
+
+def test_a_repetition_computes_with_the_recorded_threads() -> None:
+    threads = torch.get_num_threads()
+    with as_recorded({"threads": threads + 1, "deterministic": True}):
+        assert torch.get_num_threads() == threads + 1
+        assert torch.are_deterministic_algorithms_enabled()
+    with as_recorded(None):
+        assert torch.get_num_threads() == threads
+        assert not torch.are_deterministic_algorithms_enabled()
+    assert torch.get_num_threads() == threads
+
+
+@pytest.mark.parametrize(
+    ("stage", "protocol", "taken"),
+    [
+        ("evaluate", "fixed-v1", "_set_again"),
+        ("generate", "fixed-v1", "_find_run"),
+        ("evaluate", "stream-v1", "_find_run"),
+        ("train", "fixed-v1", "_train_again"),
+        ("train", "stream-v1", "_train_again"),
+    ],
+)
+def test_a_repetition_begins_at_its_stage(
+    stage: Any, protocol: str, taken: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Begun(Exception):
+        pass
+
+    for name in ("_set_again", "_find_run", "_train_again"):
+
+        def begin(*_: object, name: str = name) -> None:
+            raise Begun(name)
+
+        monkeypatch.setattr(repeat, name, begin)
+    evaluator: Any = SimpleNamespace(
+        protocol=PROTOCOLS[protocol], train=SimpleNamespace(classes=range(10)), workspace=None
+    )
+    with pytest.raises(Begun, match=taken):
+        repeat.make_again(record(synthetic(), 0.5), stage, evaluator, Workspace())
+
+
+def test_the_log_of_a_run_that_went_on_is_compared_up_to_the_records_end() -> None:
+    log: list[dict[str, Any]] = [{"images": 10 * (tick + 1), "loss": 0.5} for tick in range(4)]
+    old = replace(synthetic(), training_log=log[:2])
+    later = replace(synthetic(), training_log=log)
+    assert _comparable(later, old, "training_log") == log[:2]
+    assert _comparable(later, replace(old, training_log=None), "training_log") == log
+    assert _comparable(replace(old, training_log=None), old, "training_log") is None
+    assert _comparable(old, old, "count") == old.count
+
+
+def test_numbers_agree_to_nine_places() -> None:
+    assert _equal(0.1 + 0.2, 0.3)
+    assert _equal(math.nan, math.nan)
+    assert _equal(1e-13, 0.0)
+    assert not _equal(1.0, 1.0 + 1e-8)
+    assert not _equal(1.0, math.nan)
+    assert not _equal(math.nan, 1.0)
+    assert _equal("a", "a") and not _equal("a", "b") and not _equal(1, 2)
 
 
 def test_scores_must_follow_from_their_table() -> None:

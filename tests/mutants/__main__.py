@@ -49,7 +49,7 @@ def main() -> None:
     sample = sample_of(data, tree, options)
     sample.cap, sample.note = options.cap, ""
     sample.commits["after" if options.again else "before"] = commit(options.at)
-    numbers = [i for i, f in enumerate(sample.fates) if not f.before or f.before[0] == "undecided"]
+    numbers = [i for i, fate in enumerate(sample.fates) if not fate.before]
     if options.again:
         tried = [i for i, fate in enumerate(sample.fates) if fate.before]
         numbers = [i for i in tried if sample.fates[i].last[0] not in table.NOTICED]

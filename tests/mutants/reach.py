@@ -25,7 +25,7 @@ LEFT_OUT = {
 }
 
 NEAR, RARE = 10, 5  # a line of at most RARE tests, at most NEAR lines away
-LONG = 15  # seconds that such a test may take
+LONG = 15  # seconds that a test may take which comes early
 
 
 @dataclass
@@ -39,25 +39,26 @@ class Reach:
 
     def tests(self, root: Path, mutant: Mutant) -> list[str]:
         """The tests that run the mutated statement: first those of a line near it that few tests
-        run, then quick ones. A statement that runs at the import is reached by who runs the lines
-        that name it, or its body."""
+        run, then those named after the module, then quick ones. A statement of a module is also
+        reached by who runs its body, or a line that names it; if nobody does, by all tests."""
         source = (root / mutant.path).read_text(encoding="utf-8")
         low, high, body = statement(source, mutant.line)
-        found = self._of(mutant.path, range(low, high + 1))
+        found = self._of(mutant.path, range(low, high + 1)) | self._of(mutant.path, body)
+        name = re.match(r"(\w+)(: [^=]*)? = ", source.splitlines()[low - 1])
+        if name:
+            found |= self._naming(root, name[1])
         if not found and self.imported[mutant.path] & {*range(low, high + 1)}:
-            found = self._of(mutant.path, body)
-            name = re.match(r"(\w+)(: [^=]*)? = ", source.splitlines()[low - 1].strip())
-            if name and not found:
-                found = self._naming(root, name[1])
+            found = dict.fromkeys(self.seconds, False)
         order = self._in_order(found)
         near = self._rare(mutant.path, range(low - NEAR, high + NEAR + 1))
-        first = sorted(near & {*order}, key=lambda test: self.seconds[test])
-        return [*first, *(test for test in order if test not in first)]
+        ranks = {test: 0 if test in near else 1 + (not _own(test, mutant.path)) for test in order}
+        early = [t for t in order if ranks[t] < 2 and self.seconds[t] < LONG]
+        early.sort(key=lambda test: (ranks[test], self.seconds[test]))
+        return [*early, *(test for test in order if test not in early)]
 
     def _rare(self, path: str, lines: Iterable[int]) -> set[str]:
         known = (self.lines[path].get(line, {}) for line in lines)
-        rare = {test for tests in known if len(tests) <= RARE for test in tests}
-        return {test for test in rare if self.seconds.get(test, LONG) < LONG}
+        return {test for tests in known if len(tests) <= RARE for test in tests}
 
     def _of(self, path: str, lines: Iterable[int]) -> dict[str, bool]:
         found: dict[str, bool] = {}
@@ -94,6 +95,12 @@ class Reach:
             total[group(test)] = total.get(group(test), 0) + self.seconds[test]
         order = {test: (group(test)[0], total[group(test)], group(test)) for test in tests}
         return sorted(tests, key=lambda test: (order[test], self.seconds[test]))
+
+
+def _own(test: str, module: str) -> bool:
+    """Has the test's file the name of the module, or of its folder, at least in its beginning?"""
+    name = Path(test.partition("::")[0]).stem.removeprefix("test_")
+    return any(name[:5] == part[:5] for part in Path(module).with_suffix("").parts)
 
 
 def statement(source: str, line: int) -> tuple[int, int, range]:

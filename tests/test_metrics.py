@@ -26,6 +26,7 @@ from eval.classifiers import FixedClassifier
 from eval.features import FEATURE_SPACES, features, label, load_inception
 from eval.metrics import (
     CLASSIFIER,
+    LARGEST,
     METRICS,
     Column,
     RealReference,
@@ -132,12 +133,19 @@ def test_columns_follow_from_the_declarations() -> None:
         {"diversity": "great"},
         {"calibration": {"classifier": {"fid_test": None}}},
         {"seconds": None},
+        {"gan_test": 1.01},
+        {"gan_test": -0.01},
+        {"fidelity": {"classifier": {"fid": 2 * LARGEST}}},
+        {"fidelity": {"classifier": {"kid": -2 * LARGEST}}},
+        {"calibration": {"classifier": {"fid_test": -2 * LARGEST}}},
     ],
 )
 def test_damaged_metrics_are_found_where_a_record_is_read(damage: dict[str, Any]) -> None:
     check(FULL)
     check(None)
     check({"seconds": {}, "unknown": "anything"})
+    check({"seconds": {}, "gan_test": 1, "fidelity": {"classifier": {"kid": -LARGEST}}})
+    check({"seconds": {}, "gan_test": 0.0, "fidelity": {"classifier": {"fid": LARGEST}}})
     with pytest.raises(ValueError, match="its metrics are damaged"):
         check({**FULL, **damage})
 

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from eval.baselines import pca_gaussian, real_same_size
 from eval.classifier_training import (
+    ClassifierTrainer,
     augmented_batches,
     one_cycle,
     predict,
@@ -106,6 +107,13 @@ def test_training_with_augmentation_sees_other_images_with_the_same_labels(
     assert not torch.equal(outputs[0], predict(other, drawn.images[:8]))
 
 
+def test_a_classifier_is_trained_in_the_layout_of_the_fast_kernels() -> None:
+    trainer = ClassifierTrainer(PROTOCOLS["quick-v1"], 10, 0, CPU, "fp32")
+    weights = [w for w in trainer.classifier.parameters() if w.ndim == 4 and w.shape[1] > 1]
+    assert weights
+    assert all(w.is_contiguous(memory_format=torch.channels_last) for w in weights)
+
+
 def test_the_protocols_of_published_records_are_those_of_today() -> None:
     records = read_records(ROOT / "results")
     assert records
@@ -122,6 +130,10 @@ def test_resnet_is_the_published_one() -> None:
     assert sum(p.numel() for p in network.parameters()) == 269_722
     widths = [m.out_channels for m in layers if isinstance(m, torch.nn.Conv2d)]
     assert widths == [16] * 7 + [32] * 6 + [64] * 6
+    for layer in layers:  # the initialisation of He et al. 2015 (arXiv:1502.01852), section 2.2
+        if isinstance(layer, torch.nn.Conv2d):
+            expected = (2 / (9 * layer.out_channels)) ** 0.5
+            assert float(layer.weight.detach().std()) == pytest.approx(expected, rel=0.15)
 
 
 @torch.no_grad()

@@ -15,7 +15,17 @@ import torch
 from eval.classifiers import FixedClassifier
 from eval.protocols import PROTOCOLS, Protocol
 from eval.records import read_records
-from eval.study import Result, Study, Variant, _changes, _training_seconds, draw, to_text
+from eval.study import (
+    Result,
+    Study,
+    Variant,
+    _changes,
+    _training_seconds,
+    draw,
+    read_study,
+    to_text,
+)
+from synth.base.errors import UsageError
 from synth.checkpoints import load_tensors
 from synth.data import ImageSet, load_test_images, load_training_images
 from synth.generation import Sampling
@@ -114,6 +124,17 @@ def test_changes_of_a_variant_are_options_of_the_command_line() -> None:
     ]
     assert _changes(study, "moved") == ["--augment geometry-v1"]
     assert _changes(study, "plain") == ["no options of generate"]
+
+
+def test_a_study_has_conditional_recipes_alone(tmp_path: Path) -> None:
+    path = tmp_path / "one.toml"
+    head = 'dataset = "svhn"\nimages = 64\nrecipe = '
+    for recipe, variant, named in (("dcgan", "cdcgan", "base"), ("cdcgan", "dcgan", "other")):
+        path.write_text(f'{head}"{recipe}"\n[variants.other]\nrecipe = "{variant}"\n')
+        with pytest.raises(UsageError, match=f"{named} is unconditional, and a study scores"):
+            read_study(path)
+    path.write_text(f'{head}"cdcgan"\n[variants.other]\nrecipe = "cdcgan-v2"\n')
+    assert read_study(path).recipe == "cdcgan"
 
 
 def test_a_study_needs_no_test_split_and_does_nothing_twice(

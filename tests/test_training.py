@@ -30,7 +30,7 @@ from synth.checkpoints import load_tensors
 from synth.data import ImageSet
 from synth.gan import GANSampler, GANTrainer
 from synth.networks import build
-from synth.ops.acceleration import ema_decay
+from synth.ops.acceleration import ema_decay, optimizer_step
 from synth.ops.native import describe_kernels
 from synth.published import RECIPES
 from synth.recipes import Recipe, override
@@ -448,6 +448,29 @@ def test_a_grid_has_a_row_for_each_class_that_the_recipe_knows(
     (path,) = (run.folder / "samples").iterdir()
     with Image.open(path) as grid:
         assert grid.size == (10 * 33 + 1, rows * 33 + 1)
+
+
+@pytest.mark.parametrize("steps", ["joint", "separate"])
+def test_every_step_takes_the_gradients_of_all_processes(
+    drawn: ImageSet, steps: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = make_trainer(
+        override(tiny("tiny", True), f"training.discriminator_steps={steps}"), drawn
+    )
+    taken: list[tuple[str, bool]] = []
+    names = {trainer.g_optimizer: "generator", trainer.d_optimizer: "discriminator"}
+
+    def step(optimizer: torch.optim.Optimizer, loss: torch.Tensor, shared: bool = False) -> None:
+        taken.append((names[optimizer], shared))
+        optimizer_step(optimizer, loss, shared)
+
+    monkeypatch.setattr("synth.gan.optimizer_step", step)
+    trainer.step()
+    own = [("discriminator", True)] * (2 if steps == "separate" else 1)
+    assert taken == [*own, ("generator", True)]
+    assert all(weight.requires_grad for weight in trainer.discriminator.parameters())
+    assert all(weight.requires_grad for weight in trainer.generator.parameters())
+    assert not any(weight.requires_grad for weight in trainer.generator_ema.parameters())
 
 
 def test_too_few_images_and_missing_classes_are_refused(tmp_path: Path, drawn: ImageSet) -> None:

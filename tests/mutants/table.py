@@ -19,7 +19,7 @@ WORDS = Path(__file__).with_name("words.toml")
 NOTICED = ("noticed", "loops")
 OUTCOMES = {
     "noticed": "a test fails",
-    "loops": "a test runs for more than 30 s and five times as long as it should: the mutant loops",
+    "loops": "a test runs for more than 60 s and five times as long as it should: the mutant loops",
     "unnoticed": "every test that runs the statement passes",
     "not run": "no test runs the statement",
     "undecided": "tests that run the statement did not fit the time, and the others pass",

@@ -23,6 +23,7 @@ from eval.aggregate import build_tables
 from eval.baselines import BASELINES, train_copy
 from eval.classifier_training import predict, train_classifier
 from eval.classifiers import FixedClassifier
+from eval.evaluate import save_samples
 from eval.features import FEATURE_SPACES, features, label, load_inception
 from eval.metrics import (
     CLASSIFIER,
@@ -556,6 +557,17 @@ def test_augmentation_is_the_score_on_the_union(
 
 
 @pytest.mark.usefixtures("tiny_world")
+def test_samples_are_the_first_images_of_each_class(tmp_path: Path) -> None:
+    """In as many columns as the rarest class has images, ten at most."""
+    for count, columns in ((4, 4), (12, 10)):
+        labels = torch.arange(3).repeat(count)
+        labels = torch.cat([labels, torch.tensor([1, 1])])
+        images = torch.arange(len(labels)).byte()[:, None, None, None].expand(-1, 3, 32, 32)
+        save_samples(ImageSet(images, labels, tuple("abc"), "s", "train"), tmp_path / "s.png")
+        drawn = np.asarray(Image.open(tmp_path / "s.png"))[1::33, 1::33, 0]
+        assert drawn.tolist() == [[3 * k + row for k in range(columns)] for row in range(3)]
+
+
 def test_closest_pairs_are_drawn_on_request(
     synth: Synth, mats: Path, sets: tuple[Path, Path]
 ) -> None:

@@ -114,6 +114,23 @@ def test_a_classifier_is_trained_in_the_layout_of_the_fast_kernels() -> None:
     assert all(w.is_contiguous(memory_format=torch.channels_last) for w in weights)
 
 
+def test_the_state_of_a_classifier_in_training_is_all_that_a_step_changes(drawn: ImageSet) -> None:
+    """A CUDA graph is recorded with it, and restores it."""
+    assert drawn.labels is not None
+    trainer = ClassifierTrainer(PROTOCOLS["quick-v1"], 10, 0, CPU, "fp32")
+    batch = drawn.images[:32], drawn.labels[:32]
+    trainer.step(*batch)
+    kept = {name: value.clone() for name, value in trainer.state().items()}
+    trainer.step(*batch)
+    after = {name: value.clone() for name, value in trainer.state().items()}
+    for name, value in trainer.state().items():
+        value.copy_(kept[name])
+    trainer.step(*batch)
+    assert all(torch.equal(value, after[name]) for name, value in trainer.state().items())
+    changed = {name for name in kept if not torch.equal(kept[name], after[name])}
+    assert changed >= {name for name, _ in trainer.classifier.named_parameters()}
+
+
 def test_the_protocols_of_published_records_are_those_of_today() -> None:
     records = read_records(ROOT / "results")
     assert records

@@ -204,6 +204,35 @@ def test_any_verified_records_fit(outcomes: list[Outcome]) -> None:
     assert fits(shown)
 
 
+def test_verified_records_by_hand() -> None:
+    outcomes = [
+        Outcome("record-a", "train", True, "holds, bit for bit"),
+        Outcome("record-bb", "no chain", None, ""),
+        Outcome("record-c", "train", True, "holds, within its interval"),
+        Outcome("record-d", "does not hold", False, "does not hold: same scores"),
+    ]
+    total = "4 records: 2 from train, 1 no chain, 1 does not hold"
+    assert table_of(outcomes).splitlines() == [
+        "holds from     record",
+        "train          record-a",
+        "               holds, bit for bit",
+        "no chain       record-bb",
+        "train          record-c",
+        "               holds, within its interval",
+        "does not hold  record-d",
+        "               does not hold: same scores",
+        total,
+    ]
+    assert table_of(outcomes, wide=True).splitlines() == [
+        "record     holds from     detail",
+        "record-a   train          holds, bit for bit",
+        "record-bb  no chain",
+        "record-c   train          holds, within its interval",
+        "record-d   does not hold  does not hold: same scores",
+        total,
+    ]
+
+
 variants = st.builds(
     Result,
     variant=texts,

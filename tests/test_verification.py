@@ -23,6 +23,8 @@ from eval.records import Entry, read_record
 from eval.repeat import as_recorded, evaluator_again
 from eval.scoring import SeedScore
 from eval.verification import Verification
+from eval.verify import find_record_file
+from synth.base.errors import UsageError
 from synth.base.files import read_arrays, read_json
 from synth.checkpoints import load_tensors, save_tensors
 from synth.environment import MACHINE, blas_threads
@@ -480,6 +482,21 @@ def test_numbers_agree_to_nine_places() -> None:
     assert not _equal(1.0, math.nan)
     assert not _equal(math.nan, 1.0)
     assert _equal("a", "a") and not _equal("a", "b") and not _equal(1, 2)
+
+
+def test_a_record_is_found_by_the_beginning_of_its_id(tmp_path: Path) -> None:
+    (tmp_path / "records").mkdir()
+    for name in ("20260101-a", "20260101-b", "20260102-c"):
+        (tmp_path / "records" / f"{name}.json").touch()
+    assert find_record_file(tmp_path, "20260102").stem == "20260102-c"
+    assert find_record_file(tmp_path, "there/is.json") == Path("there/is.json")
+    for name, told in (
+        ("20260101", "20260101: begins 2 ids; write more of one in"),
+        ("2027", "2027: no such record in"),
+        ("", "no such record in"),
+    ):
+        with pytest.raises(UsageError, match=told):
+            find_record_file(tmp_path, name)
 
 
 def test_scores_must_follow_from_their_table() -> None:

@@ -23,7 +23,7 @@ from eval.baselines import (
 from eval.protocols import PROTOCOLS, TEACHER, Protocol, protocol_for
 from eval.records import read_records
 from synth.base.images import SIDES
-from synth.data import ImageSet
+from synth.data import DIGITS, ImageSet
 from synth.generation import ShortClass
 from tests.conftest import Ran, in_turns, sure_of
 
@@ -49,6 +49,13 @@ def test_augmented_real_images_are_changed_copies(
     same = (inverted == copies.images).flatten(1).all(1)
     opposite = (inverted == 255 - copies.images).flatten(1).all(1)
     assert (same ^ opposite).all() and 0.15 < opposite.float().mean() < 0.35
+
+
+def test_pca_reaches_black_and_white() -> None:
+    pixels = torch.randint(2, (300, 3, 32, 32), generator=torch.Generator().manual_seed(0)) * 255
+    real = ImageSet(pixels.byte(), torch.arange(300) % 10, DIGITS, "dots", "train")
+    made = pca_gaussian(real, 30).images
+    assert (made.min(), made.max()) == (0, 255)
 
 
 def test_a_teacher_labels_images_and_changes_no_pixel(drawn: ImageSet) -> None:

@@ -7,6 +7,8 @@ import tarfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,12 +20,13 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from eval.aggregate import build_tables
+from eval.entries import Brought, brought_of, read_for
 from eval.records import read_records
 from synth.base.errors import SynthError, UsageError
 from synth.base.pictures import to_png
 from synth.data import DIGITS, ImageSet
 from synth.foreign import match_classes, renumber
-from synth.synthetic_set import read_synthetic
+from synth.synthetic_set import SyntheticSet, read_synthetic
 from tests.conftest import SCORE, Ran, write_mat
 from tests.test_leaderboard import record, synthetic
 
@@ -244,3 +247,42 @@ def test_other_sizes_are_refused_or_resized_aloud(
     assert ran.code == 0, ran.out + ran.err
     ran = synth("evaluate", "big.npz", "--resize", "--classes", "1,2", *data, *ALONE)
     assert (ran.code, "--classes 1,2: must name the classes 0, 1" in ran.err) == (2, True)
+
+
+@pytest.mark.parametrize("made", [True, False])
+def test_a_set_must_fit_the_real_data(
+    drawn: ImageSet, made: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """made: by synth, whose manifest says what there is to say."""
+    evaluator: Any = SimpleNamespace(test=drawn)
+    images = replace(drawn, images=drawn.images[:30], labels=torch.from_numpy(LABELS))
+    asked: list[int | None] = []
+
+    def read(folder: Path, side: int | None) -> SyntheticSet:
+        asked.append(side)
+        return SyntheticSet(images, object() if made else None, folder)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("eval.entries.read_synthetic", read)
+    if made:
+        with pytest.raises(UsageError, match="--classes and --resize go with other sets"):
+            read_for(evaluator, Path("set"), Brought(name="mine"))
+    else:
+        given = read_for(evaluator, Path("set"), Brought("mine", 3, drawn.classes, resize=True))
+        assert asked.pop() == 32
+        assert (given.entry.method, given.entry.training_seed) == ("mine", 3)
+        assert given.entry.resized == 32
+        assert brought_of(given.entry, drawn.classes) == Brought("mine", 3, None, resize=True)
+        given = read_for(evaluator, Path("set"))
+        assert asked.pop() is None
+        assert brought_of(given.entry, drawn.classes) == Brought()
+        turned = drawn.classes[::-1]
+        given = read_for(evaluator, Path("set"), Brought(classes=turned))
+        assert brought_of(given.entry, drawn.classes) == Brought(classes=turned)
+    images = replace(images, labels=None)
+    with pytest.raises(SynthError, match="generate it with" if made else "add them to it"):
+        read_for(evaluator, Path("set"))
+    images = replace(drawn, images=torch.zeros(500, 3, 28, 24, dtype=torch.uint8))
+    told = r"its images are 24×28, and those of drawn 32×32; "
+    mend = "choose the right --dataset" if made else "--resize changes them"
+    with pytest.raises(SynthError, match=told + mend):
+        read_for(evaluator, Path("set"))

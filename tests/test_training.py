@@ -473,6 +473,34 @@ def test_every_step_takes_the_gradients_of_all_processes(
     assert not any(weight.requires_grad for weight in trainer.generator_ema.parameters())
 
 
+def test_ctrl_c_at_the_last_step_finishes_the_run(
+    tmp_path: Path, drawn: ImageSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = itertools.count(1)
+    for length, stops in ((32, False), (48, True)):
+        looks = itertools.count(1)
+        pressed = nullcontext(lambda looks=looks: next(looks) == 2)
+        monkeypatch.setattr(training, "_interruptible", lambda pressed=pressed: pressed)
+        run = make_run(tmp_path, drawn, tiny("tiny", True), length)
+        with pytest.raises(Interrupted) if stops else nullcontext():
+            train_run(run, drawn, CPU)
+        assert run.finished() is not stops
+        assert run.read_log()[-1]["images"] == 32
+
+
+def test_without_an_average_the_generator_itself_is_sampled(drawn: ImageSet) -> None:
+    """With the statistics of its own norms."""
+    trainer = make_trainer(override(tiny("tiny", True), "training.ema_half_life=0"), drawn)
+    trainer.step()
+    own, sampled = trainer.generator.state_dict(), trainer.sampler().tensors()
+    assert own.keys() == sampled.keys()
+    assert all(torch.equal(own[name], sampled[name]) for name in own)
+    averaged = make_trainer(override(tiny("tiny", True), "training.ema_half_life=1"), drawn)
+    averaged.step()
+    own, sampled = averaged.generator.state_dict(), averaged.sampler().tensors()
+    assert not all(torch.equal(own[name], sampled[name]) for name in own)
+
+
 def test_too_few_images_and_missing_classes_are_refused(tmp_path: Path, drawn: ImageSet) -> None:
     few = ImageSet(drawn.images[:10], None, drawn.classes, "few", "train")
     with pytest.raises(SynthError, match="fewer than the batch"):

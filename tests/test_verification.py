@@ -16,22 +16,41 @@ import pytest
 import torch
 
 from eval import real_classifier, repeat
-from eval.checks import _agree, _comparable, _equal, _follows, compare_environments, within
+from eval.checks import (
+    _agree,
+    _comparable,
+    _equal,
+    _follows,
+    compare_descriptions,
+    compare_environments,
+    within,
+)
 from eval.evaluator import Evaluator, Workspace
 from eval.protocols import PROTOCOLS
 from eval.records import Entry, read_record
-from eval.repeat import as_recorded, evaluator_again
+from eval.repeat import Again, as_recorded, evaluator_again
 from eval.scoring import SeedScore
 from eval.verification import Verification
 from eval.verify import find_record_file
 from synth.base.errors import UsageError
 from synth.base.files import read_arrays, read_json
 from synth.checkpoints import load_tensors, save_tensors
+from synth.data import ImageSet
 from synth.environment import MACHINE, blas_threads
 from synth.ops.native import describe_machine
-from tests.conftest import SCORE, TRAIN, Ran, in_turns, record_of, reseal, tamper
+from tests.conftest import (
+    SCORE,
+    TRAIN,
+    Ran,
+    config_of,
+    in_turns,
+    record_of,
+    reseal,
+    tamper,
+    tiny,
+)
 from tests.test_cli import one_line
-from tests.test_leaderboard import CEILING, record, synthetic
+from tests.test_leaderboard import CEILING, REAL, record, synthetic
 
 Synth = Callable[..., Ran]
 pytestmark = pytest.mark.usefixtures("tiny_names")
@@ -347,6 +366,11 @@ def test_environments_are_compared_stage_by_stage() -> None:
     )
     assert (alike.differences, alike.unknown, alike.notes) == ([], [], [])
     assert alike.exact
+    # Older versions did not count processes: there was one.
+    before = {key: value for key, value in NOW.items() if key != "processes"}
+    assert (
+        compared("train", replace(synthetic(), training_environment=before), NOW).differences == []
+    )
     # The first stage that says nothing keeps none of the others from being compared.
     changed = {**NOW, "processes": 2, "commit": "a" * 12 + "c" * 28, "code": "c" * 64}
     found = compared("train", replace(synthetic(), training_environment=changed), NOW)
@@ -482,6 +506,45 @@ def test_numbers_agree_to_nine_places() -> None:
     assert not _equal(1.0, math.nan)
     assert not _equal(math.nan, 1.0)
     assert _equal("a", "a") and not _equal("a", "b") and not _equal(1, 2)
+
+
+def described(stage: Any, old: Entry, new: Entry, weights: Path | None = None) -> bool:
+    """Does a repetition with this entry say what the record with the old one says?"""
+    found = Verification(record(old, 0.5), stage)
+    evaluator: Any = SimpleNamespace(protocol=PROTOCOLS["fixed-v1"], real=REAL)
+    compare_descriptions(found, Again(new, None, weights), evaluator)  # type: ignore[arg-type]
+    (check,) = found.checks
+    assert check.needed
+    return check.met
+
+
+def test_what_decides_a_row_must_be_the_same(drawn: ImageSet) -> None:
+    log: list[dict[str, Any]] = [{"images": 16}]
+    config = config_of(tiny("tiny", True), drawn).to_json()
+    old = replace(synthetic(), run="runs/a", folder="sets/a", training_log=log, config=config)
+    assert described("evaluate", old, old)
+    assert described("evaluate", old, replace(old, sha256="2", folder="b", manifest="m"))
+    for change in ({"name": "b"}, {"labels": "random"}, {"count": 1}, {"images_shown": 1}):
+        assert not described("evaluate", old, replace(old, **change))
+    # A set that was made now is of another folder of runs.
+    elsewhere = replace(old, run="runs/b")
+    assert not described("evaluate", old, elsewhere)
+    assert described("generate", old, elsewhere, Path("weights"))
+    # Older records lack copies of the run's files; where they are there, they must agree.
+    assert described("evaluate", replace(old, training_log=None, config=None), old)
+    assert not described("evaluate", old, replace(old, training_log=[{"images": 8}]))
+    assert not described("evaluate", old, replace(old, config=None))
+    older = {name: value for name, value in config.items() if name != "select"}
+    assert described("evaluate", replace(old, config=older), old)
+    # Of a run that is trained anew, bits are compared elsewhere.
+    again = replace(old, checkpoint="c", training_log=[{"images": 8}])
+    assert described("train", old, again, Path("weights"))
+    assert not described("generate", old, again, Path("weights"))
+    shorter = replace(again, images_shown=1)
+    assert not described("train", old, shorter, Path("weights"))
+    best = replace(old, chosen="best")
+    assert described("train", best, replace(shorter, chosen="best"), Path("weights"))
+    assert not described("generate", best, replace(best, images_shown=1), Path("weights"))
 
 
 def test_a_record_is_found_by_the_beginning_of_its_id(tmp_path: Path) -> None:

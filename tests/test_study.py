@@ -8,6 +8,8 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -25,6 +27,7 @@ from eval.study import (
     read_study,
     to_text,
 )
+from eval.training import teacher_maker
 from synth.base.errors import UsageError
 from synth.checkpoints import load_tensors
 from synth.data import ImageSet, load_test_images, load_training_images
@@ -381,6 +384,16 @@ def test_a_teacher_learns_from_what_the_generator_learns_from_and_guides_it(
     assert not torch.equal(plain["stem.weight"], with_teacher["stem.weight"])
     log = all_runs(Path("runs"))[1].read_log()
     assert log[-1]["images"] == 640
+
+
+def test_a_teacher_sees_images_in_its_own_range(
+    drawn: ImageSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A generator's are in [-1, 1], a classifier's in [0, 1]."""
+    monkeypatch.setattr("eval.training.real_classifier", lambda *_: lambda images: images)
+    run: Any = SimpleNamespace(config=SimpleNamespace(teacher=None, precision="fp32"))
+    logits = teacher_maker(run, torch.device("cpu"))(drawn)
+    assert logits(torch.tensor([-1.0, 0.0, 0.5, 1.0])).tolist() == [0, 0.5, 0.75, 1]
 
 
 def test_a_recipe_with_many_overrides_fits_into_file_names(

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import cross_entropy
 
-from synth.batches import draw_batches
+from synth.batches import _balanced_order, draw_batches
 from synth.data import ImageSet
 from synth.losses import fake_class_loss, generator_loss, real_class_loss, teacher_loss
 from synth.networks import Discriminator, Judged
@@ -48,6 +48,17 @@ def test_balanced_batches_show_every_class_alike_with_its_own_images(drawn: Imag
     for batch in seen[:20]:
         for image, label in zip(batch.images, batch.labels, strict=True):
             assert (label == 9) == bool((rare == image.flatten()).all(1).any())
+
+
+@settings(max_examples=5)
+@given(seed=st.integers(0, 1000))
+def test_balanced_batches_show_every_image_of_a_class_alike(seed: int) -> None:
+    """Within six standard deviations of the count that is expected."""
+    labels = torch.tensor([0, 1, 1, 1, 2] + [3] * 40 + [0])
+    shown = _balanced_order(labels, 64, seed, 0).flatten()
+    counts = shown.bincount(minlength=len(labels)).double()
+    expected = len(shown) / 4 / labels.bincount()[labels].double()
+    assert ((counts - expected).abs() < 6 * expected.sqrt()).all()
 
 
 @settings(max_examples=10, deadline=None)

@@ -57,7 +57,7 @@ from synth.base.errors import SynthError, UsageError
 from synth.base.files import read_json, write_json
 from synth.data import ImageSet, first_of_each_class, load_test_images, load_training_images
 from synth.data.house_numbers import render
-from tests.conftest import ROOT, Ran
+from tests.conftest import ROOT, Ran, record_of
 
 Synth = Callable[..., Ran]
 CPU = torch.device("cpu")
@@ -557,6 +557,12 @@ def test_augmentation_is_the_score_on_the_union(
 
 
 @pytest.mark.usefixtures("tiny_world")
+def test_the_samples_of_a_set_are_kept_beside_its_record(evaluated: Path) -> None:
+    (folder,) = (evaluated / "datasets").glob("0*")
+    kept = evaluated / "results" / "figures" / f"{record_of(evaluated).stem}-samples.png"
+    assert kept.read_bytes() == (folder / "preview.png").read_bytes()
+
+
 def test_samples_are_the_first_images_of_each_class(tmp_path: Path) -> None:
     """In as many columns as the rarest class has images, ten at most."""
     for count, columns in ((4, 4), (12, 10)):

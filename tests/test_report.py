@@ -146,6 +146,16 @@ def test_only_numbers_have_a_value_to_sort_by() -> None:
     assert grids.number(Column("entry", "entry"), "a name") == grids.Cell("a name", None)
 
 
+def test_metrics_that_have_a_value_and_a_title_are_shown() -> None:
+    measured = {"seconds": {}, "gan_test": 0.9, "diversity": {"mean": 30.0, "real": 20.0}}
+    (table,) = build_tables([replace(record(synthetic(), 0.7), metrics=measured)])
+    shown = grids.metrics(table)
+    assert [title for title, _ in shown.heads] == ["GAN-test %", "diversity", "real's diversity"]
+    ((_, cells),) = shown.rows
+    noted = [(cell.value, cell.note) for cell in cells]
+    assert noted == [(0.9, ""), (30.0, "1.50 × real"), (20.0, "")]
+
+
 def test_pictures_get_the_best_quality_that_fits() -> None:
     found = [samples._quality(10_000, most) for most in (18_000, 17_999, 3_401, 3_399, 2_099, 1)]
     assert found == [100, 90, 90, 80, 60, 10]

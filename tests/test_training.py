@@ -264,6 +264,39 @@ def test_a_tick_logs_its_speed_and_the_bar_its_images(
     assert describe_kernels(CPU, "fp32") in capsys.readouterr().err
 
 
+def test_a_tick_logs_the_means_of_its_own_steps(drawn: ImageSet) -> None:
+    trainer = make_trainer(tiny("tiny", True), drawn)
+    for steps in (3, 1, 2):
+        for _ in range(steps):
+            trainer.step()
+        sums = trainer.sums.tolist()
+        values = trainer.log_values()
+        means = {
+            name: value / steps for name, value in zip(("d_loss", "g_loss"), sums, strict=False)
+        }
+        assert values["d_loss"] == means["d_loss"] and values["g_loss"] == means["g_loss"]
+        spread = sums[4] / steps - means["d_loss"] ** 2
+        assert values["d_loss_std"] == pytest.approx(max(spread, 0) ** 0.5)
+        assert not trainer.sums.any()
+
+
+@pytest.mark.parametrize(
+    ("length", "tick"),
+    [
+        (1, 1_000),
+        (16_000, 1_000),
+        (31_999, 1_000),
+        (32_000, 2_000),
+        (100_000, 8_000),
+        (10**6, 64_000),
+    ],
+)
+def test_a_run_has_eight_to_sixteen_ticks(drawn: ImageSet, length: int, tick: int) -> None:
+    recipe = tiny("tiny", True)
+    config = training.plan_run(recipe, "svhn", drawn, length, 0, "fp32", CPU, None, None, None)
+    assert config.images_per_tick == tick
+
+
 def test_every_tick_samples_the_same_latents(tmp_path: Path, drawn: ImageSet) -> None:
     """A generator that learns nothing makes the same grid again."""
     recipe = tiny("tiny", True)

@@ -556,7 +556,7 @@ def test_augmentation_is_the_score_on_the_union(
     assert len(read_records(mats.parent / "results")) == 8
 
 
-@pytest.mark.usefixtures("tiny_world")
+@pytest.mark.usefixtures("tiny_names")
 def test_the_samples_of_a_set_are_kept_beside_its_record(evaluated: Path) -> None:
     (folder,) = (evaluated / "datasets").glob("0*")
     kept = evaluated / "results" / "figures" / f"{record_of(evaluated).stem}-samples.png"
@@ -574,6 +574,7 @@ def test_samples_are_the_first_images_of_each_class(tmp_path: Path) -> None:
         assert drawn.tolist() == [[3 * k + row for k in range(columns)] for row in range(3)]
 
 
+@pytest.mark.usefixtures("tiny_world")
 def test_closest_pairs_are_drawn_on_request(
     synth: Synth, mats: Path, sets: tuple[Path, Path]
 ) -> None:

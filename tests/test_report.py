@@ -281,18 +281,18 @@ def test_a_logarithmic_axis_holds_its_values_in_order(values: list[float]) -> No
 SHARES = st.lists(st.integers(0, 100_000), min_size=2, unique=True)  # in 1/100,000
 
 
-@given(st.lists(st.floats(-5, 5), min_size=1))
+@given(st.lists(st.floats(-0.3, 1.3), min_size=1, max_size=3))
 def test_an_axis_of_shares_holds_all_values(values: list[float]) -> None:
     """It ends at the multiples of ten around them, and is at least ten wide."""
     axis = percent_axis(values)
     assert all(0 <= axis.place(value) <= 100 for value in values)
-    low, high = (int(label.removesuffix(" %")) for _, label in (axis.ticks[0], axis.ticks[-1]))
-    if high - low <= 60:
-        least, most = (100 * min(max(end, 0), 1) for end in (min(values), max(values)))
-        assert low % 10 == high % 10 == 0
-        assert low <= least + 1e-9 and most <= high + 1e-9
-        assert least - 10 < low + 1e-9 or low == 90
-        assert high - 10 < most + 1e-9 or high == low + 10
+    (at, low), (then, second) = ((x, int(label.removesuffix(" %"))) for x, label in axis.ticks[:2])
+    high = low + round(100 * (second - low) / (then - at))
+    least, most = (100 * min(max(end, 0), 1) for end in (min(values), max(values)))
+    assert at == 0 and low % 10 == high % 10 == 0
+    assert low <= least + 1e-9 and most <= high + 1e-9
+    assert least - 10 < low + 1e-9 or low == 90
+    assert high - 10 < most + 1e-9 or high == low + 10
 
 
 @given(SHARES, st.lists(st.floats(-5, 5)))
@@ -315,6 +315,8 @@ def test_axes_by_hand() -> None:
     assert [place for place, _ in percent_axis([0.05, 0.95]).ticks] == [0, 20, 40, 60, 80, 100]
     assert percent_axis([1.0]).ticks == [(0, "90 %"), (100, "100 %")]
     assert percent_axis([0.5]).ticks == [(0, "50 %"), (100, "60 %")]
+    assert percent_axis([0.55]).ticks == [(0, "50 %"), (100, "60 %")]
+    assert percent_axis([-5, 5]).ticks[0] == (0, "0 %")
     axis = log_axis([3, 40])
     assert [label for _, label in axis.ticks] == ["2", "5", "10", "20", "50"]
     assert [axis.place(value) for value in (2, 10, 50)] == pytest.approx([0, 50, 100])

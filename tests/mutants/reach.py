@@ -40,17 +40,17 @@ class Reach:
     def tests(self, root: Path, mutant: Mutant) -> list[str]:
         """The tests that run the mutated statement: first those of a line near it that few tests
         run, then those named after the module, then quick ones. A statement of a module is also
-        reached by who runs its body, or a line that names it; if nobody does, by the tests named
-        after it, or by all."""
+        reached by who runs its body, or a line that names it, and by the tests named after it; if
+        there are none, by all."""
         source = (root / mutant.path).read_text(encoding="utf-8")
         low, high, body = statement(source, mutant.line)
         found = self._of(mutant.path, range(low, high + 1)) | self._of(mutant.path, body)
         name = re.match(r"(\w+)(: [^=]*)? = ", source.splitlines()[low - 1])
         if name:
             found |= self._naming(root, name[1])
-        if not found and self.imported[mutant.path] & {*range(low, high + 1)}:
+        if self.imported[mutant.path] & {*range(low, high + 1)}:
             own = [test for test in self.seconds if _own(test, mutant.path)]
-            found = dict.fromkeys(own or self.seconds, False)
+            found |= dict.fromkeys(own or self.seconds, False)
         order = self._in_order(found)
         near = self._rare(mutant.path, range(low - NEAR, high + NEAR + 1))
         ranks = {test: 0 if test in near else 1 + (not _own(test, mutant.path)) for test in order}

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from functools import cache
 from multiprocessing import Pipe, Process
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -48,6 +49,7 @@ def main() -> None:
         reach.measure(tree, options.work / "coverage", options.jobs)
     sample = sample_of(data, tree, options)
     sample.cap, sample.note = options.cap, ""
+    options.since = sample.commits.get("before", options.at)
     sample.commits["after" if options.again else "before"] = commit(options.at)
     numbers = [i for i, fate in enumerate(sample.fates) if not fate.before]
     if options.again:
@@ -109,6 +111,7 @@ def work(
     mutant: one that fails then says nothing, and its mutants are run again without it."""
     tree = run.copy(ROOT, options.work / f"tree-{job}", commit(options.at))
     reached = reach.read(tree, options.work / "coverage")
+    new = [test for test in reached.seconds if options.again and is_new(test, options.since)]
     outcomes: dict[int, tuple[str, str]] = {}
 
     def then(session: pytest.Session) -> None:
@@ -124,7 +127,8 @@ def work(
                     for n in outcomes
                     if mutants[n].path == mutant.path and outcomes[n][0] == "noticed"
                 ]
-                found = outcomes[number] = meet_one(session, mutant, reached, recent, options.cap)
+                early = [*recent, *new]
+                found = outcomes[number] = meet_one(session, mutant, reached, early, options.cap)
                 writer.send((number, list(found)))
                 took = f"{number} {time.monotonic() - started:.1f} s"
                 print(took, table.key(mutant), *found, file=sys.__stdout__, flush=True)
@@ -140,10 +144,10 @@ def work(
 
 
 def meet_one(
-    session: pytest.Session, mutant: Mutant, reached: reach.Reach, recent: list[str], cap: float
+    session: pytest.Session, mutant: Mutant, reached: reach.Reach, early: list[str], cap: float
 ) -> tuple[str, str]:
-    """`recent`: tests that noticed other mutants of this file. They come first."""
-    tests = sorted(reached.tests(Path.cwd(), mutant), key=lambda test: test not in recent)
+    """`early`: new tests, and tests that noticed other mutants of this file. They come first."""
+    tests = sorted(reached.tests(Path.cwd(), mutant), key=lambda test: test not in early)
     if not tests:
         return "not run", ""
     path = Path.cwd() / mutant.path
@@ -157,6 +161,17 @@ def meet_one(
         return run.fork(session, tests, reached.seconds, cap, old, new, str(path)).wait()
     finally:
         path.write_text(old, encoding="utf-8")
+
+
+def is_new(test: str, since: str) -> bool:
+    """Was there no test of this name in the commit?"""
+    return f"def {test.partition('::')[2].partition('[')[0]}(" not in tests_of(since)
+
+
+@cache
+def tests_of(name: str) -> str:
+    command = ["git", "-C", str(ROOT), "grep", "-h", "def test_", name, "--", "tests"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
 def unchanged(session: pytest.Session, tests: list[str], reached: reach.Reach) -> set[str]:

@@ -6,7 +6,7 @@ import contextlib
 import ctypes
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, cast, get_args
 
 import torch
@@ -102,27 +102,33 @@ def maybe_cuda_graph(
     """
     if example[0].device.type != "cuda" or parallel.processes() > 1:
         return step
-    before = {name: tensor.clone() for name, tensor in state().items()}
     fixed = [tensor.clone() for tensor in example]
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(3):
+    graph, side = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+    with untouched(state):
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(3):
+                step(*fixed)
+        torch.cuda.current_stream().wait_stream(side)
+        with torch.cuda.graph(graph):
             step(*fixed)
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        step(*fixed)
-    with torch.no_grad():
-        for name, tensor in state().items():
-            # Adam's moments do not exist before its first step, and start at zero.
-            tensor.copy_(before[name]) if name in before else tensor.zero_()
 
     def replay(*inputs: Tensor) -> None:
         torch._foreach_copy_(fixed, list(inputs))
         graph.replay()
 
     return replay
+
+
+@contextlib.contextmanager
+def untouched(state: Callable[[], dict[str, Tensor]]) -> Iterator[None]:
+    """Puts the tensors of `state` back as they were before this block. Those that are new after it,
+    which are Adam's moments, become zero, as they are before Adam's first step."""
+    before = {name: tensor.clone() for name, tensor in state().items()}
+    yield
+    with torch.no_grad():
+        for name, tensor in state().items():
+            tensor.copy_(before[name]) if name in before else tensor.zero_()
 
 
 def optimizer_tensors(name: str, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

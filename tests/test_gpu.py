@@ -25,7 +25,7 @@ from synth.data import DIGITS, ImageSet
 from synth.data.house_numbers import render
 from synth.environment import make_deterministic
 from synth.flow import FlowTrainer
-from synth.gan import GANSampler
+from synth.gan import GANSampler, GANTrainer
 from synth.generation import generate
 from synth.networks import build
 from synth.published import RECIPES
@@ -54,7 +54,9 @@ def test_recorded_steps_equal_plain_ones(
 ) -> None:
     recipe = override(TINY, *changes)
     for precision in PRECISIONS[device]:
-        plain, recorded = (make_trainer(recipe, drawn, device, precision=precision) for _ in "12")
+        plain, recorded = (
+            make_trainer(recipe, drawn, device, precision=precision) for _ in range(2)
+        )
         for batch in itertools.islice(draw_batches(recipe, drawn, 0, torch.device(device)), 20):
             plain.update(batch)
             recorded.step()
@@ -66,7 +68,7 @@ def test_recorded_steps_equal_plain_ones(
 @on_each_device
 def test_recorded_steps_of_a_flow_equal_plain_ones(drawn: ImageSet, device: str) -> None:
     config = config_of(FLOW, drawn)  # type: ignore[arg-type]
-    plain, recorded = (FlowTrainer(config, drawn, None, torch.device(device)) for _ in "12")
+    plain, recorded = (FlowTrainer(config, drawn, None, torch.device(device)) for _ in range(2))
     for batch in itertools.islice(plain._draw(0), 20):
         plain.update(*batch)
         recorded.step()
@@ -109,16 +111,20 @@ def work_deterministically(device: str, folder: Path) -> None:
     pixels, labels = render("train", 200)
     images = ImageSet(pixels, labels, DIGITS, "drawn", "train")
     for precision in PRECISIONS[device]:
-        check_that_a_run_resumes(images, device, precision, folder / "state.safetensors")
+        for changes in ((), LIKE_V2):
+            trainers = [
+                make_trainer(override(TINY, *changes), images, device, precision=precision)
+                for _ in range(3)
+            ]
+            check_that_a_run_resumes(*trainers, folder / "state.safetensors")
         check_that_a_larger_set_begins_with_the_smaller(device, precision)
-    once, again = (classifier_of(images, device).state_dict() for _ in "12")
+    once, again = (classifier_of(images, device).state_dict() for _ in range(2))
     check_equal(once, again)
 
 
-def check_that_a_run_resumes(images: ImageSet, device: str, precision: str, path: Path) -> None:
-    whole, killed, resumed = (
-        make_trainer(TINY, images, device, precision=precision) for _ in "123"
-    )
+def check_that_a_run_resumes(
+    whole: GANTrainer, killed: GANTrainer, resumed: GANTrainer, path: Path
+) -> None:
     for trainer, steps in ((whole, 20), (killed, 10)):
         for _ in range(steps):
             trainer.step()

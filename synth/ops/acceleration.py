@@ -94,13 +94,15 @@ def laid_out_like(weight: Tensor, tensor: Tensor) -> Tensor:
 def maybe_cuda_graph(
     step: Step, example: Sequence[Tensor], state: Callable[[], dict[str, Tensor]]
 ) -> Step:
-    """Records `step` as a CUDA graph on a GPU. Returns `step` itself on other devices, and where
-    several processes share the batch.
+    """Records `step` as a CUDA graph on a GPU. Returns `step` itself on other devices, where
+    several processes share the batch, and with deterministic algorithms: some of torch's cannot be
+    recorded, such as `index_put_` that accumulates (pytorch/pytorch#105439).
 
     example: tensors with the shapes, types and device of the arguments of `step`. state: returns
     all tensors that the step changes, by name. Recording runs some steps and then restores them.
     """
-    if example[0].device.type != "cuda" or parallel.processes() > 1:
+    on_gpu = example[0].device.type == "cuda"
+    if not on_gpu or parallel.processes() > 1 or torch.are_deterministic_algorithms_enabled():
         return step
     fixed = [tensor.clone() for tensor in example]
     graph, side = torch.cuda.CUDAGraph(), torch.cuda.Stream()

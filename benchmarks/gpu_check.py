@@ -38,6 +38,7 @@ from eval.records import read_records
 from eval.study import BASE, run_study
 from synth.base.errors import SynthError
 from synth.base.files import write_json, write_text
+from synth.base.progress import say
 from synth.data import ImageSet, cache_folder, load_training_images
 from synth.environment import describe_environment
 from synth.interface import data_folder
@@ -103,21 +104,22 @@ def main(words: list[str] | None = None) -> None:
             f"error: gpu-check: no CUDA device is seen by torch {torch.__version__}; run it where "
             "there is one, or try the code with --small --device cpu"
         )
+    key, root = find_data(asked.data_root)
     tests = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", *TESTS]
     code = subprocess.run(tests, cwd=ROOT, check=False).returncode
     if code:
         sys.exit(code)
     keep_freed_memory()
-    report = check(asked.data_root, torch.device(asked.device), SMALL if asked.small else FULL)
+    say(f"gpu-check: the data is {key}")
+    report = check(key, root, torch.device(asked.device), SMALL if asked.small else FULL)
     write_json(asked.results / "gpu.json", report)
     page = to_page(report)
     write_text(asked.results / "gpu.md", page)
     print(page)
 
 
-def check(given: Path | None, device: torch.device, lengths: Lengths) -> dict[str, Any]:
+def check(key: str, root: Path | None, device: torch.device, lengths: Lengths) -> dict[str, Any]:
     """All measurements, with the units in the names of the figures."""
-    key, root = find_data(given)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         pipeline = measure_pipeline(key, root, device, lengths, folder / "pipeline")

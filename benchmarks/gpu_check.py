@@ -6,7 +6,8 @@ Writes results/gpu.json and results/gpu.md, and prints the latter:
 - training beside the loop of pytorch/examples and torch with its switches. Target: 10 times;
 - the largest batch that keeps the score, by a study on a part of the training split alone.
 
-`--small --device cpu` goes the same way in minutes, to try the code. Its figures mean nothing.
+`--small --device cpu` goes the same way, to try the code. It takes 10 to 20 minutes, and
+its figures mean nothing.
 """
 
 from __future__ import annotations
@@ -123,9 +124,9 @@ def check(key: str, root: Path | None, device: torch.device, lengths: Lengths) -
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         pipeline = measure_pipeline(key, root, device, lengths, folder / "pipeline")
-        precision = pipeline["precision"]
         images = load_training_images(key, root)
-        rates = measure_training(images, device, precision, lengths)
+        rates = measure_training(images, device, lengths)
+        precision = pipeline["precision"]
         batches = compare_batches(key, root, device, precision, lengths, folder / "batches")
     return {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -193,13 +194,13 @@ def measure_pipeline(
 
 
 def measure_training(
-    images: ImageSet, device: torch.device, precision: str, lengths: Lengths
+    images: ImageSet, device: torch.device, lengths: Lengths
 ) -> dict[str, list[float]]:
     """Images/s of training `cdcgan` in batches of 128, in each window; loops go round in turns."""
     pixels, labels = images.images, images.require_labels()
     there = pixels.to(device), labels.to(device)
     loops: dict[str, Iterator[None]] = {
-        "synth": contenders.train(pixels, labels, precision, device),
+        "synth": contenders.train(pixels, labels, "auto", device),
         "synth, fp32": contenders.train(pixels, labels, "fp32", device),
     }
     for workers in lengths.workers:

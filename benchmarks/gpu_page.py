@@ -74,7 +74,7 @@ def training_part(rates: dict[str, Rates], lengths: dict[str, Any]) -> str:
     found = f"{times:.1f} times the examples loop (the faster one)"
     text = f"""Images per second of training `cdcgan` in batches of {BATCH}: median and range of
     {lengths["windows"]} windows, taken in turns in one process. The ratios are those of the
-    windows."""
+    windows. synth trains in the precision that its probe chooses."""
     reached = verdict(found, times >= TARGET_TIMES, f"{TARGET_TIMES} times")
     return f"{wrap(text)}\n\n{to_markdown(pd.DataFrame(rows))}\n\n{reached}"
 

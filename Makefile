@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-ray lint bench bench-smoke speedrun docs attack attack-short mutants clean
+.PHONY: demo test test-ray lint bench bench-smoke speedrun gpu-check docs attack attack-short mutants clean
 
 demo: $(INSTALLED)
 	$(BIN)/synth benchmark --dataset house-numbers --recipes cdcgan-v2-quick,dcgan-quick \
@@ -34,6 +34,10 @@ bench: $(INSTALLED)
 # Seconds until a generator's images are worth 0.80, 0.90, 0.95 and 1.00 of the real ones.
 speedrun: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.speedrun
+
+# Needs a CUDA device: its tests, the pipeline in 60 s, peers, batch sizes; writes results/gpu.*.
+gpu-check: $(INSTALLED)
+	$(BIN)/python -m benchmarks.gpu_check
 
 # The pages of docs/ in build/docs. A warning is an error, but with --quiet mkdocs counts none.
 docs: $(INSTALLED)

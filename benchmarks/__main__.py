@@ -28,6 +28,8 @@ from benchmarks.workers import LeftOut, running
 from synth.base.files import write_json, write_text
 from synth.environment import describe_environment
 
+# A function that takes some steps and returns the seconds that they took, and the images in a step
+Timed = tuple[Callable[[int], float], int]
 SIDE = 2048  # of the matrix product that is the ceiling
 # Times the plain loop that every stage must reach, or the smoke test fails: with bf16 units, and on
 # processors that only emulate bf16, where synth trains in fp32 with torch's own operations.
@@ -84,22 +86,31 @@ def measure_ceilings() -> dict[str, float]:
 def measure_stage(
     stage: str, windows: int, seconds: float, only: list[str] | None = None
 ) -> dict[str, list[float]]:
-    """Images/s of every contender in each window; windows go round in turns."""
-    rates: dict[str, list[float]] = {}
+    """Images/s of every contender in each window."""
     with ExitStack() as stack:
-        loops: dict[str, tuple[Connection, int, int]] = {}
+        loops: dict[str, Timed] = {}
         for name in only or STAGES[stage]:
             try:
                 loop = stack.enter_context(running(stage, name))
             except LeftOut as reason:
                 print(f"{name}: left out ({reason})", file=sys.stderr)
                 continue
-            step = min(spend(loop, 1) for _ in range(3))
-            loops[name] = loop, STAGES[stage][name][1], max(1, round(seconds / step))
-        for _ in range(windows):
-            for name, (loop, count, steps) in loops.items():
-                rates.setdefault(name, []).append(round(count * steps / spend(loop, steps), 1))
+            loops[name] = partial(spend, loop), STAGES[stage][name][1]
+        rates = take_turns(loops, windows, seconds)
     print(f"{stage:<11} {summary(rates)}", flush=True)
+    return rates
+
+
+def take_turns(loops: dict[str, Timed], windows: int, seconds: float) -> dict[str, list[float]]:
+    """Images/s of every loop in each window of about so many seconds; windows go round in turns."""
+    steps = {
+        name: max(1, round(seconds / min(spent(1) for _ in range(3))))
+        for name, (spent, _) in loops.items()
+    }
+    rates: dict[str, list[float]] = {name: [] for name in loops}
+    for _ in range(windows):
+        for name, (spent, images) in loops.items():
+            rates[name].append(round(images * steps[name] / spent(steps[name]), 1))
     return rates
 
 

@@ -32,11 +32,13 @@ RECIPE = cast(Recipe, RECIPES["cdcgan"])
 Loop = Callable[[Tensor, Tensor], Iterator[None]]
 
 
-def train(images: Tensor, labels: Tensor, precision: str = "auto") -> Iterator[None]:
+def train(
+    images: Tensor, labels: Tensor, precision: str = "auto", device: torch.device = CPU
+) -> Iterator[None]:
     keep_freed_memory()  # as every command of synth does
     data = ImageSet(images, labels, DIGITS, "benchmark", "train")
-    config = plan_run(RECIPE, "benchmark", data, None, 0, precision, CPU)
-    trainer = config.family.make_trainer(config, data, None, CPU)
+    config = plan_run(RECIPE, "benchmark", data, None, 0, precision, device)
+    trainer = config.family.make_trainer(config, data, None, device)
     while True:
         trainer.step()
         yield

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 LATENT, CLASSES, BATCH, CLASSIFIER_BATCH = 100, 10, 128, 256
+CPU = torch.device("cpu")
 
 
 class Generator(nn.Module):
@@ -91,7 +92,8 @@ def gan_step(
 ) -> tuple[Tensor, ...]:
     (net_g, net_d), (optimizer_g, optimizer_d) = nets, optimizers
     criterion = nn.BCEWithLogitsLoss()
-    ones, zeros = torch.ones(len(real)), torch.zeros(len(real))
+    ones = torch.ones(len(real), device=real.device)
+    zeros = torch.zeros_like(ones)
     net_d.zero_grad()
     on_real = net_d(real, labels)
     loss_real = criterion(on_real, ones)
@@ -109,21 +111,28 @@ def gan_step(
     return loss_real + loss_fake, loss_g, on_real.mean(), on_fake.mean(), again.mean()
 
 
-def networks() -> tuple[
-    tuple[nn.Module, nn.Module], tuple[torch.optim.Optimizer, torch.optim.Optimizer]
-]:
-    net_g, net_d = Generator(), Discriminator()
+def networks(
+    device: torch.device = CPU,
+) -> tuple[tuple[nn.Module, nn.Module], tuple[torch.optim.Optimizer, torch.optim.Optimizer]]:
+    net_g, net_d = Generator().to(device), Discriminator().to(device)
     optimizer_d = torch.optim.Adam(net_d.parameters(), lr=2e-4, betas=(0.5, 0.999))
     optimizer_g = torch.optim.Adam(net_g.parameters(), lr=2e-4, betas=(0.5, 0.999))
     return (net_g, net_d), (optimizer_g, optimizer_d)
 
 
-def train_examples(images: Tensor, labels: Tensor) -> Iterator[None]:
-    """The loop of pytorch/examples' dcgan, at 32×32: DataLoader, five `.item()` a step."""
-    nets, optimizers = networks()
+def train_examples(
+    images: Tensor, labels: Tensor, device: torch.device = CPU, workers: int = 0
+) -> Iterator[None]:
+    """The loop of pytorch/examples' dcgan, at 32×32: DataLoader, five `.item()` a step.
+
+    workers: of the DataLoader, which gives images on the CPU. The example has two.
+    """
+    nets, optimizers = networks(device)
     data = _floats(images, labels, -1.0)
-    for real, y in _endless(DataLoader(data, batch_size=BATCH, shuffle=True, drop_last=True)):
-        values = gan_step(nets, optimizers, real, y, torch.randn(BATCH, LATENT))
+    loader = DataLoader(data, batch_size=BATCH, shuffle=True, drop_last=True, num_workers=workers)
+    for real, y in _endless(loader):
+        noise = torch.randn(BATCH, LATENT, device=device)
+        values = gan_step(nets, optimizers, real.to(device), y.to(device), noise)
         _ = [value.item() for value in values]
         yield
 

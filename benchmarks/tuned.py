@@ -40,11 +40,14 @@ SWITCHES = {
 
 
 def train(on: Switches, images: Tensor, labels: Tensor) -> Iterator[None]:
-    nets = _built(peers.Generator(), on), _built(peers.Discriminator(), on)
+    """On the device of the images."""
+    device = images.device
+    net_g, net_d = peers.Generator().to(device), peers.Discriminator().to(device)
+    nets = _built(net_g, on), _built(net_d, on)
     optimizers = tuple(_adam(net, on, 2e-4, 0.5) for net in nets)
     for real, y in _batches(images, labels, peers.BATCH, on, -1.0):
-        with _autocast(on):
-            noise = torch.randn(peers.BATCH, peers.LATENT)
+        with _autocast(on, device):
+            noise = torch.randn(peers.BATCH, peers.LATENT, device=device)
             peers.gan_step(nets, (optimizers[0], optimizers[1]), real, y, noise)
         yield
 
@@ -89,8 +92,8 @@ def _adam(net: nn.Module, on: Switches, rate: float, beta: float) -> torch.optim
     return torch.optim.Adam(net.parameters(), rate, betas=(beta, 0.999), fused=on.fused)
 
 
-def _autocast(on: Switches) -> torch.autocast:
-    return torch.autocast("cpu", torch.bfloat16, enabled=on.bf16)
+def _autocast(on: Switches, device: torch.device = peers.CPU) -> torch.autocast:
+    return torch.autocast(device.type, torch.bfloat16, enabled=on.bf16)
 
 
 def _batches(
@@ -100,5 +103,6 @@ def _batches(
     layout = torch.channels_last if on.channels_last else torch.contiguous_format
     images = images.contiguous(memory_format=layout)
     while True:
-        for picks in torch.randperm(len(images))[: len(images) // size * size].split(size):
+        order = torch.randperm(len(images), device=images.device)
+        for picks in order[: len(images) // size * size].split(size):
             yield images[picks].float() / 255 * (1 - low) + low, labels[picks]

@@ -74,10 +74,12 @@ def draw_images(
     Labels are 0 if the images have none. Each pass shows every image once, and leaves out those
     that do not fill a batch. balanced: see `_balanced_order`.
     """
-    pixels, labels = images.images.to(device), labels_or_zeros(images).to(device)
+    labels = labels_or_zeros(images)
+    members, counts = labels.argsort(stable=True), labels.bincount()
+    pixels, labels = images.images.to(device), labels.to(device)
     for block in count(first_step // BLOCK):
         order = (
-            _balanced_order(labels.cpu(), batch, seed, block)
+            _balanced_order(members, counts, batch, seed, block)
             if balanced
             else _image_order(len(images), batch, seed, block)
         ).to(device)
@@ -101,14 +103,16 @@ def _image_order(total: int, batch: int, seed: int, block: int) -> Tensor:
     return torch.stack([passes[s // per_pass][s % per_pass * batch :][:batch] for s in steps])
 
 
-def _balanced_order(labels: Tensor, batch: int, seed: int, block: int) -> Tensor:
-    """Indices (BLOCK, batch): every class is equally likely, and so is every image of a class."""
+def _balanced_order(members: Tensor, counts: Tensor, batch: int, seed: int, block: int) -> Tensor:
+    """Indices (BLOCK, batch): every class is equally likely, and so is every image of a class.
+
+    members: the indices of all images, class after class; counts: of each class.
+    """
     random = torch_random(seed, "balanced", block)
-    by_class, counts = labels.argsort(stable=True), labels.bincount()
     drawn = torch.randint(len(counts), (BLOCK, batch), generator=random)
     within = (torch.rand(BLOCK, batch, generator=random) * counts[drawn]).long()
     within = within.minimum(counts[drawn] - 1)  # a product just below the count can round up to it
-    return by_class[(counts.cumsum(0) - counts)[drawn] + within]
+    return members[(counts.cumsum(0) - counts)[drawn] + within]
 
 
 def draw_latents(

@@ -168,8 +168,9 @@ class FlowTrainer:
         if self._update is None:
             self._batches = self._draw(self.steps)
             first = next(self._draw(self.steps))
-            state = {**self.state(), "loss": self.loss}
-            self._update = maybe_cuda_graph(self.update, first, lambda: state)
+            self._update = maybe_cuda_graph(
+                self.update, first, lambda: {**self.state(), "loss": self.loss}
+            )
         self._update(*next(self._batches))
         self.steps += 1
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.transforms.v2 import functional as reference
 
-from synth.ops.augment import NUMBERS, augment
+from synth.ops.augment import NUMBERS, augment, gathered
 from synth.ops.policies import POLICIES, Policy
 
 SIDE = 32
@@ -86,3 +86,22 @@ def test_gradients_flow_back_to_the_images() -> None:
     random = torch.rand(4, NUMBERS, generator=torch.Generator().manual_seed(1)) * 2 - 1
     augment(images, POLICIES["digits-v1"], random).sum().backward()
     assert images.grad is not None and images.grad.abs().sum() > 0
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 2**31), st.floats(0, 4), st.sampled_from([(32, 32), (5, 9)]))
+def test_gathered_pixels_and_their_gradients_are_those_of_grid_sample(
+    seed: int, spread: float, sides: tuple[int, int]
+) -> None:
+    """Also at places far outside of the image, which are mirrored more than once."""
+    random = torch.Generator().manual_seed(seed)
+    images = torch.rand(3, 3, *sides, generator=random, dtype=torch.float64).requires_grad_()
+    grid = (torch.rand(3, *sides, 2, generator=random, dtype=torch.float64) * 2 - 1) * spread
+    weights = torch.rand(images.shape, generator=random, dtype=torch.float64)
+    expected = torch.nn.functional.grid_sample(
+        images, grid, padding_mode="reflection", align_corners=False
+    )
+    found = gathered(images, grid)
+    torch.testing.assert_close(found, expected)
+    gradients = [torch.autograd.grad((each * weights).sum(), images) for each in (found, expected)]
+    torch.testing.assert_close(*gradients)

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 
-from benchmarks import growth, precision, tuned
+from benchmarks import contenders, gpu_check, growth, precision, tuned
 from benchmarks.__main__ import over_peers
 from eval.protocols import PROTOCOLS, Protocol
 from eval.scoring import disk_batches, score
+from synth.base.errors import SynthError
+from synth.base.files import read_json
 from synth.data import ImageSet
+from synth.published import RECIPES
+from tests.conftest import ROOT, tiny
 
 CPU = torch.device("cpu")
 
@@ -71,3 +76,61 @@ def test_synth_is_compared_with_the_best_of_each_kind() -> None:
         "2.00× torch with its best switches (torch, all); "
         "1.60× torch with its best switches in fp32, synth in fp32 (torch, no switches)"
     )
+
+
+@pytest.fixture
+def small_tables(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tiny recipes and protocols, and no tests: they would start pytest again."""
+    monkeypatch.setitem(RECIPES.entries, "cdcgan-v2", tiny("cdcgan-v2", True))
+    monkeypatch.setitem(PROTOCOLS.entries, "quick-v1", Protocol("quick-v1", "disk", 3, 32, 1))
+    monkeypatch.setattr(contenders, "RECIPE", tiny("tiny", True))
+    monkeypatch.setattr(tuned.peers, "BATCH", 16)
+    assert all((ROOT / name).exists() for name in gpu_check.TESTS)
+    monkeypatch.setattr(gpu_check, "TESTS", ("--version",))
+
+
+@pytest.mark.usefixtures("small_tables")
+def test_gpu_check_does_all_of_it_on_a_cpu(
+    mats: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--small", "--device", "cpu", "--data-root", str(mats), "--results", str(tmp_path)]
+    gpu_check.main(words)
+    report, page = read_json(tmp_path / "gpu.json"), (tmp_path / "gpu.md").read_text()
+    assert page in capsys.readouterr().out
+    assert report["data"] == "small-svhn" and report["small"] is True
+    assert list(report["pipeline"]["seconds"]) == ["train", "generate", "evaluate"]
+    assert report["pipeline"]["images_generated"] == 10 * gpu_check.SMALL.per_class
+    assert len(report["pipeline"]["accuracies"]) == gpu_check.SMALL.classifiers
+    rates = report["training_images_per_second"]
+    assert {"synth", "examples loop, 0 workers", "torch, all but torch.compile"} < set(rates)
+    assert all(len(windows) == gpu_check.SMALL.windows for windows in rates.values())
+    batches = {row["variant"]: row for row in report["batches"]}
+    assert list(batches) == ["base", "32", "64", "64, scaled rates"]
+    assert batches["32"]["difference"] == 0
+    for words_on_page in ("The target of 60 s is", "The target of 10 times is", "| 16, the recipe"):
+        assert words_on_page in page
+
+
+def test_gpu_check_stops_where_it_cannot_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["--small", "--results", str(tmp_path / "results")]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit, match="error: gpu-check: no CUDA device"):
+        gpu_check.main(words)
+    monkeypatch.setattr(gpu_check, "TESTS", ("--noconftest", "nonesuch.py"))
+    with pytest.raises(SystemExit) as stopped:
+        gpu_check.main([*words, "--device", "cpu"])
+    assert stopped.value.code == pytest.ExitCode.USAGE_ERROR
+    assert not (tmp_path / "results").exists()
+
+
+def test_gpu_check_takes_svhn_where_it_is(mats: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SYNTH_DATA", raising=False)
+    monkeypatch.setattr(gpu_check, "cache_folder", lambda: mats.parent)
+    assert gpu_check.find_data(None) == ("house-numbers", None)
+    assert gpu_check.find_data(mats) == ("svhn", mats)
+    mats.rename(mats.parent / "svhn")
+    assert gpu_check.find_data(None) == ("svhn", None)
+    with pytest.raises(SynthError, match=r"--data-root .*: has no train_32x32\.mat"):
+        gpu_check.find_data(mats.parent)

@@ -1,4 +1,4 @@
-"""Data-parallel training: two processes on the CPU, as torchrun starts them, equal one process."""
+"""Data-parallel training: two processes, as torchrun starts them, equal one process."""
 
 from __future__ import annotations
 
@@ -42,6 +42,13 @@ OTHER_LOSSES = (
 # images of its batches are in another order.
 SMOOTH = ("generator.activation=none", "generator.stem_activation=none", "discriminator.slope=1.0")
 CPU = torch.device("cpu")
+TWO_GPUS = pytest.param(
+    "cuda",
+    marks=[
+        pytest.mark.gpu,
+        pytest.mark.skipif(torch.cuda.device_count() < 2, reason="fewer than two CUDA devices"),
+    ],
+)
 ENVIRONMENT = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 FLOW = FlowRecipe(
     name="tiny-flow", citation="", conditional=True, widths=(16,), condition_size=8, batch_size=16
@@ -66,17 +73,18 @@ def kinds(precise: bool) -> dict[str, tuple[RecipeBase, int]]:
     return {"smooth": (smooth, 50), "flow": (FLOW, 10)}
 
 
-def train_all(folder: Path) -> None:
-    """Trains recipes of all kinds, in this process or in those that it works with."""
+def train_all(folder: Path, device: torch.device) -> None:
+    """Trains recipes of all kinds, in this process or in those that it works with. On GPUs all is
+    in float64, for their products of float32 are rounded more."""
     images, labels = render("train", 200)
     real = ImageSet(images, labels, DIGITS, "drawn", "train")
-    for precise in (False, True):
+    for precise in (False, True) if device == CPU else (True,):
         if precise:  # all tensors of the training, with the losses
             torch.set_default_dtype(torch.float64)
             torch.Tensor.float = torch.Tensor.double  # type: ignore[method-assign,assignment]
         for name, (recipe, steps) in kinds(precise).items():
             config = config_of(recipe, real)  # type: ignore[arg-type]
-            trainer = config.family.make_trainer(config, real, None, CPU)
+            trainer = config.family.make_trainer(config, real, None, device)
             for _ in range(steps):
                 trainer.step()
             log = torch.tensor(list(trainer.log_values().values()))
@@ -84,9 +92,10 @@ def train_all(folder: Path) -> None:
                 save_tensors(folder / f"{name}.safetensors", {**trainer.state(), "log": log}, {})
 
 
-def test_two_processes_train_as_one_does(tmp_path: Path) -> None:
-    subprocess.run([sys.executable, __file__, tmp_path], env=ENVIRONMENT, check=True)
-    for precise in (False, True):
+@pytest.mark.parametrize("device", ["cpu", TWO_GPUS])
+def test_two_processes_train_as_one_does(tmp_path: Path, device: str) -> None:
+    subprocess.run([sys.executable, __file__, tmp_path, device], env=ENVIRONMENT, check=True)
+    for precise in (False, True) if device == "cpu" else (True,):
         for name in kinds(precise):
             alone, shared = (
                 load_tensors(tmp_path / count / f"{name}.safetensors")[0] for count in "12"
@@ -170,15 +179,15 @@ def test_processes_that_cannot_share_a_run_are_told_so() -> None:
 
 
 if __name__ == "__main__":
-    port = free_port()
+    folder, device, port = Path(sys.argv[1]), torch.device(sys.argv[2]), free_port()
     children = [os.fork()]
     if children[0]:
         children.append(os.fork())
     if 0 in children:
         as_torchrun(len(children) - 1, 2, port)
-        with parallel.joined(CPU):
-            train_all(Path(sys.argv[1]) / "2")
+        with parallel.joined(device):
+            train_all(folder / "2", device)
         os._exit(0)
-    train_all(Path(sys.argv[1]) / "1")
+    train_all(folder / "1", device)
     codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
     sys.exit(max(map(abs, codes)))

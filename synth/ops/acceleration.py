@@ -6,7 +6,7 @@ import contextlib
 import ctypes
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, cast, get_args
 
 import torch
@@ -94,35 +94,43 @@ def laid_out_like(weight: Tensor, tensor: Tensor) -> Tensor:
 def maybe_cuda_graph(
     step: Step, example: Sequence[Tensor], state: Callable[[], dict[str, Tensor]]
 ) -> Step:
-    """Records `step` as a CUDA graph on a GPU. Returns `step` itself on other devices, and where
-    several processes share the batch.
+    """Records `step` as a CUDA graph on a GPU. Returns `step` itself on other devices, where
+    several processes share the batch, and with deterministic algorithms: some of torch's cannot be
+    recorded, such as `index_put_` that accumulates (pytorch/pytorch#105439).
 
     example: tensors with the shapes, types and device of the arguments of `step`. state: returns
     all tensors that the step changes, by name. Recording runs some steps and then restores them.
     """
-    if example[0].device.type != "cuda" or parallel.processes() > 1:
+    on_gpu = example[0].device.type == "cuda"
+    if not on_gpu or parallel.processes() > 1 or torch.are_deterministic_algorithms_enabled():
         return step
-    before = {name: tensor.clone() for name, tensor in state().items()}
     fixed = [tensor.clone() for tensor in example]
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(3):
+    graph, side = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+    with untouched(state):
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(3):
+                step(*fixed)
+        torch.cuda.current_stream().wait_stream(side)
+        with torch.cuda.graph(graph):
             step(*fixed)
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        step(*fixed)
-    with torch.no_grad():
-        for name, tensor in state().items():
-            # Adam's moments do not exist before its first step, and start at zero.
-            tensor.copy_(before[name]) if name in before else tensor.zero_()
 
     def replay(*inputs: Tensor) -> None:
         torch._foreach_copy_(fixed, list(inputs))
         graph.replay()
 
     return replay
+
+
+@contextlib.contextmanager
+def untouched(state: Callable[[], dict[str, Tensor]]) -> Iterator[None]:
+    """Puts the tensors of `state` back as they were before this block. Those that are new after it,
+    which are Adam's moments, become zero, as they are before Adam's first step."""
+    before = {name: tensor.clone() for name, tensor in state().items()}
+    yield
+    with torch.no_grad():
+        for name, tensor in state().items():
+            tensor.copy_(before[name]) if name in before else tensor.zero_()
 
 
 def optimizer_tensors(name: str, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

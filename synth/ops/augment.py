@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -35,7 +36,7 @@ def augment(images: Tensor, policy: Policy, numbers: Tensor) -> Tensor:
             torch.stack([sin, sin * shear + cos, down * (policy.shift * pixel)], 1),
         ]
         grid = F.affine_grid(torch.stack(rows, 1), list(images.shape), align_corners=False)
-        images = F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
+        images = _read(images, grid)
     if policy.contrast or policy.brightness:
         mean = images.mean((1, 2, 3), keepdim=True)
         stretched = mean + (images - mean) * _per_image(1 + contrast * policy.contrast)
@@ -44,6 +45,31 @@ def augment(images: Tensor, policy: Policy, numbers: Tensor) -> Tensor:
         inverted = _per_image(inversion.add(1) / 2 < policy.inversion)
         images = torch.where(inverted, 1 - images, images)
     return images.clamp(0, 1)
+
+
+def _read(images: Tensor, grid: Tensor) -> Tensor:
+    """The pixels at `grid`, (B, H, W, 2) in [-1, 1], between pixels by the bilinear rule."""
+    needs_gradient = images.requires_grad and torch.is_grad_enabled()
+    if images.is_cuda and needs_gradient and torch.are_deterministic_algorithms_enabled():
+        return gathered(images, grid)  # there torch has no deterministic gradient of `grid_sample`
+    return F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
+
+
+def gathered(images: Tensor, grid: Tensor) -> Tensor:
+    """The same as `grid_sample` in `_read`, from gathers of the four pixels around each place."""
+    channels, *sides = images.shape[1:]
+    corners = []
+    for places, side in zip((grid[..., 1], grid[..., 0]), sides, strict=True):
+        beyond = (((places + 1) * side).abs() / 2) % (2 * side)  # from the edge, in pixels
+        mirrored = (torch.minimum(beyond, 2 * side - beyond) - 0.5).clamp(0, side - 1)
+        low = mirrored.floor()
+        high = (low + 1).clamp(max=side - 1)
+        corners.append(((low, 1 - (mirrored - low)), (high, mirrored - low)))
+    read = torch.zeros_like(images).flatten(2)
+    for (row, down), (column, across) in product(*corners):
+        index = (row * sides[1] + column).long().flatten(1)[:, None].expand(-1, channels, -1)
+        read = read + images.flatten(2).gather(2, index) * (down * across).flatten(1)[:, None]
+    return read.view(images.shape)
 
 
 def _per_image(values: Tensor) -> Tensor:

@@ -160,12 +160,18 @@ class Evaluator:
         return PROTOCOLS.find(str(self.protocol.teacher)) if by_teacher else self.protocol
 
     def _score(self, title: str, source: Source, protocol: Protocol) -> Score:
-        seeds = self.seeds
-        batches = (
-            disk_batches(protocol, source, self.device) if isinstance(source, ImageSet) else source
-        )
-        with progress_bar(title, protocol.steps * seeds, "steps") as advance:
-            return score(protocol, batches, self.test, self.device, self.precision, seeds, advance)
+        device, precision, seeds, first = self.device, self.precision, self.seeds, None
+        if isinstance(source, ImageSet):
+            batches = disk_batches(protocol, source, device)
+            # Seed 0 of the real training split is also the classifier that labels and measures.
+            if source.fingerprint == self.train.fingerprint and real_protocol(protocol) == protocol:
+                cache = self.workspace.cache
+                first = real_classifier(self.train, protocol, device, precision, cache)
+        else:
+            batches = source
+        steps = protocol.steps * (seeds - (first is not None))
+        with progress_bar(title, steps, "steps") as advance:
+            return score(protocol, batches, self.test, device, precision, seeds, advance, first)
 
     def _measure(self, entry: Entry, images: ImageSet) -> dict[str, Any] | None:
         names = metrics_for(entry, self.metrics)

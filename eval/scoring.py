@@ -16,6 +16,7 @@ from sklearn.metrics import confusion_matrix
 from torch import Tensor
 
 from eval.classifier_training import Batches, predict, shuffled_batches, train_classifier
+from eval.classifiers import Classifier
 from eval.protocols import Protocol
 from synth.base.errors import SynthError
 from synth.base.schema import Number, Proportion, Whole
@@ -76,14 +77,22 @@ def score(
     precision: str,
     seeds: int | None = None,
     progress: Callable[[int], None] = lambda steps: None,
+    first: Classifier | None = None,
 ) -> Score:
-    """Trains one classifier per seed. Scores each of them on the whole test split."""
+    """Trains one classifier per seed. Scores each of them on the whole test split.
+
+    first: what seed 0 gives, where it was trained before.
+    """
     truth, classes = test.require_labels(), len(test.classes)
     results, predictions = [], []
     for seed in range(protocol.seeds if seeds is None else seeds):
         start = time.perf_counter()
-        batches = make_batches(seed)
-        classifier = train_classifier(protocol, batches, classes, seed, device, precision, progress)
+        if seed == 0 and first is not None:
+            classifier = first
+        else:
+            classifier = train_classifier(
+                protocol, make_batches(seed), classes, seed, device, precision, progress
+            )
         probabilities = predict(classifier, test.images)
         if not torch.isfinite(probabilities).all():
             raise SynthError(f"classifier seed {seed}: its outputs are not finite")

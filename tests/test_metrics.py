@@ -7,7 +7,7 @@ import pickle
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import partial
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from eval.baselines import BASELINES, train_copy
 from eval.classifier_training import predict, train_classifier
 from eval.classifiers import FixedClassifier
 from eval.evaluate import save_samples
+from eval.evaluator import Scoring, Workspace, make_evaluator
 from eval.features import FEATURE_SPACES, features, label, load_inception
 from eval.metrics import (
     CLASSIFIER,
@@ -404,6 +405,31 @@ def tiny_world(tiny_names: None, monkeypatch: pytest.MonkeyPatch) -> None:
 
     baseline = replace(BASELINES["pca-gaussian"], build=noise)
     monkeypatch.setitem(BASELINES.entries, "pca-gaussian", baseline)
+
+
+def test_the_score_of_real_images_trains_no_classifier_twice(
+    mats: Path, tiny_world: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The classifier that labels is that of seed 0. It gives the score that training it gives."""
+    scoring = Scoring("tiny-v1", CPU, "fp32", seeds=2)
+    evaluator = make_evaluator(scoring, "svhn", Workspace(mats, results=tmp_path / "results"))
+    batches = disk_batches(evaluator.protocol, evaluator.train, CPU)
+    alone = score(evaluator.protocol, batches, evaluator.test, CPU, "fp32", 2)
+    real_classifier(evaluator.train, evaluator.protocol, CPU, "fp32")
+    trained: list[int] = []
+
+    @wraps(train_classifier)
+    def counting(*arguments: Any) -> Any:
+        trained.append(arguments[3])
+        return train_classifier(*arguments)
+
+    for room in ("scoring", "real_classifier"):
+        monkeypatch.setattr(f"eval.{room}.train_classifier", counting)
+    record = evaluator.evaluate(*evaluator.build("real", 5))
+    assert trained == [1]
+    assert [each.confusion for each in record.scores] == [each.confusion for each in alone.seeds]
+    evaluator.evaluate(*evaluator.build("real-same-size", 5))
+    assert trained == [1, 0, 1]
 
 
 def write_set(folder: Path, images: torch.Tensor, labels: torch.Tensor) -> Path:

@@ -110,7 +110,7 @@ def to_markdown(sample: Sample) -> str:
         ("Survivors", [f for f in tried if f.last[0] in ("unnoticed", "not run")]),
         ("Undecided", [f for f in tried if f.last[0] == "undecided"]),
         (
-            "Noticed by tests that were added",
+            "Noticed later, most of them by tests that were added",
             [f for f in tried if f.after and f.after[0] in NOTICED],
         ),
     ):

@@ -44,6 +44,7 @@ from synth.data import ImageSet, load_test_images, load_training_images
 from synth.environment import describe_environment
 from synth.generation import Classify
 from synth.ops.native import describe_kernels
+from synth.training import Saved
 
 Source = ImageSet | MakeBatches  # what classifiers learn from: a finished set, or fresh samples
 
@@ -65,6 +66,7 @@ class Workspace:
     datasets: Path = Path("datasets")
     results: Path = Path("results")
     cache: Path | None = None  # of classifiers of real images; None is the user's
+    saved: Saved | None = None  # called after each checkpoint of a training in `runs`
 
     @property
     def baselines(self) -> Path:

@@ -117,7 +117,7 @@ def test_a_ray_cluster_that_loses_a_worker_leaves_the_records_of_one_process(
     (run,) = all_runs(Path("runs-2"))
     resumed = read_json(run.folder / "environment.json")["resumed"]
     assert [start["images"] for start in resumed] == [TICK]
-    assert len({*journal.read_text().split()}) == 3  # the lost worker, the next one, this process
+    assert len({*journal.read_text().split()}) == 2  # the lost worker, and another one
     assert not list(storage.rglob("*.zip"))
 
 

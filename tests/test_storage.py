@@ -231,7 +231,8 @@ def _push(lost: list[str], *arguments: Any, push: Any = storage.push, **more: An
 
 @pytest.fixture
 def few_baselines(tiny_names: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those that take no time."""
+    """Those that take no time; and no report."""
+    monkeypatch.setattr("eval.benchmark.publish", lambda results: [])
     few = {kind: BASELINES[kind] for kind in ("real", "copier")}
     monkeypatch.setattr(BASELINES, "entries", few)
 
@@ -248,10 +249,12 @@ def test_machines_that_share_nothing_leave_the_records_of_one_process(
     words = ["synth", "benchmark", "--data-root", "../small-svhn", "--storage", url]
     monkeypatch.setattr(sys, "argv", words)
     assert command_line() == "synth benchmark --data-root ../small-svhn --storage storage"
-    monkeypatch.setattr(spread, "on_ray", cluster([63, 70], lost))
+    monkeypatch.setattr(spread, "on_ray", cluster([9, 10], lost))
     monkeypatch.setattr(spread, "hide_bars", lambda: None)
     torch.set_num_threads(1)
-    plan = Plan([tiny("tiny", True)], "svhn", 2, per_class=5, length=2_016)
+    recipe = tiny("tiny", True)
+    recipe = replace(recipe, training=replace(recipe.training, batch=128))
+    plan = Plan([recipe], "svhn", 2, per_class=5, length=2_048)
     one, many = (
         Workspace(Path("../small-svhn"), *(Path(f"{name}-{n}") for name in ("r", "s", "results")))
         for n in (1, 2)
@@ -281,7 +284,10 @@ def test_machines_that_share_nothing_leave_the_records_of_one_process(
         found.append(values)
     assert found[0] == found[1]
     resumed = [read_json(run.folder / "environment.json")["resumed"] for run in all_runs(many.runs)]
-    assert [[start["images"] for start in each] for each in resumed] == [[992], [992]]
+    assert [[start["images"] for start in each] for each in resumed] == [
+        [1024],
+        [1024],
+    ]  # the first tick
     with storage._reached(url) as (system, root):
         assert not system.find(root)
 
@@ -314,7 +320,7 @@ def test_what_is_here_or_was_left_is_not_done_elsewhere(
             done(task())
 
     monkeypatch.setattr(spread, "on_ray", on_ray)
-    benchmark(plan, SCORING, replace(workspace), Spread(ray="played", storage=url))
+    benchmark(plan, SCORING, workspace, Spread(ray="played", storage=url))
     assert sent == [storage.name_of(part) for part in parts[2:]]
     assert len(all_runs(workspace.runs)) == 1
     assert len(read_records(workspace.results)) == 3

@@ -23,6 +23,7 @@ from eval.evaluate import (
 )
 from eval.evaluator import Evaluator, Scoring, Workspace, make_evaluator
 from eval.protocols import PROTOCOLS
+from eval.records import RealSplits
 from eval.spread import ALONE, Spread, share
 from eval.training import plan_training, train
 from synth.base.errors import UsageError
@@ -66,7 +67,8 @@ def benchmark(
         training_parts(recipe, evaluator.train, plan.select and recipe.conditional)
     tasks = tasks_of(plan, evaluator)
     whole = partial(benchmark, plan, scoring, workspace)
-    parts = [partial(do_one, plan, scoring, number) for number in range(len(tasks))]
+    real = evaluator.real
+    parts = [partial(do_one, plan, scoring, real, number) for number in range(len(tasks))]
     share(spread, whole, parts, workspace, scoring.device, partial(begun, plan, evaluator))
     with progress_bar("benchmark", len(tasks), "tasks") as advance:
         do_all([partial(_then, task, advance) for task in tasks])
@@ -102,9 +104,12 @@ def begun(plan: Plan, evaluator: Evaluator) -> list[bool]:
     return [found is not None for found in (*runs, *map(evaluator.find, entries))]
 
 
-def do_one(plan: Plan, scoring: Scoring, number: int, workspace: Workspace) -> None:
-    """Does one task of `tasks_of`."""
+def do_one(
+    plan: Plan, scoring: Scoring, real: RealSplits, number: int, workspace: Workspace
+) -> None:
+    """Does one task of `tasks_of`. Raises `SynthError` if the real data are others here."""
     evaluator = make_evaluator(scoring, plan.dataset_key, workspace)
+    evaluator.require(real)
     do_all([tasks_of(plan, evaluator)[number]])
 
 

@@ -49,7 +49,7 @@ from eval.compare import compare_records
 from eval.evaluate import baseline_entry, ensure_baseline, ensure_evaluated, publish
 from eval.evaluator import Evaluator, Scoring, Workspace, make_evaluator
 from eval.metrics import wrap
-from eval.records import Record
+from eval.records import RealSplits, Record
 from eval.spread import ALONE, Spread, share
 from eval.tables import narrow, to_markdown
 from synth.base.errors import UsageError
@@ -145,7 +145,8 @@ def run_study(
     evaluator = study_evaluator(study, device, within)
     tasks = tasks_of(study, evaluator)
     whole = partial(run_study, path, device, workspace)
-    parts = [partial(do_one, study, device, number) for number in range(len(tasks))]
+    real = evaluator.real
+    parts = [partial(do_one, study, device, real, number) for number in range(len(tasks))]
     share(spread, whole, parts, within, device, partial(begun, study, evaluator))
     with progress_bar(f"study {name}", len(tasks), "tasks") as advance:
 
@@ -211,9 +212,13 @@ def begun(study: Study, evaluator: Evaluator) -> list[bool]:
     return [found is not None for found in (*runs, *map(evaluator.find, entries))]
 
 
-def do_one(study: Study, device: torch.device, number: int, workspace: Workspace) -> None:
-    """Does one task of `tasks_of`."""
-    do_all([tasks_of(study, study_evaluator(study, device, workspace))[number]])
+def do_one(
+    study: Study, device: torch.device, real: RealSplits, number: int, workspace: Workspace
+) -> None:
+    """Does one task of `tasks_of`. Raises `SynthError` if the real data are others here."""
+    evaluator = study_evaluator(study, device, workspace)
+    evaluator.require(real)
+    do_all([tasks_of(study, evaluator)[number]])
 
 
 def _result(results: Path, variant: str, records: list[Record], base: list[Record]) -> Result:

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from eval import spread, storage
 from eval.baselines import BASELINES
 from eval.benchmark import Plan, benchmark, do_one
-from eval.evaluator import Scoring, Workspace
+from eval.evaluator import Scoring, Workspace, make_evaluator
 from eval.records import read_records
 from eval.spread import Spread
 from synth.base.errors import SynthError, UsageError
@@ -301,15 +301,16 @@ def test_what_is_here_or_was_left_is_not_done_elsewhere(
     monkeypatch.chdir(mats.parent)
     plan = Plan([tiny("tiny", True)], "svhn", 1, per_class=5, length=64)
     workspace = storage.here_alone(Workspace(mats))
+    real = make_evaluator(SCORING, "svhn", workspace).real
     sent: list[str] = []
 
     def away(number: int) -> None:
-        part = partial(do_one, plan, SCORING, number)
+        part = partial(do_one, plan, SCORING, real, number)
         spread._work_away(url, Path.cwd(), ["synth"], part, workspace, {})
 
     away(0)
     away(1)
-    parts = [partial(do_one, plan, SCORING, number) for number in range(3)]
+    parts = [partial(do_one, plan, SCORING, real, number) for number in range(3)]
     assert storage.fetch(url, storage.name_of(parts[0]), workspace)
     assert not storage.fetch(url, storage.name_of(parts[0]), workspace)
     shutil.rmtree("results")  # the run and its set are left
@@ -324,3 +325,6 @@ def test_what_is_here_or_was_left_is_not_done_elsewhere(
     assert sent == [storage.name_of(part) for part in parts[2:]]
     assert len(all_runs(workspace.runs)) == 1
     assert len(read_records(workspace.results)) == 3
+    others = replace(real, train_fingerprint="0" * 64)
+    with pytest.raises(SynthError, match="svhn: a machine of the cluster has other real data"):
+        do_one(plan, SCORING, others, 0, workspace)

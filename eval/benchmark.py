@@ -94,7 +94,6 @@ def tasks_of(plan: Plan, evaluator: Evaluator) -> list[Callable[[], object]]:
 
 def begun(plan: Plan, evaluator: Evaluator) -> list[bool]:
     """Which of `tasks_of` have something in the workspace: a run, or the record of a baseline."""
-
     runs = [
         find_run(plan, recipe, seed, evaluator.asked, evaluator)
         for recipe, seed in product(plan.recipes, range(plan.seeds))

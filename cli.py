@@ -162,7 +162,14 @@ Ray = Annotated[
     str | None,
     Option(
         help="Address of a Ray cluster that does the work, or auto. Its machines must have synth, "
-        "and share this folder. Needs synth-cas[ray].",
+        "and share this folder or a --storage. Needs synth-cas[ray].",
+    ),
+]
+Storage = Annotated[
+    str | None,
+    Option(
+        help="URL of a folder that all machines of the Ray cluster reach, such as "
+        "s3://bucket/folder: for machines that do not share this folder. Any that fsspec knows.",
     ),
 ]
 
@@ -656,6 +663,7 @@ def benchmark(
     precision: Precision = "auto",
     jobs: Jobs = None,
     ray: Ray = None,
+    storage: Storage = None,
     wide: Wide = False,
     as_json: AsJson = False,
 ) -> None:
@@ -675,7 +683,7 @@ def benchmark(
         Plan(chosen, dataset, seeds, per_class, length, select is not None),
         Scoring(protocol, torch_device, precision, classifier_seeds, names),
         Workspace(data_root, runs, datasets, results),
-        plan_spread(jobs, ray, len(chosen) * seeds, torch_device),
+        plan_spread(jobs, ray, storage, len(chosen) * seeds, torch_device),
     )
     print_tables(tables, wide, as_json)
     say(f"report: {results / 'report.html'}")
@@ -695,6 +703,7 @@ def study(
     device: Device = "auto",
     jobs: Jobs = None,
     ray: Ray = None,
+    storage: Storage = None,
     wide: Annotated[
         bool, Option("--wide", help="Print the whole page. The default is a table in 80 columns.")
     ] = False,
@@ -708,7 +717,7 @@ def study(
     from synth.base.files import read_json
 
     workspace, torch_device = Workspace(data_root, runs, datasets, results), prepare(device)
-    spread = plan_spread(jobs, ray, len(runs_of(read_study(file))), torch_device)
+    spread = plan_spread(jobs, ray, storage, len(runs_of(read_study(file))), torch_device)
     found = run_study(file, torch_device, workspace, spread)
     if as_json:
         return print_json([asdict(result) for result in found])
@@ -806,13 +815,20 @@ def prepare(device: str, deterministic: bool = False) -> torch.device:
     return pick_device(device)
 
 
-def plan_spread(jobs: int | None, ray: str | None, runs: int, device: torch.device) -> Spread:
+def plan_spread(
+    jobs: int | None, ray: str | None, storage: str | None, runs: int, device: torch.device
+) -> Spread:
     """Where the work on so many runs is done."""
     from eval.spread import Spread, jobs_that_pay
+    from eval.storage import check_storage
 
     if jobs is not None and ray is not None:
         raise UsageError("--jobs, --ray: give one of them")
-    return Spread(1, ray) if ray else Spread(jobs or jobs_that_pay(runs, device))
+    if storage is not None:
+        if ray is None:
+            raise UsageError("--storage: goes with --ray")
+        check_storage(storage)
+    return Spread(1, ray, storage) if ray else Spread(jobs or jobs_that_pay(runs, device))
 
 
 def resolve_recipe(

@@ -167,11 +167,13 @@ def baseline_tasks(evaluator: Evaluator, per_class: int) -> list[Callable[[], Re
             say(f"{name}: left out: {error}")
             return None
 
-    return [
-        partial(ensure, kind, baseline.name)
-        for kind, baseline in BASELINES.items()
-        if baseline.stands_beside(evaluator.protocol, evaluator.metrics)
-    ]
+    return [partial(ensure, kind, BASELINES[kind].name) for kind in baselines_beside(evaluator)]
+
+
+def baselines_beside(evaluator: Evaluator) -> list[str]:
+    """The kinds of baselines that stand beside these scores."""
+    protocol, metrics = evaluator.protocol, evaluator.metrics
+    return [kind for kind, each in BASELINES.items() if each.stands_beside(protocol, metrics)]
 
 
 def ensure_baseline(evaluator: Evaluator, kind: str, per_class: int) -> Record:
@@ -179,11 +181,9 @@ def ensure_baseline(evaluator: Evaluator, kind: str, per_class: int) -> Record:
 
     Raises `Busy` if another process evaluates it.
     """
-    baseline, real = BASELINES[kind], evaluator.train
-    balanced = per_class * len(real.classes)
-    count = balanced if baseline.balanced else len(evaluator.build(kind, per_class)[1])
-    with _evaluation(evaluator, baseline.name, kind, count):
-        known = evaluator.find(Entry(kind, baseline.name, count, None))
+    baseline, asked = BASELINES[kind], baseline_entry(evaluator, kind, per_class)
+    with _evaluation(evaluator, baseline.name, kind, asked.count):
+        known = evaluator.find(asked)
         if known is not None:
             return known
         entry, images = evaluator.build(kind, per_class)
@@ -191,6 +191,14 @@ def ensure_baseline(evaluator: Evaluator, kind: str, per_class: int) -> Record:
     if baseline.shown:
         save_samples(images, plot_path(evaluator.workspace.results, record, "samples"))
     return record
+
+
+def baseline_entry(evaluator: Evaluator, kind: str, per_class: int) -> Entry:
+    """A baseline's entry without the set, to look for its record."""
+    baseline = BASELINES[kind]
+    balanced = per_class * len(evaluator.train.classes)
+    count = balanced if baseline.balanced else len(evaluator.build(kind, per_class)[1])
+    return Entry(kind, baseline.name, count, None)
 
 
 def save_samples(images: ImageSet, path: Path) -> None:

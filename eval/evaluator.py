@@ -37,13 +37,14 @@ from eval.records import (
     write_record,
 )
 from eval.scoring import MakeBatches, Score, disk_batches, score
-from synth.base.errors import UsageError
+from synth.base.errors import SynthError, UsageError
 from synth.base.files import check_writable
 from synth.base.progress import progress_bar, say
 from synth.data import ImageSet, load_test_images, load_training_images
 from synth.environment import describe_environment
 from synth.generation import Classify
 from synth.ops.native import describe_kernels
+from synth.training import Saved
 
 Source = ImageSet | MakeBatches  # what classifiers learn from: a finished set, or fresh samples
 
@@ -65,6 +66,7 @@ class Workspace:
     datasets: Path = Path("datasets")
     results: Path = Path("results")
     cache: Path | None = None  # of classifiers of real images; None is the user's
+    saved: Saved | None = None  # called after each checkpoint of a training in `runs`
 
     @property
     def baselines(self) -> Path:
@@ -118,6 +120,15 @@ class Evaluator:
         protocol = PROTOCOLS.find(str(self.protocol.teacher))
         cache = self.workspace.cache
         return train_classify(self.train, protocol, self.device, self.precision, cache)
+
+    def require(self, real: RealSplits) -> None:
+        """Raises `SynthError` unless these are the real splits of this machine, too."""
+        if self.real != real:
+            raise SynthError(
+                f"{self.dataset_key}: a machine of the cluster has other real data "
+                f"({self.real.train_fingerprint[:12]}) than this one "
+                f"({real.train_fingerprint[:12]}); put the same in --data-root of each"
+            )
 
     def build(self, kind: str, per_class: int) -> tuple[Entry, ImageSet]:
         """A baseline: its entry, and the set to train on."""

@@ -1,24 +1,31 @@
 """The work of a benchmark or a study, spread over processes here or over a Ray cluster.
 
-All of them share the folders of runs, sets and results, and each has one thread. What is there is
-not done again, so the command that spread the work afterwards only reads it.
+Each has one thread. All of them share the folders of runs, sets and results, or their work is
+brought there from a storage. What is there is not done again, so the command that spread the work
+afterwards only reads it.
 """
 
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from eval import storage
+from eval.evaluator import Workspace
 from synth.base.errors import SynthError, UsageError
 from synth.base.progress import hide_bars, progress_bar, say
+from synth.environment import command_line
 from synth.ops.acceleration import keep_freed_memory
 
 RETRIES = 5  # of a task whose worker is lost
@@ -32,6 +39,7 @@ class Spread:
 
     jobs: int = 1  # processes on this machine
     ray: str | None = None  # address of a Ray cluster
+    storage: str | None = None  # URL for fsspec, if its machines share no folder
 
 
 ALONE = Spread()
@@ -43,13 +51,61 @@ def jobs_that_pay(runs: int, device: torch.device) -> int:
     return threads if device.type == "cpu" and runs >= threads else 1
 
 
-def share(spread: Spread, whole: Work, tasks: Sequence[Work], device: torch.device) -> None:
-    """Does the work elsewhere, if `spread` says so. whole: all of it, for processes that share it.
-    tasks: its parts, for the machines of a cluster."""
+def share(
+    spread: Spread,
+    whole: Work,
+    parts: Sequence[storage.Part],
+    workspace: Workspace,
+    device: torch.device,
+    begun: Callable[[], Sequence[bool]],
+) -> None:
+    """Does the work elsewhere, if `spread` says so.
+
+    whole: all of it, for processes that share it. parts: its tasks, for the machines of a cluster;
+    each takes the workspace. begun: which of them have something in the workspace. Where no folder
+    is shared, these are left to this process.
+    """
     if spread.jobs > 1:
         on_processes(spread.jobs, whole)
-    if spread.ray is not None:
-        on_ray(spread.ray, tasks, device)
+    if spread.ray is None:
+        return
+    if spread.storage is not None:
+        return through_storage(spread.ray, spread.storage, parts, workspace, device, begun)
+    here = Path.cwd(), sys.argv
+    on_ray(spread.ray, [partial(_work, *here, partial(part, workspace)) for part in parts], device)
+
+
+def through_storage(
+    address: str,
+    url: str,
+    parts: Sequence[storage.Part],
+    workspace: Workspace,
+    device: torch.device,
+    begun: Callable[[], Sequence[bool]],
+) -> None:
+    """Does tasks on a Ray cluster whose machines share no folder. See `share` and `storage`.
+
+    First it takes what tasks have left that an earlier command did not wait for.
+    """
+    workspace = storage.here_alone(workspace)
+    for part in parts:
+        storage.fetch(url, storage.name_of(part), workspace)
+    left = [part for part, there in zip(parts, begun(), strict=True) if not there]
+    numbers = storage.numbers_after(workspace, len(left))
+    here = Path.cwd(), shlex.split(command_line())
+    tasks = [
+        partial(_work_away, url, *here, part, workspace, of_task)
+        for part, of_task in zip(left, numbers, strict=True)
+    ]
+
+    def fetch(task: str) -> None:
+        if not storage.fetch(url, task, workspace):
+            raise SynthError(
+                f"--storage {url}: the results of a task are not there; do all machines reach it? "
+                "The same command goes on with what is left"
+            )
+
+    on_ray(address, tasks, device, fetch)
 
 
 def on_processes(jobs: int, work: Work) -> None:
@@ -81,8 +137,13 @@ def on_processes(jobs: int, work: Work) -> None:
         )
 
 
-def on_ray(address: str, tasks: Sequence[Work], device: torch.device) -> None:
-    """Does all tasks on a Ray cluster whose machines share the current folder.
+def on_ray(
+    address: str,
+    tasks: Sequence[Work],
+    device: torch.device,
+    done: Callable[[Any], object] = lambda _: None,
+) -> None:
+    """Does all tasks on a Ray cluster. done: is given the result of each.
 
     A task whose worker is lost is done again by another one. Then a training resumes from its last
     checkpoint. Raises `UsageError` if Ray is not installed, or not there.
@@ -97,13 +158,13 @@ def on_ray(address: str, tasks: Sequence[Work], device: torch.device) -> None:
         raise UsageError(f"--ray {address}: no Ray cluster answers there ({error})") from error
     try:
         gpus = int(device.type == "cuda")
-        remote = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=RETRIES)(_work)
-        left = [remote.remote(Path.cwd(), sys.argv, task) for task in tasks]
+        remote = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=RETRIES)(_call)
+        left = [remote.remote(task) for task in tasks]
         with progress_bar("on the Ray cluster", len(left), "tasks") as advance:
             while left:
-                done, left = ray.wait(left)
-                ray.get(done)  # raises what the task raised
-                advance(len(done))
+                (ready,), left = ray.wait(left)
+                done(ray.get(ready))  # raises what the task raised
+                advance(1)
     except ray.exceptions.RayTaskError as error:
         raise error.cause from error
     except ray.exceptions.RayError as error:
@@ -124,6 +185,28 @@ def _process(folder: Path, arguments: list[str], work: Work) -> None:
     except SynthError as error:
         say(f"error: {error}")
         sys.exit(error.exit_code)
+
+
+def _call(task: Work) -> object:
+    return task()
+
+
+def _work_away(
+    url: str,
+    was: Path,
+    arguments: list[str],
+    part: storage.Part,
+    workspace: Workspace,
+    numbers: dict[Path, int],
+) -> str:
+    """Does a task on a machine that shares no folder. Returns its name in the storage."""
+    task, before = storage.name_of(part), Path.cwd()
+    with storage.away(url, task, was, workspace, numbers) as (folder, alone):
+        try:
+            _work(folder, arguments, partial(part, alone))
+        finally:
+            os.chdir(before)  # the folder will be gone
+    return task
 
 
 def _work(folder: Path, arguments: list[str], work: Work) -> None:

@@ -44,12 +44,12 @@ from matplotlib.figure import Figure
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from eval.benchmark import Plan, find_or_train
+from eval.benchmark import Plan, find_or_train, find_run
 from eval.compare import compare_records
-from eval.evaluate import ensure_baseline, ensure_evaluated, publish
+from eval.evaluate import baseline_entry, ensure_baseline, ensure_evaluated, publish
 from eval.evaluator import Evaluator, Scoring, Workspace, make_evaluator
 from eval.metrics import wrap
-from eval.records import Record
+from eval.records import RealSplits, Record
 from eval.spread import ALONE, Spread, share
 from eval.tables import narrow, to_markdown
 from synth.base.errors import UsageError
@@ -145,8 +145,9 @@ def run_study(
     evaluator = study_evaluator(study, device, within)
     tasks = tasks_of(study, evaluator)
     whole = partial(run_study, path, device, workspace)
-    parts = [partial(do_one, study, device, within, number) for number in range(len(tasks))]
-    share(spread, whole, parts, device)
+    real = evaluator.real
+    parts = [partial(do_one, study, device, real, number) for number in range(len(tasks))]
+    share(spread, whole, parts, within, device, partial(begun, study, evaluator))
     with progress_bar(f"study {name}", len(tasks), "tasks") as advance:
 
         def told(task: Callable[[], Record]) -> Record:
@@ -178,10 +179,14 @@ def runs_of(study: Study) -> list[tuple[int, str]]:
     return list(product(range(study.seeds), (BASE, *study.variants)))
 
 
+def plan_of(study: Study) -> Plan:
+    recipes, key = [recipe for _, recipe in recipes_of(study)], study.dataset + VALIDATION
+    return Plan(recipes, key, study.seeds, study.per_class, study.images)
+
+
 def tasks_of(study: Study, evaluator: Evaluator) -> list[Callable[[], Record]]:
     """A task for each of `runs_of`, then for each baseline. They do not need each other."""
-    chosen, key = dict(recipes_of(study)), evaluator.dataset_key
-    plan = Plan(list(chosen.values()), key, study.seeds, study.per_class, study.images)
+    chosen, plan = dict(recipes_of(study)), plan_of(study)
 
     def evaluate_run(seed: int, variant: str) -> Record:
         run = find_or_train(plan, chosen[variant], seed, study.precision, evaluator)
@@ -196,9 +201,24 @@ def tasks_of(study: Study, evaluator: Evaluator) -> list[Callable[[], Record]]:
     ]
 
 
-def do_one(study: Study, device: torch.device, workspace: Workspace, number: int) -> None:
-    """Does one task of `tasks_of`."""
-    do_all([tasks_of(study, study_evaluator(study, device, workspace))[number]])
+def begun(study: Study, evaluator: Evaluator) -> list[bool]:
+    """Which of `tasks_of` have something in the workspace: a run, or the record of a baseline."""
+    chosen, plan = dict(recipes_of(study)), plan_of(study)
+    runs = [
+        find_run(plan, chosen[variant], seed, study.precision, evaluator)
+        for seed, variant in runs_of(study)
+    ]
+    entries = [baseline_entry(evaluator, kind, study.per_class) for kind in BASELINES]
+    return [found is not None for found in (*runs, *map(evaluator.find, entries))]
+
+
+def do_one(
+    study: Study, device: torch.device, real: RealSplits, number: int, workspace: Workspace
+) -> None:
+    """Does one task of `tasks_of`. Raises `SynthError` if the real data are others here."""
+    evaluator = study_evaluator(study, device, workspace)
+    evaluator.require(real)
+    do_all([tasks_of(study, evaluator)[number]])
 
 
 def _result(results: Path, variant: str, records: list[Record], base: list[Record]) -> Result:

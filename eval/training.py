@@ -18,7 +18,7 @@ from synth.families import Teacher
 from synth.recipes import RecipeBase
 from synth.runs import Run, RunConfig
 from synth.trackers import Note, ignore
-from synth.training import MakeTeacher, plan_run, train_run
+from synth.training import MakeTeacher, Saved, plan_run, train_run
 
 
 def plan_training(
@@ -46,13 +46,14 @@ def train(
     device: torch.device,
     cache: Path | None = None,
     note: Note = ignore,
+    saved: Saved | None = None,
 ) -> None:
     """`train_run`, with the scorer and the teacher that the run's configuration may ask for.
 
-    cache: of classifiers of real images; None is the user's.
+    cache: of classifiers of real images; None is the user's. saved: see `train_run`.
     """
     scorer, teacher = selection.checkpoint_scorer(run, device), teacher_maker(run, device, cache)
-    train_run(run, images, device, scorer, teacher, note)
+    train_run(run, images, device, scorer, teacher, note, saved)
 
 
 def teacher_maker(run: Run, device: torch.device, cache: Path | None = None) -> MakeTeacher:

@@ -71,11 +71,15 @@ def blas_threads() -> int | None:
 
 
 def command_line(arguments: list[str] | None = None) -> str:
-    """The command as typed, with `portable` paths."""
+    """The command as typed, with `portable` paths. Of a URL the last part is kept, because the rest
+    may name a host or a key."""
     program, *words = sys.argv if arguments is None else arguments
     for index, word in enumerate(words):
         option, equals, value = word.partition("=")
-        if equals and "/" in value:
+        if "://" in word:
+            url = value if equals and "://" in value else word
+            words[index] = word.removesuffix(url) + url.rstrip("/").rsplit("/", 1)[-1]
+        elif equals and "/" in value:
             words[index] = f"{option}={portable(value)}"
         elif "/" in word:
             words[index] = portable(word)

@@ -40,6 +40,7 @@ except ImportError:  # Windows
 COLUMNS = 10  # in the sample grid
 MakeTeacher = Callable[[ImageSet], Teacher]
 ScoreCheckpoint = Callable[[Path, ImageSet], float]  # weights, validation part → accuracy
+Saved = Callable[[], object]
 
 
 class Interrupted(SynthError):
@@ -149,11 +150,13 @@ def train_run(
     score_checkpoint: ScoreCheckpoint | None = None,
     make_teacher: MakeTeacher | None = None,
     note: Note = ignore,
+    saved: Saved | None = None,
 ) -> None:
     """Trains the run to its length. Starts from its last checkpoint if there is one.
 
     make_teacher: real images that the generator learns from → the teacher, for a recipe that needs
-    one. note: is given each line of the log.
+    one. note: is given each line of the log. saved: is called when the state of a tick is on disk;
+    the training waits for it.
 
     A run that selects its checkpoint does not learn from the validation part. It needs
     `score_checkpoint`, which scores the weights of each tick on that part. The score must depend
@@ -175,7 +178,7 @@ def train_run(
         clear_leftovers(run.folder.parent, depth=2)  # of processes that were killed
     lock = exclusive(run.folder / ".lock", f"training of {run.folder}")
     with lock if is_first() else nullcontext():
-        _train(run, images, device, score_checkpoint, make_teacher, note)
+        _train(run, images, device, score_checkpoint, make_teacher, note, saved)
     if run.config.select and is_first():
         best = run.best_checkpoint()
         accuracy = 100 * run.validation_scores()[best]
@@ -203,6 +206,7 @@ def _train(
     score: ScoreCheckpoint | None,
     make_teacher: MakeTeacher | None,
     note: Note,
+    saved: Saved | None,
 ) -> None:
     config, batch = run.config, run.config.recipe.batch
     training, heldout = training_parts(config.recipe, images, config.select is not None)
@@ -257,6 +261,8 @@ def _train(
                 if step >= last_step or stopping or seconds > 10:
                     draw_losses(run.read_log(), run.folder / "losses.png")
                 save_tensors(run.state, state, {"step": step})
+                if saved is not None:
+                    saved()
             if stopping and step < last_step:
                 raise Interrupted(
                     f"stopped at {step * batch:,} of {config.total_images:,} images; go on with: "

@@ -264,9 +264,9 @@ def test_benchmark_takes_nothing_in_another_precision(
     """Neither runs nor records; with auto it takes what is there."""
     trained: list[str] = []
 
-    def counting(run: Run, *arguments: object) -> None:
+    def counting(run: Run, *arguments: object, **more: object) -> None:
         trained.append(run.config.precision)
-        train(run, *arguments)  # type: ignore[arg-type]
+        train(run, *arguments, **more)  # type: ignore[arg-type]
 
     monkeypatch.setattr("eval.benchmark.train", counting)
     monkeypatch.setattr("eval.evaluator.score", lambda *a: score(*a[:4], "fp32", *a[5:]))

@@ -19,7 +19,7 @@ from eval.evaluator import Scoring, Workspace
 from eval.records import read_records
 from eval.spread import Spread, _environment, jobs_that_pay
 from synth.base.errors import UsageError
-from synth.base.files import read_arrays, read_json
+from synth.base.files import read_arrays, read_json, sha256
 from synth.environment import command_line
 from synth.published import RECIPES
 from synth.runs import all_runs
@@ -80,10 +80,12 @@ def test_two_processes_leave_the_records_of_one(shared: Path, mats: Path) -> Non
     spread_over(mats, Spread(jobs=2), seeds=2, length=64)
 
 
+@pytest.mark.parametrize("stored", [False, True], ids=["shared folder", "storage"])
 def test_a_ray_cluster_that_loses_a_worker_leaves_the_records_of_one_process(
-    shared: Path, mats: Path, monkeypatch: pytest.MonkeyPatch
+    shared: Path, mats: Path, monkeypatch: pytest.MonkeyPatch, stored: bool
 ) -> None:
-    """Two nodes on this machine. The worker that trains is killed after its first checkpoint."""
+    """Two nodes on this machine. The worker that trains is killed after its first checkpoint. With
+    a storage each works in a folder of its own, and nothing else is shared."""
     pytest.importorskip("ray")
     from ray.cluster_utils import Cluster
 
@@ -94,21 +96,31 @@ def test_a_ray_cluster_that_loses_a_worker_leaves_the_records_of_one_process(
     cluster = Cluster(True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     cluster.add_node(num_cpus=1)
 
+    storage = shared / "storage"
+
+    def kept() -> bool:
+        if not stored:
+            return any(shared.glob("runs-2/0*/state/*.safetensors"))
+        return any(sha256(path) in path.name for path in storage.glob("*/000001-*.zip"))
+
     def kill() -> None:
-        while not list(shared.glob("runs-2/0*/state/*.safetensors")):
+        while not kept():
             time.sleep(0.01)
         os.kill(int(journal.read_text().split()[-1]), signal.SIGKILL)
 
     killer = threading.Thread(target=kill)
     killer.start()
     try:
-        spread_over(mats, Spread(ray=cluster.address), seeds=1, length=2_016)
+        url = storage.as_uri() if stored else None
+        spread_over(mats, Spread(ray=cluster.address, storage=url), seeds=1, length=2_016)
     finally:
         cluster.shutdown()
     killer.join()
     (run,) = all_runs(Path("runs-2"))
     resumed = read_json(run.folder / "environment.json")["resumed"]
     assert [start["images"] for start in resumed] == [TICK]
+    assert len({*journal.read_text().split()}) == 2  # the lost worker, and another one
+    assert not list(storage.rglob("*.zip"))
 
 
 def test_a_process_for_each_thread_pays_if_each_has_a_run() -> None:

@@ -28,6 +28,7 @@ from synth.data import ImageSet
 from synth.gan import GANTrainer
 from synth.published import RECIPES
 from synth.runs import Run
+from synth.training import Saved
 from tests.conftest import tiny
 
 
@@ -51,10 +52,10 @@ def slow_down(pause: float) -> None:
 
 
 def keep_journal(path: Path) -> None:
-    def told(run: Run, images: ImageSet, device: torch.device) -> None:
+    def told(run: Run, images: ImageSet, device: torch.device, saved: Saved | None) -> None:
         with path.open("a") as file:
             file.write(f"{os.getpid()} {run.folder}\n")
-        train(run, images, device)
+        train(run, images, device, saved=saved)
 
     benchmark.train = told
     assert study.find_or_train is benchmark.find_or_train  # so that it keeps the journal too

@@ -172,11 +172,18 @@ def numbered_folders(root: Path) -> list[Path]:
     return sorted(path for path in root.glob("[0-9]" * 5 + "-*") if path.is_dir())
 
 
-def write_numbered_folder(root: Path, slug: str, fill: Callable[[Path], None]) -> Path:
+def next_number(root: Path) -> int:
+    """One above the highest number of the folders in `root`."""
+    return max((int(path.name[:5]) + 1 for path in numbered_folders(root)), default=0)
+
+
+def write_numbered_folder(
+    root: Path, slug: str, fill: Callable[[Path], object], wanted: int | None = None
+) -> Path:
     """Makes `root/00003-slug` with what `fill(folder)` writes. It appears whole, or not at all.
 
-    The number is one above the highest in `root`. Clears what ended processes left in the folders
-    there.
+    The number is `wanted` if no folder has it, and else `next_number`. Clears what ended processes
+    left in the folders there.
     """
     try:
         for folder in numbered_folders(root):
@@ -189,7 +196,8 @@ def write_numbered_folder(root: Path, slug: str, fill: Callable[[Path], None]) -
                 if path.is_file():
                     _sync(path)
             with exclusive(root / LOCKS / "number", f"the next number in {root}", wait=True):
-                number = max((int(path.name[:5]) + 1 for path in numbered_folders(root)), default=0)
+                taken = {int(path.name[:5]) for path in numbered_folders(root)}
+                number = wanted if wanted not in {None, *taken} else next_number(root)
                 return made.rename(root / f"{number:05d}-{slug}")
     except OSError as error:
         raise SynthError(

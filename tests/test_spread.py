@@ -93,6 +93,7 @@ def test_a_ray_cluster_that_loses_a_worker_leaves_the_records_of_one_process(
     monkeypatch.setenv("SYNTH_TEST_JOURNAL", str(journal))
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     monkeypatch.setenv("RAY_memory_monitor_refresh_ms", "0")  # it would end tasks of a full machine
+    monkeypatch.setenv("RAY_raylet_start_wait_time_s", "300")  # seconds, on a busy machine
     cluster = Cluster(True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     cluster.add_node(num_cpus=1)
 

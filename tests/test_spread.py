@@ -144,10 +144,6 @@ def test_new_processes_get_the_variables_and_this_one_keeps_its_own(
     assert "SYNTH_TEST_NEW" not in os.environ
 
 
-class Made(Exception):
-    pass
-
-
 @pytest.mark.parametrize(
     ("protocol", "recipes", "refused"),
     [
@@ -159,12 +155,17 @@ class Made(Exception):
 def test_a_stream_takes_no_unconditional_recipe(
     protocol: str, recipes: list[str], refused: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    class Begun(Exception):
+        pass
+
     def make(*_: object) -> None:
-        raise Made("begun")
+        raise Begun("begun")
 
     monkeypatch.setattr("eval.benchmark.make_evaluator", make)
     plan = Plan([RECIPES[name] for name in recipes], "svhn", 1, per_class=5)
-    with pytest.raises(UsageError if refused else Made, match="dcgan does" if refused else "begun"):
+    with pytest.raises(
+        UsageError if refused else Begun, match="dcgan does" if refused else "begun"
+    ):
         benchmark(plan, Scoring(protocol, CPU), Workspace())
     with pytest.raises(UsageError, match="--seeds 0: must be 1 or more"):
         benchmark(replace(plan, seeds=0), Scoring(protocol, CPU), Workspace())

@@ -512,7 +512,6 @@ def test_every_step_takes_the_gradients_of_all_processes(
 def test_ctrl_c_at_the_last_step_finishes_the_run(
     tmp_path: Path, drawn: ImageSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    looks = itertools.count(1)
     for length, stops in ((32, False), (48, True)):
         looks = itertools.count(1)
         pressed = nullcontext(lambda looks=looks: next(looks) == 2)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from functools import cached_property, partial
 from pathlib import Path
@@ -123,11 +123,13 @@ class Evaluator:
 
     def require(self, real: RealSplits) -> None:
         """Raises `SynthError` unless these are the real splits of this machine, too."""
-        if self.real != real:
+        theirs, ours = asdict(self.real), asdict(real)
+        differing = [name for name in ours if theirs[name] != ours[name]]
+        other = [f"{name} {theirs[name]!s:.12}, here {ours[name]!s:.12}" for name in differing]
+        if other:
             raise SynthError(
                 f"{self.dataset_key}: a machine of the cluster has other real data "
-                f"({self.real.train_fingerprint[:12]}) than this one "
-                f"({real.train_fingerprint[:12]}); put the same in --data-root of each"
+                f"({'; '.join(other)}); put the same in --data-root of each"
             )
 
     def build(self, kind: str, per_class: int) -> tuple[Entry, ImageSet]:
@@ -175,7 +177,8 @@ class Evaluator:
         if isinstance(source, ImageSet):
             batches = disk_batches(protocol, source, device)
             # Seed 0 of the real training split is also the classifier that labels and measures.
-            if source.fingerprint == self.train.fingerprint and real_protocol(protocol) == protocol:
+            fixed, as_many = real_protocol(protocol) == protocol, len(source) == len(self.train)
+            if fixed and as_many and source.fingerprint == self.train.fingerprint:
                 cache = self.workspace.cache
                 first = real_classifier(self.train, protocol, device, precision, cache)
         else:

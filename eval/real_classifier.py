@@ -112,6 +112,7 @@ def _key(real: ImageSet, protocol: Protocol, device: torch.device, precision: st
         "seed": SEED,
         "precision": precision,
         **{key: environment[key] for key in (*MACHINE, "threads")},
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
         "source": source_hash(),
     }
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

@@ -89,7 +89,7 @@ def through_storage(
     """
     workspace = storage.here_alone(workspace)
     for part in parts:
-        storage.fetch(url, storage.name_of(part), workspace)
+        storage.fetch(url, storage.name_of(part, workspace), workspace)
     left = [part for part, there in zip(parts, begun(), strict=True) if not there]
     numbers = storage.numbers_after(workspace, len(left))
     here = Path.cwd(), shlex.split(command_line())
@@ -101,8 +101,8 @@ def through_storage(
     def fetch(task: str) -> None:
         if not storage.fetch(url, task, workspace):
             raise SynthError(
-                f"--storage {url}: the results of a task are not there; do all machines reach it? "
-                "The same command goes on with what is left"
+                f"--storage {storage.shown(url)}: the results of a task are not there; do all "
+                "machines reach it? The same command goes on with what is left"
             )
 
     on_ray(address, tasks, device, fetch)
@@ -200,7 +200,7 @@ def _work_away(
     numbers: dict[Path, int],
 ) -> str:
     """Does a task on a machine that shares no folder. Returns its name in the storage."""
-    task, before = storage.name_of(part), Path.cwd()
+    task, before = storage.name_of(part, workspace), Path.cwd()
     with storage.away(url, task, was, workspace, numbers) as (folder, alone):
         try:
             _work(folder, arguments, partial(part, alone))

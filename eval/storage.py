@@ -11,12 +11,14 @@ import hashlib
 import os
 import re
 import shutil
+import time
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from secrets import token_hex
 from tempfile import gettempdir
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
 
 Part = partial[Any]  # a task; it takes the workspace that it is done in
 OBJECT = re.compile(r"(\d{6,}|done)-([0-9a-f]{64})\.zip")
+PAUSES = 5, 30  # seconds, before what a finished task holds is put again
 RESULTS = ("predictions", "figures", "records")  # a record comes after what it needs
 
 
@@ -47,8 +50,9 @@ def check_storage(url: str) -> None:
     try:
         with _reached(url) as (system, root):
             system.makedirs(root, exist_ok=True)
-            system.pipe_file(f"{root}/probe", b"synth")
-            system.rm_file(f"{root}/probe")
+            probe = f"{root}/probe-{token_hex(4)}"  # others may probe it now
+            system.pipe_file(probe, b"synth")
+            system.rm_file(probe)
     except SynthError as error:
         raise UsageError(error) from error
 
@@ -65,49 +69,76 @@ def _reached(url: str) -> Iterator[tuple[AbstractFileSystem, str]]:
     except SynthError:
         raise
     except Exception as error:  # each file system has errors of its own
-        raise SynthError(f"--storage {url}: {error or type(error).__name__}") from error
+        told = str(error) or type(error).__name__
+        raise SynthError(f"--storage {shown(url)}: {told.replace(url, shown(url))}") from error
+
+
+def shown(url: str) -> str:
+    """A URL in a message: without a login and a query."""
+    return re.sub(r"(?<=://)[^/@]*@|[?#].*", "", url)
+
+
+@contextmanager
+def _scratch() -> Iterator[Path]:
+    """A folder to pack and unpack in. Raises `SynthError` if it cannot be written."""
+    try:
+        with scratch_folder(Path(gettempdir())) as folder:
+            yield folder
+    except OSError as error:
+        raise SynthError(
+            f"{gettempdir()}: {error.strerror or error}; choose another folder by TMPDIR"
+        ) from error
 
 
 # The objects of a task
 
 
-def name_of(part: Part) -> str:
+def name_of(part: Part, workspace: Workspace) -> str:
     """The folder of a task in the storage. It is the same for the same command."""
-    task = part.func.__module__, part.func.__name__, part.args
+    folders = workspace.runs, workspace.datasets, workspace.results
+    task = part.func.__module__, part.func.__name__, part.args, list(map(str, folders))
     return hashlib.sha256(repr(task).encode()).hexdigest()[:16]
 
 
 def push(url: str, task: str, folder: Path, done: bool = False) -> None:
     """Puts what `folder` holds, without hidden files. Then removes what was put before."""
-    with scratch_folder(Path(gettempdir())) as scratch, _reached(url) as (system, root):
+    with _scratch() as scratch:
         packed = scratch / "packed.zip"
         with zipfile.ZipFile(packed, "w", strict_timestamps=False) as archive:
             for path, name in _files(folder):
                 archive.write(path, name)
-        earlier = [name for name in _objects(system, f"{root}/{task}") if name[0] != "d"]
-        number = 1 + max((int(name.split("-")[0]) for name in earlier), default=0)
-        name = f"{'done' if done else f'{number:06d}'}-{sha256(packed)}.zip"
-        system.makedirs(f"{root}/{task}", exist_ok=True)
-        system.put_file(str(packed), f"{root}/{task}/{name}")
-        for other in earlier:
-            with suppress(FileNotFoundError):
-                system.rm_file(f"{root}/{task}/{other}")
+        with _reached(url) as (system, root):
+            earlier = [name for name in _objects(system, f"{root}/{task}") if name[0] != "d"]
+            number = 1 + max((int(name.split("-")[0]) for name in earlier), default=0)
+            name = f"{'done' if done else f'{number:06d}'}-{sha256(packed)}.zip"
+            system.makedirs(f"{root}/{task}", exist_ok=True)
+            system.put_file(str(packed), f"{root}/{task}/{name}")
+            for other in earlier:
+                with suppress(FileNotFoundError):
+                    system.rm_file(f"{root}/{task}/{other}")
 
 
 def pull(url: str, task: str, folder: Path, done: bool = False) -> bool:
     """Writes what was put last into `folder`. done: at the end of the task. False if there is
     nothing whole."""
-    with scratch_folder(Path(gettempdir())) as scratch, _reached(url) as (system, root):
+    with _scratch() as scratch:
+        packed = _get_whole(url, task, scratch, done)
+        if packed is not None:
+            zipfile.ZipFile(packed).extractall(folder)
+    return packed is not None
+
+
+def _get_whole(url: str, task: str, scratch: Path, done: bool) -> Path | None:
+    """The last object of a task that is whole, in the scratch folder; or None."""
+    with _reached(url) as (system, root):
         for name in reversed(_objects(system, f"{root}/{task}")):
             if done and not name.startswith("done"):
                 continue
-            packed = scratch / name
             with suppress(FileNotFoundError):  # it was replaced just now
-                system.get_file(f"{root}/{task}/{name}", str(packed))
-                if sha256(packed) == name[-68:-4]:
-                    zipfile.ZipFile(packed).extractall(folder)
-                    return True
-    return False
+                system.get_file(f"{root}/{task}/{name}", str(scratch / name))
+                if sha256(scratch / name) == name[-68:-4]:
+                    return scratch / name
+    return None
 
 
 def clear(url: str, task: str) -> None:
@@ -187,7 +218,18 @@ def away(
         except BaseException:
             keep()  # the record of a failure, perhaps
             raise
-        push(url, task, folder, done=True)
+        push_at_last(url, task, folder)
+
+
+def push_at_last(url: str, task: str, folder: Path) -> None:
+    """Puts all that a finished task holds. Tries again, since hours may be lost otherwise."""
+    for pause in PAUSES:
+        try:
+            return push(url, task, folder, done=True)
+        except SynthError as error:
+            say(f"tries again in {pause} s: {error}")
+            time.sleep(pause)
+    push(url, task, folder, done=True)
 
 
 # What a task left

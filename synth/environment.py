@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+import re
 import shlex
 import subprocess
 import sys
@@ -71,19 +72,26 @@ def blas_threads() -> int | None:
 
 
 def command_line(arguments: list[str] | None = None) -> str:
-    """The command as typed, with `portable` paths. Of a URL the last part is kept, because the rest
-    may name a host or a key."""
+    """The command as typed, with `portable` paths. A URL keeps the last part of its path, because
+    the rest may name a host or a key."""
     program, *words = sys.argv if arguments is None else arguments
     for index, word in enumerate(words):
         option, equals, value = word.partition("=")
         if "://" in word:
             url = value if equals and "://" in value else word
-            words[index] = word.removesuffix(url) + url.rstrip("/").rsplit("/", 1)[-1]
+            words[index] = word.removesuffix(url) + _end_of(url)
         elif equals and "/" in value:
             words[index] = f"{option}={portable(value)}"
         elif "/" in word:
             words[index] = portable(word)
     return shlex.join([Path(program).name, *words])
+
+
+def _end_of(url: str) -> str:
+    """The last part of a URL's path, without a query; the scheme alone if it has no path."""
+    scheme, _, place = url.partition("://")
+    _, slash, path = re.split("[?#]", place)[0].rstrip("/").partition("/")
+    return path.rsplit("/", 1)[-1] if slash else f"{scheme}://"
 
 
 @cache

@@ -565,3 +565,13 @@ def test_paths_in_a_command_are_relative(tmp_path: Path, monkeypatch: pytest.Mon
     for path in (Path.home() / "secret" / "data", f"../../../../../../..{Path.home()}/x/data"):
         assert command_line(["synth", str(path)]) == "synth data"
     assert command_line(["synth", "../beside"]) == "synth ../beside"
+    for url, kept in (
+        ("s3://bucket/a/folder/", "folder"),
+        ("file:///home/me/folder", "folder"),
+        ("https://host/f?sig=secret/x#y", "f"),
+        ("ftp://me:secret@host", "ftp://"),
+        ("s3://me:secret@bucket/", "s3://"),
+        ("ray://host:10001", "ray://"),
+    ):
+        assert command_line(["synth", "--storage", url]) == f"synth --storage {kept}"
+        assert command_line(["synth", f"--storage={url}"]) == f"synth --storage={kept}"

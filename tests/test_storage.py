@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -102,6 +103,44 @@ def test_what_was_half_put_is_not_taken(
     put("third")
     assert storage.pull(url, "task", tmp_path / "pulled", done)
     assert content(tmp_path / "pulled") == {"state": b"third"}
+
+
+def test_commands_with_other_folders_do_not_take_each_others_work() -> None:
+    parts = [partial(do_one, 1, 2, 3, number) for number in range(2)]
+    folders = [HERE, *(replace(HERE, **{n: Path("x")}) for n in ("runs", "datasets", "results"))]
+    names = {storage.name_of(part, each) for part in parts for each in folders}
+    assert len(names) == 8
+    assert storage.name_of(partial(do_one, 1, 2, 3, 0), Workspace(Path("data"))) in names
+
+
+def test_the_end_of_a_task_is_put_again_if_that_fails(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work" / "state").touch()
+    with storage._reached(url) as (system, _):
+        whole = type(system).put_file
+    waited: list[int] = []
+
+    def refused(self: Any, *arguments: Any) -> None:
+        monkeypatch.setattr(type(system), "put_file", whole)
+        raise NotImplementedError
+
+    monkeypatch.setattr(type(system), "put_file", refused)
+    monkeypatch.setattr(storage, "time", SimpleNamespace(sleep=waited.append))
+    storage.push_at_last(url, "task", tmp_path / "work")
+    assert storage.pull(url, "task", tmp_path / "pulled", done=True)
+    assert waited == [5]
+
+
+def test_a_message_names_no_login_and_no_query() -> None:
+    assert storage.shown("s3://key:secret@bucket/folder?sig=x#y") == "s3://bucket/folder"
+    assert storage.shown("file:///a@b/c") == "file:///a@b/c"
+    with pytest.raises(SynthError) as caught, storage._reached("nowhere://me:secret@host/folder"):
+        pass
+    assert "secret" not in str(caught.value)
+    with pytest.raises(SynthError, match="NotImplementedError"), storage._reached("memory://a"):
+        raise NotImplementedError
 
 
 @pytest.mark.parametrize(
@@ -260,7 +299,7 @@ def test_machines_that_share_nothing_leave_the_records_of_one_process(
         for n in (1, 2)
     )
     benchmark(plan, SCORING, one)
-    # A run that is here is gone on with here
+    # Number 0 is taken here
     (many.runs / "00000-mine").mkdir(parents=True)
     benchmark(plan, SCORING, many, Spread(ray="played", storage=url))
     assert len(lost) == 2
@@ -311,18 +350,18 @@ def test_what_is_here_or_was_left_is_not_done_elsewhere(
     away(0)
     away(1)
     parts = [partial(do_one, plan, SCORING, real, number) for number in range(3)]
-    assert storage.fetch(url, storage.name_of(parts[0]), workspace)
-    assert not storage.fetch(url, storage.name_of(parts[0]), workspace)
+    assert storage.fetch(url, storage.name_of(parts[0], HERE), workspace)
+    assert not storage.fetch(url, storage.name_of(parts[0], HERE), workspace)
     shutil.rmtree("results")  # the run and its set are left
 
     def on_ray(address: str, tasks: Any, device: torch.device, done: Any) -> None:
         for task in tasks:
-            sent.append(storage.name_of(task.args[3]))
+            sent.append(storage.name_of(task.args[3], HERE))
             done(task())
 
     monkeypatch.setattr(spread, "on_ray", on_ray)
     benchmark(plan, SCORING, workspace, Spread(ray="played", storage=url))
-    assert sent == [storage.name_of(part) for part in parts[2:]]
+    assert sent == [storage.name_of(part, HERE) for part in parts[2:]]
     assert len(all_runs(workspace.runs)) == 1
     assert len(read_records(workspace.results)) == 3
     others = replace(real, train_fingerprint="0" * 64)

@@ -95,8 +95,8 @@ def maybe_cuda_graph(
     step: Step, example: Sequence[Tensor], state: Callable[[], dict[str, Tensor]]
 ) -> Step:
     """Records `step` as a CUDA graph on a GPU. Returns `step` itself on other devices, where
-    several processes share the batch, and with deterministic algorithms: some of torch's cannot be
-    recorded, such as `index_put_` that accumulates (pytorch/pytorch#105439).
+    several processes share the batch, and with deterministic algorithms: some versions of torch
+    cannot record all of these, such as `index_put_` that accumulates (pytorch/pytorch#105439).
 
     example: tensors with the shapes, types and device of the arguments of `step`. state: returns
     all tensors that the step changes, by name. Recording runs some steps and then restores them.

@@ -48,13 +48,14 @@ def main() -> None:
     if not options.no_measure:
         reach.measure(tree, options.work / "coverage", options.jobs)
     sample = sample_of(data, tree, options)
-    sample.cap, sample.note = options.cap, ""
     options.since = sample.commits.get("before", options.at)
-    sample.commits["after" if options.again else "before"] = commit(options.at)
     numbers = [i for i, fate in enumerate(sample.fates) if not fate.before]
     if options.again:
         tried = [i for i, fate in enumerate(sample.fates) if fate.before]
         numbers = [i for i in tried if sample.fates[i].last[0] not in table.NOTICED]
+    if numbers:
+        sample.cap, sample.note = options.cap, ""
+        sample.commits["after" if options.again else "before"] = commit(options.at)
     try:
         for number, found in meet({i: sample.fates[i].mutant for i in numbers}, options):
             fate = sample.fates[number]

@@ -169,7 +169,7 @@ Storage = Annotated[
     str | None,
     Option(
         help="URL of a folder that all machines of the Ray cluster reach, such as "
-        "s3://bucket/folder: for machines that do not share this folder. Any that fsspec knows.",
+        "s3://bucket/folder: for machines that do not share this folder. fsspec writes to it.",
     ),
 ]
 

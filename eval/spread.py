@@ -69,23 +69,23 @@ def share(
         on_processes(spread.jobs, whole)
     if spread.ray is None:
         return
-    if spread.storage is not None:
-        return through_storage(spread.ray, spread.storage, parts, workspace, device, begun)
-    here = Path.cwd(), sys.argv
-    on_ray(spread.ray, [partial(_work, *here, partial(part, workspace)) for part in parts], device)
+    if spread.storage is None:
+        here = Path.cwd(), sys.argv
+        on_ray(spread.ray, [partial(_work, *here, partial(p, workspace)) for p in parts], device)
+    else:
+        tasks, fetch = tasks_away(spread.storage, parts, workspace, begun)
+        on_ray(spread.ray, tasks, device, fetch)
 
 
-def through_storage(
-    address: str,
+def tasks_away(
     url: str,
     parts: Sequence[storage.Part],
     workspace: Workspace,
-    device: torch.device,
     begun: Callable[[], Sequence[bool]],
-) -> None:
-    """Does tasks on a Ray cluster whose machines share no folder. See `share` and `storage`.
+) -> tuple[list[Work], Callable[[str], object]]:
+    """Tasks for machines that share no folder, and what to do with the result of each.
 
-    First it takes what tasks have left that an earlier command did not wait for.
+    First it takes what tasks have left that an earlier command did not wait for. See `share`.
     """
     workspace = storage.here_alone(workspace)
     for part in parts:
@@ -93,7 +93,7 @@ def through_storage(
     left = [part for part, there in zip(parts, begun(), strict=True) if not there]
     numbers = storage.numbers_after(workspace, len(left))
     here = Path.cwd(), shlex.split(command_line())
-    tasks = [
+    tasks: list[Work] = [
         partial(_work_away, url, *here, part, workspace, of_task)
         for part, of_task in zip(left, numbers, strict=True)
     ]
@@ -105,7 +105,7 @@ def through_storage(
                 "machines reach it? The same command goes on with what is left"
             )
 
-    on_ray(address, tasks, device, fetch)
+    return tasks, fetch
 
 
 def on_processes(jobs: int, work: Work) -> None:

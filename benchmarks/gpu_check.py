@@ -38,9 +38,9 @@ from eval.interface import train
 from eval.records import read_records
 from eval.study import BASE, run_study
 from synth.base.errors import SynthError
-from synth.base.files import write_json, write_text
+from synth.base.files import cache_folder, write_json, write_text
 from synth.base.progress import say
-from synth.data import ImageSet, cache_folder, load_training_images
+from synth.data import ImageSet, load_training_images
 from synth.environment import describe_environment
 from synth.interface import data_folder
 from synth.ops.acceleration import keep_freed_memory

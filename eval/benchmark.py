@@ -7,6 +7,7 @@ that one of them does.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
@@ -23,16 +24,17 @@ from eval.evaluate import (
 )
 from eval.evaluator import Evaluator, Scoring, Workspace, make_evaluator
 from eval.protocols import PROTOCOLS
-from eval.records import RealSplits
+from eval.records import RealSplits, Record
 from eval.spread import ALONE, Spread, share
 from eval.training import plan_training, train
-from synth.base.errors import UsageError
+from synth.base.errors import SynthError, UsageError
 from synth.base.locks import do_all, task
 from synth.base.progress import progress_bar, say
 from synth.environment import describe_environment
-from synth.generation import check_count
+from synth.generation import DEFAULTS, Sampling, check_count
 from synth.recipes import RecipeBase
-from synth.runs import Run, all_runs
+from synth.runs import Run, RunConfig, all_runs
+from synth.set_generation import sampling_of
 from synth.training import training_parts
 
 
@@ -80,9 +82,7 @@ def tasks_of(plan: Plan, evaluator: Evaluator) -> list[Callable[[], object]]:
     """A task for each run, and for each baseline. They do not need each other."""
 
     def evaluate_run(recipe: RecipeBase, seed: int) -> None:
-        run = find_or_train(plan, recipe, seed, evaluator.asked, evaluator)
-        label_with = None if recipe.conditional else "classifier"
-        ensure_evaluated(evaluator, run, plan.per_class, label_with)
+        ensure_scored(plan, recipe, seed, evaluator)
         publish(evaluator.workspace.results)
 
     runs = product(plan.recipes, range(plan.seeds))
@@ -93,14 +93,14 @@ def tasks_of(plan: Plan, evaluator: Evaluator) -> list[Callable[[], object]]:
 
 
 def begun(plan: Plan, evaluator: Evaluator) -> list[bool]:
-    """Which of `tasks_of` have something in the workspace: a run, or the record of a baseline."""
-    runs = [
-        find_run(plan, recipe, seed, evaluator.asked, evaluator)
-        for recipe, seed in product(plan.recipes, range(plan.seeds))
-    ]
+    """Which of `tasks_of` have something in the workspace: a run, or a record."""
+    runs = product(plan.recipes, range(plan.seeds))
     kinds = baselines_beside(evaluator)
     entries = [baseline_entry(evaluator, kind, plan.per_class) for kind in kinds]
-    return [found is not None for found in (*runs, *map(evaluator.find, entries))]
+    return [
+        *(is_begun(plan, recipe, seed, evaluator) for recipe, seed in runs),
+        *(evaluator.find(entry) is not None for entry in entries),
+    ]
 
 
 def do_one(
@@ -117,18 +117,72 @@ def _then(task: Callable[[], object], advance: Callable[[int], None]) -> None:
     advance(1)
 
 
-def find_or_train(
-    plan: Plan, recipe: RecipeBase, seed: int, precision: str, evaluator: Evaluator
-) -> Run:
+def ensure_scored(
+    plan: Plan,
+    recipe: RecipeBase,
+    seed: int,
+    evaluator: Evaluator,
+    sampling: Sampling = DEFAULTS,
+) -> Record | None:
+    """Trains, generates and evaluates one run, skipping what is there already. Where its record is
+    there, run and set may be gone.
+
+    Returns the record, or None for a run that cannot fill every class. Raises `Busy` if another
+    process does it.
+    """
+    known = find_scored(plan, recipe, seed, evaluator, sampling)
+    if known is not None:
+        return known
+    run = find_or_train(plan, recipe, seed, evaluator)
+    return ensure_evaluated(evaluator, run, plan.per_class, _label_with(recipe), sampling)
+
+
+def is_begun(plan: Plan, recipe: RecipeBase, seed: int, evaluator: Evaluator) -> bool:
+    """Whether there is a run of this recipe and seed, or a record of one."""
+    known = find_run(plan, recipe, seed, evaluator)
+    return known is not None or find_scored(plan, recipe, seed, evaluator) is not None
+
+
+def find_scored(
+    plan: Plan,
+    recipe: RecipeBase,
+    seed: int,
+    evaluator: Evaluator,
+    sampling: Sampling = DEFAULTS,
+) -> Record | None:
+    """The newest record of a set that `ensure_scored` would make, with all metrics asked for."""
+    labels = _label_with(recipe) or "conditional"
+    policy = recipe.augment if sampling.augment is None else sampling.augment
+    sampled = replace(sampling, augment=policy)
+    for record in reversed(evaluator.records()):
+        entry = record.entry
+        made = entry.labels, entry.generation_seed, entry.count, sampling_of(entry)
+        if made != (labels, 0, plan.per_class * len(evaluator.train.classes), sampled):
+            continue
+        with suppress(SynthError):  # a recipe that this version does not know
+            config = RunConfig.from_json(entry.config or {}, record.id)
+            if _fits(config, plan, recipe, seed, evaluator):
+                found = evaluator.find(entry)
+                if found is not None:
+                    return found
+    return None
+
+
+def _label_with(recipe: RecipeBase) -> str | None:
+    return None if recipe.conditional else "classifier"
+
+
+def find_or_train(plan: Plan, recipe: RecipeBase, seed: int, evaluator: Evaluator) -> Run:
     """The run of `find_run`, resumed if it is not finished; or else a new one.
 
     Raises `Busy` if another process trains it.
     """
+    precision = evaluator.asked
     images, device, workspace = evaluator.train, evaluator.device, evaluator.workspace
     wanted = fitted, _, length, _, select = _wanted(plan, recipe, seed, evaluator)
     key = replace(fitted, citation="", assumed=""), *wanted[1:], precision
     with task(workspace.runs, f"training of {recipe.name}, seed {seed}", *key):
-        run = find_run(plan, recipe, seed, precision, evaluator)
+        run = find_run(plan, recipe, seed, evaluator)
         if run is None:
             selects = select is not None
             config = plan_training(
@@ -141,21 +195,20 @@ def find_or_train(
     return run
 
 
-def find_run(
-    plan: Plan, recipe: RecipeBase, seed: int, precision: str, evaluator: Evaluator
-) -> Run | None:
+def find_run(plan: Plan, recipe: RecipeBase, seed: int, evaluator: Evaluator) -> Run | None:
     """The newest run of this recipe, data, length, seed and selection, finished or not.
 
     With `auto` any precision will do. Otherwise a run in another one is not taken.
     """
-    wanted = _wanted(plan, recipe, seed, evaluator)
-    for run in reversed(all_runs(evaluator.workspace.runs)):
-        c = run.config
-        known = c.recipe, c.fingerprint, c.total_images, c.seed, c.select
-        one_precision = len(c.family.precisions) == 1  # whatever is asked for
-        if known == wanted and (one_precision or precision in ("auto", c.precision)):
-            return run
-    return None
+    runs = reversed(all_runs(evaluator.workspace.runs))
+    return next((run for run in runs if _fits(run.config, plan, recipe, seed, evaluator)), None)
+
+
+def _fits(c: RunConfig, plan: Plan, recipe: RecipeBase, seed: int, evaluator: Evaluator) -> bool:
+    known = c.recipe, c.fingerprint, c.total_images, c.seed, c.select
+    one_precision = len(c.family.precisions) == 1  # whatever is asked for
+    fits = one_precision or evaluator.asked in ("auto", c.precision)
+    return fits and known == _wanted(plan, recipe, seed, evaluator)
 
 
 def _wanted(

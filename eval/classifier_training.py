@@ -17,13 +17,13 @@ from synth.data import uint8_from_unit, unit_from_uint8
 from synth.ops.acceleration import (
     adam,
     autocast,
-    choose_precision,
     maybe_cuda_graph,
     optimizer_step,
     optimizer_tensors,
 )
 from synth.ops.augment import augment, draw_numbers
 from synth.ops.policies import POLICIES, Policy
+from synth.ops.probe import choose_precision
 
 Batches = Iterator[tuple[Tensor, Tensor]]  # uint8 (B, 3, 32, 32), int64 (B,)
 SCORING_BATCH = 1000
@@ -152,4 +152,5 @@ def choose_classifier_precision(
         step = maybe_cuda_graph(trainer.step, example, trainer.state)
         return lambda: step(*example)
 
-    return choose_precision(asked, prepare, device)
+    work = f"classifier of {protocol.hash}"
+    return choose_precision(asked, prepare, device, work)

@@ -20,10 +20,11 @@ from eval.classifiers import FixedClassifier
 from eval.protocols import PROTOCOLS, Protocol, protocol_for
 from eval.scoring import disk_batches
 from synth.base.errors import SynthError
+from synth.base.files import cache_folder
 from synth.base.locks import clear_leftovers, task
 from synth.base.progress import progress_bar, say
 from synth.checkpoints import load_tensors, save_tensors
-from synth.data import ImageSet, cache_folder, load_training_images, unit_from_uint8
+from synth.data import ImageSet, load_training_images, unit_from_uint8
 from synth.environment import MACHINE, describe_environment
 from synth.generation import Classify
 from synth.ops.augment import augment

@@ -23,7 +23,7 @@ A study is a TOML file:
 The real data is `svhn:validation`: generators and classifiers learn from the first four fifths of
 the training split, and are scored on the last fifth. Runs, sets and records are those of `synth
 benchmark`, so a study that was stopped goes on where it was, and several processes can do it at
-once.
+once. What has a record is done, even where its run and set are gone.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ from matplotlib.figure import Figure
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from eval.benchmark import Plan, find_or_train, find_run
+from eval.benchmark import Plan, ensure_scored, is_begun
 from eval.compare import compare_records
-from eval.evaluate import baseline_entry, ensure_baseline, ensure_evaluated, publish
+from eval.evaluate import baseline_entry, ensure_baseline, publish
 from eval.evaluator import Evaluator, Scoring, Workspace, make_evaluator
 from eval.metrics import wrap
 from eval.records import RealSplits, Record
@@ -189,9 +189,7 @@ def tasks_of(study: Study, evaluator: Evaluator) -> list[Callable[[], Record]]:
     chosen, plan = dict(recipes_of(study)), plan_of(study)
 
     def evaluate_run(seed: int, variant: str) -> Record:
-        run = find_or_train(plan, chosen[variant], seed, study.precision, evaluator)
-        sampling = study.sampling(variant)
-        record = ensure_evaluated(evaluator, run, study.per_class, sampling=sampling)
+        record = ensure_scored(plan, chosen[variant], seed, evaluator, study.sampling(variant))
         assert record is not None  # a conditional run fills every class
         return record
 
@@ -202,14 +200,13 @@ def tasks_of(study: Study, evaluator: Evaluator) -> list[Callable[[], Record]]:
 
 
 def begun(study: Study, evaluator: Evaluator) -> list[bool]:
-    """Which of `tasks_of` have something in the workspace: a run, or the record of a baseline."""
+    """Which of `tasks_of` have something in the workspace: a run, or a record."""
     chosen, plan = dict(recipes_of(study)), plan_of(study)
-    runs = [
-        find_run(plan, chosen[variant], seed, study.precision, evaluator)
-        for seed, variant in runs_of(study)
-    ]
     entries = [baseline_entry(evaluator, kind, study.per_class) for kind in BASELINES]
-    return [found is not None for found in (*runs, *map(evaluator.find, entries))]
+    return [
+        *(is_begun(plan, chosen[variant], seed, evaluator) for seed, variant in runs_of(study)),
+        *(evaluator.find(entry) is not None for entry in entries),
+    ]
 
 
 def do_one(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import shlex
 import signal
@@ -20,13 +21,14 @@ import torch
 from synth.base.errors import SynthError, UsageError
 from synth.base.locks import clear_leftovers, exclusive
 from synth.base.progress import progress_bar, say
+from synth.base.schema import dump
 from synth.checkpoints import load_tensors, read_count, save_tensors
 from synth.data import ImageSet, split_validation
 from synth.environment import describe_environment
 from synth.families import FAMILIES, Teacher, Trainer
-from synth.ops.acceleration import choose_precision
 from synth.ops.native import describe_kernels
 from synth.ops.parallel import is_first, processes, started, total_count
+from synth.ops.probe import choose_precision
 from synth.recipes import RecipeBase
 from synth.runs import Run, RunConfig, checkpoint_name
 from synth.trackers import Note, ignore
@@ -38,6 +40,7 @@ except ImportError:  # Windows
     resource = None  # type: ignore[assignment]
 
 COLUMNS = 10  # in the sample grid
+WORDS = ("name", "source", "assumed")  # in a recipe, for people
 MakeTeacher = Callable[[ImageSet], Teacher]
 ScoreCheckpoint = Callable[[Path, ImageSet], float]  # weights, validation part → accuracy
 Saved = Callable[[], object]
@@ -96,7 +99,9 @@ def plan_run(
         candidate_config = replace(config, precision=candidate)
         return config.family.make_trainer(candidate_config, images, None, device).step
 
-    chosen, reason = choose_precision(precision, prepare, device)
+    built = {key: value for key, value in dump(recipe).items() if key not in WORDS}
+    work = f"training {json.dumps(built)}, {len(images.classes)} classes"
+    chosen, reason = choose_precision(precision, prepare, device, work)
     say(f"precision {chosen}: {reason}")
     return replace(config, precision=chosen)
 

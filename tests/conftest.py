@@ -138,6 +138,7 @@ def synth(
     for name in ("SYNTH_BENCHMARK_JOBS", "SYNTH_STUDY_JOBS"):
         monkeypatch.setenv(name, "1")  # other processes would not know what a test changes
     monkeypatch.setattr("eval.real_classifier.cache_folder", lambda: tmp_path / "cache")
+    monkeypatch.setattr("synth.ops.probe.cache_folder", lambda: tmp_path / "cache")
 
     def run(*arguments: object) -> Ran:
         monkeypatch.setattr(sys, "argv", ["synth", *map(str, arguments)])

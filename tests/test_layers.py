@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import json
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import datetime, timezone
+from pathlib import Path
 
 import pytest
 import torch
@@ -20,7 +23,8 @@ from eval.protocols import Protocol
 from synth.base.errors import UsageError
 from synth.batches import draw_batches
 from synth.data import ImageSet, unit_from_uint8
-from synth.ops import acceleration, dispatch, layers
+from synth.ops import dispatch, layers
+from synth.ops.probe import choose_precision
 from synth.ops.tiles import Geometry
 from synth.published import RECIPES
 from synth.recipes import Recipe
@@ -180,6 +184,12 @@ def test_bf16_classifier_learns_what_fp32_learns(drawn: ImageSet) -> None:
     assert abs(accuracies[0] - accuracies[1]) < 0.1
 
 
+@pytest.fixture(autouse=True)
+def empty_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No probe is remembered from elsewhere."""
+    monkeypatch.setattr("synth.ops.probe.cache_folder", lambda: tmp_path)
+
+
 def probe(monkeypatch: pytest.MonkeyPatch, seconds: dict[str, list[float]]) -> tuple[str, str]:
     """`choose_precision` on steps that take so long by a clock of its own; uses all of them up."""
     clock = [0.0]
@@ -191,7 +201,7 @@ def probe(monkeypatch: pytest.MonkeyPatch, seconds: dict[str, list[float]]) -> t
 
         return step
 
-    chosen = acceleration.choose_precision("auto", prepare, CPU)
+    chosen = choose_precision("auto", prepare, CPU, "work")
     assert not any(seconds.values())
     return chosen
 
@@ -219,9 +229,39 @@ def test_the_probe_is_patient_while_bf16_warms_up(monkeypatch: pytest.MonkeyPatc
 
 def test_the_probe_is_left_out_where_a_precision_is_asked_for() -> None:
     for precision in ("fp32", "bf16"):
-        assert acceleration.choose_precision(precision, lambda name: 1 / 0, CPU) == (  # type: ignore
+        assert choose_precision(precision, lambda name: 1 / 0, CPU, "") == (  # type: ignore
             precision,
             "as asked",
         )
     with pytest.raises(UsageError, match="choose auto, fp32 or bf16"):
-        acceleration.choose_precision("fp16", lambda name: 1 / 0, CPU)  # type: ignore
+        choose_precision("fp16", lambda name: 1 / 0, CPU, "")  # type: ignore
+
+
+def test_a_probe_is_remembered_for_the_same_work_on_the_same_machine(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    slow = {"fp32": [3.0, 0.5, 0.4, 0.6], "bf16": [1.5, 0.3, 0.2, 0.25]}
+    chosen, reason = probe(monkeypatch, slow)
+    (path,) = tmp_path.glob("probes/*.json")
+    again = choose_precision("auto", lambda name: 1 / 0, CPU, "work")  # type: ignore
+    today = f"{datetime.now(timezone.utc):%Y-%m-%d}"
+    assert again == (chosen, f"{reason} (remembered from {today})")
+    for name, value in (("ATEN_CPU_CAPABILITY", "avx2"), ("ONEDNN_MAX_CPU_ISA", "AVX2")):
+        with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+            patch.setenv(name, value)
+            choose_precision("auto", lambda name: 1 / 0, CPU, "work")  # type: ignore
+    with pytest.raises(ZeroDivisionError):
+        choose_precision("auto", lambda name: 1 / 0, CPU, "other work")  # type: ignore
+    for damaged in ("", "{}", '{"precision": "fp16", "found": "", "date": ""}'):
+        path.write_text(damaged)
+        fast = {"fp32": [0.1] * 4, "bf16": [0.2] * 4}
+        assert probe(monkeypatch, fast)[0] == "fp32"
+        assert json.loads(path.read_text())["precision"] == "fp32"
+
+
+def test_a_cache_that_cannot_be_written_costs_the_time_to_probe_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "probes").write_text("a file")
+    for _ in range(2):
+        assert probe(monkeypatch, {"fp32": [0.1] * 4, "bf16": [0.2] * 4})[0] == "fp32"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -171,6 +172,12 @@ def test_a_study_needs_no_test_split_and_does_nothing_twice(
         assert re.search(rf"^{name}  ", printed.out, re.MULTILINE), printed.out
     after = {path: path.stat().st_mtime_ns for path in Path("results").rglob("records/*.json")}
     assert after == before and len(all_runs(Path("runs"))) == 4
+    # The records are enough: another machine that has them goes on with the study.
+    shutil.rmtree("runs")
+    shutil.rmtree("datasets")
+    another = synth("study", study, "--data-root", mats, "--json")
+    assert another.code == 0 and another.out == ran.out
+    assert not Path("runs").exists()
 
 
 def test_a_changed_study_reports_what_it_says_now(synth: Synth, study: Path, mats: Path) -> None:

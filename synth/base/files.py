@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import platformdirs
 
 from synth.base.errors import SynthError
 from synth.base.locks import LOCKS, clear_leftovers, exclusive, scratch_folder
@@ -60,6 +61,11 @@ def atomic_file(path: Path) -> Iterator[Path]:
 def _sync(path: Path) -> None:
     with path.open("rb") as written:
         os.fsync(written.fileno())
+
+
+def cache_folder() -> Path:
+    """The cache folder of synth, such as ~/.cache/synth on Linux."""
+    return Path(platformdirs.user_cache_dir("synth", appauthor=False))
 
 
 def write_text(path: Path, text: str) -> None:

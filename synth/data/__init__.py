@@ -14,7 +14,6 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Literal
 
-import platformdirs
 import torch
 from torch import Tensor
 
@@ -189,8 +188,3 @@ def _validation_parts(images: ImageSet) -> tuple[ImageSet, ImageSet]:
     first, last = split_validation(images, FIFTH)
     name = f"{images.name}-validation"  # so that nobody takes its score for one on the test split
     return replace(first, name=name), replace(last, name=name, split="test")
-
-
-def cache_folder() -> Path:
-    """The cache folder of synth, such as ~/.cache/synth on Linux."""
-    return Path(platformdirs.user_cache_dir("synth", appauthor=False))

@@ -23,8 +23,8 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from synth.base.errors import SynthError
-from synth.base.files import atomic_file, read_arrays
-from synth.data import DIGITS, SIZE, Dataset, ImageSet, Split, cache_folder
+from synth.base.files import atomic_file, cache_folder, read_arrays
+from synth.data import DIGITS, SIZE, Dataset, ImageSet, Split
 
 VERSION = 1  # a change of any pixel is a new version
 SIZES: dict[Split, int] = {"train": 20_000, "test": 5_000}

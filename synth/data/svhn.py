@@ -13,9 +13,9 @@ import torch
 from torchvision.datasets import SVHN
 
 from synth.base.errors import SynthError
-from synth.base.files import regular, slug
+from synth.base.files import cache_folder, regular, slug
 from synth.base.locks import scratch_folder
-from synth.data import DIGITS, SIZE, Dataset, ImageSet, Split, cache_folder
+from synth.data import DIGITS, SIZE, Dataset, ImageSet, Split
 
 WAYS_OUT = "point --data-root at SVHN's files, or use --dataset house-numbers"
 

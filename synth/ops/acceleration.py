@@ -4,26 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import math
-import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
 
-from synth.base.errors import UsageError
-from synth.base.progress import say
 from synth.ops import parallel
-from synth.ops.native import native
 
-Precision = Literal["fp32", "bf16"]
 MMAP_THRESHOLD, TRIM_THRESHOLD = -3, -1  # numbers from glibc's malloc.h
 ADAM = {"step", "exp_avg", "exp_avg_sq"}  # what torch's Adam keeps of each weight
-PROBE_STEPS = 4  # the first one warms up
-# A probe stops after its first step if this took longer than PROBE_SECONDS, and longer than
-# PROBE_RATIO times the best step so far. oneDNN needs tenths of a second to warm up.
-PROBE_RATIO, PROBE_SECONDS = 4.0, 1.0
 Step = Callable[..., None]  # takes tensors
 
 
@@ -165,40 +154,3 @@ def load_optimizer_tensors(
         raise ValueError(f"moments of {name} are missing")
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": moments, "param_groups": groups})
-
-
-def choose_precision(
-    asked: str, prepare: Callable[[str], Callable[[], None]], device: torch.device
-) -> tuple[Precision, str]:
-    """`asked`, or for `auto` the faster of fp32 and bf16 on this machine, and the reason.
-
-    prepare(precision): returns a step to time. Raises `UsageError` for any other value of `asked`.
-    """
-    if asked in get_args(Precision):
-        return cast(Precision, asked), "as asked"
-    if asked != "auto":
-        raise UsageError(f"--precision {asked}: choose auto, fp32 or bf16")
-    say(f"times some steps in {' and '.join(get_args(Precision))}")
-    if device.type == "cpu":
-        native()  # compiles the kernels now, outside the timed steps
-    seconds: dict[Precision, float] = {}
-    words = []
-    for precision in get_args(Precision):
-        step = prepare(precision)
-        first = _timed(step, device)
-        if first > max(PROBE_SECONDS, PROBE_RATIO * min(seconds.values(), default=math.inf)):
-            seconds[precision], note = first, " (its first step, and the only one)"
-        else:
-            seconds[precision] = min(_timed(step, device) for _ in range(PROBE_STEPS - 1))
-            note = ""
-        words.append(f"{precision} {float(f'{1000 * seconds[precision]:.3g}'):g} ms{note}")
-    fastest = min(seconds, key=lambda name: seconds[name])
-    return fastest, f"a step in a short probe took {', '.join(words)}"
-
-
-def _timed(step: Callable[[], None], device: torch.device) -> float:
-    start = time.perf_counter()
-    step()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start

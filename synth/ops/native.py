@@ -22,11 +22,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import platformdirs
 import torch
 from torch import Tensor
 
-from synth.base.files import sha256
+from synth.base.files import cache_folder, sha256
 from synth.base.locks import scratch_folder
 
 PATIENCE, COMPILING = 10.0, 60.0  # seconds for an answer of the compiler, and for its work
@@ -133,7 +132,7 @@ def _load_or_compile() -> ctypes.CDLL:
     words = [str(compiler_version()), *flags, *features, str(processor()), torch.__file__]
     parts = [*(source.read_bytes() for source in sources), *map(str.encode, words)]
     key = hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
-    folder = Path(platformdirs.user_cache_dir("synth"))
+    folder = cache_folder()
     for path in sorted(folder.glob(f"kernels-{key}-*.so")):
         try:
             return _load(path)

@@ -25,7 +25,7 @@ from typing import Any
 import torch
 
 import cli
-from eval import study
+from eval import benchmark
 from eval.protocols import PROTOCOLS
 from eval.real_classifier import real_classifier
 from synth.base.errors import SynthError
@@ -365,14 +365,14 @@ def _inside(world: Path) -> Iterator[None]:
     def no_training(*_: object) -> Run:
         raise SynthError("trains nothing here")
 
-    folder, words, train = Path.cwd(), sys.argv, study.find_or_train
+    folder, words, train = Path.cwd(), sys.argv, benchmark.find_or_train
     limits = resource.getrlimit(resource.RLIMIT_AS)
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     places = {"HOME": "home", "TMPDIR": "tmp", "XDG_CACHE_HOME": "cache", "SYNTH_DATA": "digits"}
     before = {key: os.environ.get(key) for key in places}
     os.environ.update({key: str(world / place) for key, place in places.items()})
     os.chdir(world)
-    study.find_or_train = no_training
+    benchmark.find_or_train = no_training
     tempfile.tempdir = None
     resource.setrlimit(resource.RLIMIT_AS, (used + (4 * MIB << 20), limits[1]))
     signal.signal(signal.SIGALRM, late)
@@ -382,7 +382,7 @@ def _inside(world: Path) -> Iterator[None]:
     finally:
         signal.alarm(0)
         resource.setrlimit(resource.RLIMIT_AS, limits)
-        study.find_or_train, sys.argv, tempfile.tempdir = train, words, None
+        benchmark.find_or_train, sys.argv, tempfile.tempdir = train, words, None
         os.chdir(folder)
         for key, value in before.items():
             os.environ.pop(key) if value is None else os.environ.update({key: value})

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from functools import partial
 from multiprocessing.connection import Connection
@@ -30,6 +30,7 @@ from synth.environment import describe_environment
 
 # A function that takes some steps and returns the seconds that they took, and the images in a step
 Timed = tuple[Callable[[int], float], int]
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 SIDE = 2048  # of the matrix product that is the ceiling
 # Times the plain loop that every stage must reach, or the smoke test fails: with bf16 units, and on
 # processors that only emulate bf16, where synth trains in fp32 with torch's own operations.
@@ -73,11 +74,11 @@ def smoke() -> None:
         sys.exit(f"error: {', '.join(slow)}: under {LEAST}× of the plain loop")
 
 
-def measure_ceilings() -> dict[str, float]:
-    """GFLOP/s of a 2048³ product, the best of ten, in both precisions."""
+def measure_ceilings(precisions: Iterable[str] = DTYPES) -> dict[str, float]:
+    """GFLOP/s of a 2048³ product, the best of ten, in each precision."""
     ceilings = {}
-    for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
-        a, b = (torch.randn(SIDE, SIDE).to(dtype) for _ in range(2))
+    for name in precisions:
+        a, b = (torch.randn(SIDE, SIDE).to(DTYPES[name]) for _ in range(2))
         times = [timed(partial(torch.matmul, a, b)) for _ in range(11)]
         ceilings[name] = round(2 * SIDE**3 / min(times[1:]) / 1e9, 1)
     return ceilings

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import contenders, gpu_check, growth, precision, tuned
+from benchmarks import contenders, gpu_check, growth, paths, precision, tuned
 from benchmarks.__main__ import over_peers
 from eval.protocols import PROTOCOLS, Protocol
 from eval.scoring import disk_batches, score
@@ -76,6 +76,29 @@ def test_synth_is_compared_with_the_best_of_each_kind() -> None:
         "2.00× torch with its best switches (torch, all); "
         "1.60× torch with its best switches in fp32, synth in fp32 (torch, no switches)"
     )
+
+
+def test_a_stage_reaches_a_share_of_the_ceiling_of_its_own_precision() -> None:
+    stages = {
+        "training": {"precision": "bf16", "kernels": "kernels of synth", "images_per_second": [30]},
+        "classifier": {"precision": "fp32", "kernels": "of torch", "images_per_second": [1, 4, 9]},
+    }
+    report = {
+        "environment": {"processor": "P", "threads": 2, "torch": "2.14"},
+        "flops_per_image": {"training": 2e9, "classifier": 5e9},
+        "limits": {"all": {"ceilings_gflops": {"fp32": 50, "bf16": 200}, "stages": stages}},
+    }
+    text = paths.to_markdown(report)
+    assert "| all | training | bf16, kernels of synth | 30 | 60 | 200 | 30% † |" in text
+    assert "| all | classifier | fp32, of torch | 4 | 20 | 50 | 40% |" in text
+
+
+def test_the_paths_of_a_process_that_may_use_avx2_alone() -> None:
+    found = paths.limited("AVX2", windows=1, seconds=0.01)
+    assert {name: stage["precision"] for name, stage in found["stages"].items()} == dict.fromkeys(
+        ("training", "sampling", "classifier"), "fp32"
+    )
+    assert all(stage["images_per_second"][0] > 0 for stage in found["stages"].values())
 
 
 @pytest.fixture

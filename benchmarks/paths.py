@@ -20,7 +20,7 @@ from statistics import median
 from typing import Any
 
 from benchmarks import contenders
-from benchmarks.__main__ import measure_ceilings, take_turns, timed
+from benchmarks.__main__ import Timed, measure_ceilings, take_turns, timed
 from benchmarks.contenders import CPU, RECIPE, STAGES, flops_per_image
 from benchmarks.workers import IMAGES
 from eval.classifier_training import choose_classifier_precision
@@ -59,11 +59,11 @@ def measure(asked: str, windows: int, seconds: float) -> dict[str, Any]:
     gan = plan_run(RECIPE, "benchmark", data, None, 0, asked, CPU).precision
     classifier, _ = choose_classifier_precision(asked, CPU, PROTOCOLS["fixed-v1"])
     chosen = {"training": gan, "sampling": gan, "classifier": classifier}
-    stages = {}
+    stages: dict[str, Any] = {}
     for stage, precision in chosen.items():
         loop = LOOPS[stage](images, labels, precision)
         next(loop)  # builds everything
-        timing = {"synth": (partial(steps_of, loop), STAGES[stage]["synth"][1])}
+        timing: dict[str, Timed] = {"synth": (partial(steps_of, loop), STAGES[stage]["synth"][1])}
         rates = take_turns(timing, windows, seconds)["synth"]
         kernels = describe_kernels(CPU, precision)
         stages[stage] = {"precision": precision, "kernels": kernels, "images_per_second": rates}

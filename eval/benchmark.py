@@ -161,7 +161,9 @@ def find_scored(
             continue
         with suppress(SynthError):  # a recipe that this version does not know
             config = RunConfig.from_json(entry.config or {}, record.id)
-            if _fits(config, plan, recipe, seed, evaluator):
+            shown = entry.images_shown or 0
+            default = entry.chosen == "best" if config.select else shown >= config.total_images
+            if default and _fits(config, plan, recipe, seed, evaluator):
                 found = evaluator.find(entry)
                 if found is not None:
                     return found

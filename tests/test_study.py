@@ -180,6 +180,24 @@ def test_a_study_needs_no_test_split_and_does_nothing_twice(
     assert not Path("runs").exists()
 
 
+def test_a_record_of_another_checkpoint_is_no_record_of_the_run(
+    synth: Synth, mats: Path, tiny_names: None
+) -> None:
+    """A benchmark takes a record as done only if it is of the checkpoint that it would take."""
+    train = ("--images", "6000", "--tick", "1k", "--precision", "fp32", "--data-root", mats)
+    score = ("--protocol", "tiny-v1", "--precision", "fp32", "--metrics", "cas")
+    assert synth("train", "--recipe", "tiny", *train).code == 0
+    early = min(path.stem for path in Path("runs").glob("0*/checkpoints/*"))
+    assert synth("generate", "--per-class", "5", "--checkpoint", early).code == 0
+    assert synth("evaluate", *score, "--no-baselines", "--data-root", mats).code == 0
+    words = ("--recipes", "tiny", "--images", "6000", "--per-class", "5", *score)
+    for expected in (2, 2):  # the first call adds the record of the last checkpoint
+        assert synth("benchmark", *words, "--data-root", mats).code == 0
+        made = [r for r in read_records(Path("results")) if r.entry.kind == "synthetic"]
+        assert len(made) == expected
+    assert len({record.entry.checkpoint for record in made}) == 2
+
+
 def test_a_changed_study_reports_what_it_says_now(synth: Synth, study: Path, mats: Path) -> None:
     """Records of its former lengths and protocols stay beside the new ones."""
     shown: list[dict[str, list[str]]] = []

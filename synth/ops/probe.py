@@ -15,12 +15,13 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from pathlib import Path
 from typing import Literal, cast, get_args
 
 import torch
 
 from synth.base.errors import SynthError, UsageError
-from synth.base.files import cache_folder, read_json, write_json
+from synth.base.files import cache_folder, read_json, sha256, write_json
 from synth.base.progress import say
 from synth.base.schema import dump, parse
 from synth.ops.native import describe_machine, kernel_sources
@@ -68,12 +69,13 @@ def choose_precision(
 def _key(device: torch.device, work: str) -> str:
     """Of everything that the times follow from."""
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
+    layers = [*sorted(Path(__file__).parent.glob("*.py")), *kernel_sources()]
     value = {
         "work": work,
         "machine": gpu or describe_machine(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
-        "kernels": [hashlib.sha256(path.read_bytes()).hexdigest() for path in kernel_sources()],
+        "layers": [sha256(path) for path in layers],
         "limits": [os.environ.get(name) for name in LIMITS],
     }
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

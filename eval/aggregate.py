@@ -225,7 +225,7 @@ def _rows(records: list[Record], verified: Mapping[str, str]) -> Iterator[Row]:
         # Sets of different people can have one name; --name says which ones belong together
         content = entry.sha256 if entry.brought and entry.method is None else entry.method
         same = name, entry.count, entry.length, configuration_key(entry.config), content
-        entries[same, _at(entry.config, "precision")][run] = record
+        entries[same, str(_at(entry.config, "precision"))][run] = record
     baselines = {r.entry.kind: r.accuracies for r in newest if r.entry.kind != "synthetic"}
     several = Counter(same for same, _ in entries)
     named = Counter(same[0] for same in several)

@@ -115,6 +115,7 @@ def test_a_wrong_value_is_named_with_its_file(results: Path, place: Place, to: o
 @example(("metrics", "fidelity"), 3)
 @example(("metrics", "fidelity", "classifier"), None)
 @example(("entry", "config", "recipe", "training", "images"), 2**70)
+@example(("entry", "config", "precision"), [])
 @example(("entry", "training_log", 12, "d_loss"), 10**400)
 @settings(max_examples=150)
 def test_no_damaged_record_stops_the_leaderboard(results: Path, place: Place, to: object) -> None:

@@ -25,11 +25,12 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# About ten minutes on two cores; writes results/speed.* and results/growth.*.
+# About ten minutes on two cores; writes results/speed.*, growth.* and paths.*.
 bench: $(INSTALLED)
 	$(BIN)/pip install --quiet lightning keras
 	$(BIN)/python -m benchmarks
 	$(BIN)/python -m benchmarks.growth
+	$(BIN)/python -m benchmarks.paths
 
 # Seconds until a generator's images are worth 0.80, 0.90, 0.95 and 1.00 of the real ones.
 speedrun: $(INSTALLED)

@@ -22,7 +22,7 @@ from eval.evaluate import (
     ensure_evaluated,
     publish,
 )
-from eval.evaluator import Evaluator, Scoring, Workspace, make_evaluator
+from eval.evaluator import Evaluator, Scoring, Workspace, make_evaluator, metrics_for
 from eval.protocols import PROTOCOLS
 from eval.records import RealSplits, Record
 from eval.spread import ALONE, Spread, share
@@ -118,11 +118,7 @@ def _then(task: Callable[[], object], advance: Callable[[int], None]) -> None:
 
 
 def ensure_scored(
-    plan: Plan,
-    recipe: RecipeBase,
-    seed: int,
-    evaluator: Evaluator,
-    sampling: Sampling = DEFAULTS,
+    plan: Plan, recipe: RecipeBase, seed: int, evaluator: Evaluator, sampling: Sampling = DEFAULTS
 ) -> Record | None:
     """Trains, generates and evaluates one run, skipping what is there already. Where its record is
     there, run and set may be gone.
@@ -137,18 +133,16 @@ def ensure_scored(
     return ensure_evaluated(evaluator, run, plan.per_class, _label_with(recipe), sampling)
 
 
-def is_begun(plan: Plan, recipe: RecipeBase, seed: int, evaluator: Evaluator) -> bool:
-    """Whether there is a run of this recipe and seed, or a record of one."""
+def is_begun(
+    plan: Plan, recipe: RecipeBase, seed: int, evaluator: Evaluator, sampling: Sampling = DEFAULTS
+) -> bool:
+    """Whether `ensure_scored` finds a run, or has nothing left to do."""
     known = find_run(plan, recipe, seed, evaluator)
-    return known is not None or find_scored(plan, recipe, seed, evaluator) is not None
+    return known is not None or find_scored(plan, recipe, seed, evaluator, sampling) is not None
 
 
 def find_scored(
-    plan: Plan,
-    recipe: RecipeBase,
-    seed: int,
-    evaluator: Evaluator,
-    sampling: Sampling = DEFAULTS,
+    plan: Plan, recipe: RecipeBase, seed: int, evaluator: Evaluator, sampling: Sampling = DEFAULTS
 ) -> Record | None:
     """The newest record of a set that `ensure_scored` would make, with all metrics asked for."""
     labels = _label_with(recipe) or "conditional"
@@ -163,10 +157,10 @@ def find_scored(
             config = RunConfig.from_json(entry.config or {}, record.id)
             shown = entry.images_shown or 0
             default = entry.chosen == "best" if config.select else shown >= config.total_images
-            if default and _fits(config, plan, recipe, seed, evaluator):
-                found = evaluator.find(entry)
-                if found is not None:
-                    return found
+            metrics = metrics_for(entry, evaluator.metrics)
+            answers = record.answers(entry, evaluator.seeds, metrics)
+            if default and answers and _fits(config, plan, recipe, seed, evaluator):
+                return record
     return None
 
 

@@ -204,7 +204,10 @@ def begun(study: Study, evaluator: Evaluator) -> list[bool]:
     chosen, plan = dict(recipes_of(study)), plan_of(study)
     entries = [baseline_entry(evaluator, kind, study.per_class) for kind in BASELINES]
     return [
-        *(is_begun(plan, chosen[variant], seed, evaluator) for seed, variant in runs_of(study)),
+        *(
+            is_begun(plan, chosen[variant], seed, evaluator, study.sampling(variant))
+            for seed, variant in runs_of(study)
+        ),
         *(evaluator.find(entry) is not None for entry in entries),
     ]
 

@@ -25,7 +25,7 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# About ten minutes on two cores; writes results/speed.*, growth.* and paths.*.
+# A quarter of an hour on two cores; writes results/speed.*, growth.* and paths.*.
 bench: $(INSTALLED)
 	$(BIN)/pip install --quiet lightning keras
 	$(BIN)/python -m benchmarks

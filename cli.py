@@ -130,9 +130,9 @@ Protocol = Annotated[
 Metrics = Annotated[
     str,
     Option(
-        help=f"all, default (without augmentation and inception), or names with commas: cas, "
-        f"{_names('eval.metrics')}. cas, the accuracy, is always measured. augmentation trains "
-        "three times as many classifiers."
+        help=f"all, default (without inception and those that begin with augment), or names with "
+        f"commas: cas, {_names('eval.metrics')}. cas, the accuracy, is always measured. "
+        "augmentation and augmentation-tenth each train as many classifiers again."
     ),
 ]
 FeatureSpace = Annotated[

@@ -233,7 +233,7 @@ BASELINES: Registry[Baseline] = Registry(
             lambda real, per_class: first_of_each_class(real, TENTH),
             metrics=frozenset(),
             balanced=False,
-            needs="augmentation",
+            needs="augmentation-tenth",
         ),
     },
 )

@@ -64,7 +64,8 @@ Synth = Callable[..., Ran]
 CPU = torch.device("cpu")
 SCORE = ("--protocol", "tiny-v1", "--precision", "fp32")
 BUILT_IN = (
-    *("fidelity", "gan-test", "memorisation", "augmented-copies", "diversity", "augmentation"),
+    *("fidelity", "gan-test", "memorisation", "augmented-copies", "diversity"),
+    *("augmentation", "augmentation-tenth"),
 )
 ALL = ("cas", *(m.name for m in in_order() if m.feature_space != "inception"))
 KEYS = {"calibration", *(metric.key for metric in in_order())}
@@ -88,6 +89,14 @@ def test_newer_metrics_replace_older_ones_and_leave_the_rest() -> None:
     assert both["seconds"] == {"fidelity": 1.0, "gan-test": 2.0}
     assert measured(both) == ("fidelity", "gan-test")
     assert merge(FULL, None) == merge(None, FULL) == FULL
+
+
+def test_an_older_record_has_two_metrics_under_one_name() -> None:
+    old = {"seconds": {"augmentation": 9.0}, "augmentation": {"all": [0.7], "tenth": [0.5]}}
+    assert measured(old) == ("augmentation", "augmentation-tenth")
+    assert measured({**old, "augmentation": {"all": [0.7]}}) == ("augmentation",)
+    assert measured({**old, "augmentation": None}) == ("augmentation",)  # too few images
+    assert measured({**old, "seconds": {}}) == ()
 
 
 def test_columns_follow_from_the_declarations() -> None:
@@ -130,7 +139,8 @@ def test_columns_follow_from_the_declarations() -> None:
         {"gan_test": [0.5]},
         {"gan_test": True},
         {"augmentation": {"all": []}},
-        {"augmentation": {"tenth": [0.5]}},
+        {"augmentation": {"tenth": []}},
+        {"augmentation": 0.5},
         {"memorisation": {"pixels": {"share": 0.5}}},
         {"diversity": "great"},
         {"calibration": {"classifier": {"fid_test": None}}},
@@ -156,7 +166,8 @@ def test_names_are_parsed_and_the_score_is_always_there() -> None:
     assert parse_metrics("all") == ALL
     assert [name for name in ALL if name in BUILT_IN] == list(BUILT_IN)
     assert parse_metrics("diversity, gan-test") == ("cas", "gan-test", "diversity")
-    without = tuple(name for name in ALL if name not in ("augmentation", "augmented-copies"))
+    not_default = ("augmented-copies", "augmentation", "augmentation-tenth")
+    without = tuple(name for name in ALL if name not in not_default)
     assert parse_metrics() == parse_metrics("default") == without
     assert parse_metrics("cas,gan-test,fidelity,memorisation,diversity") == parse_metrics()
     with pytest.raises(UsageError, match=r"--metrics fidelty: unknown; did you mean fidelity\?"):
@@ -550,7 +561,8 @@ def test_augmentation_is_the_score_on_the_union(
     synth: Synth, mats: Path, sets: tuple[Path, Path]
 ) -> None:
     command = ("evaluate", sets[0], "--dataset", "svhn", "--data-root", mats, *SCORE)
-    ran = synth(*command, "--metrics", "augmentation")
+    both = ("--metrics", "augmentation,augmentation-tenth")
+    ran = synth(*command, *both)
     assert ran.code == 0, ran.err
     train, test = load_training_images("svhn", mats), load_test_images("svhn", mats)
     added = render("train", 460)[0][160:], torch.arange(300) % 10
@@ -579,7 +591,7 @@ def test_augmentation_is_the_score_on_the_union(
         [metrics["augmentation"]["tenth"]], found["real, a tenth"].accuracies
     )
     assert len(read_records(mats.parent / "results")) == 7
-    assert synth(*command, "--metrics", "augmentation").code == 0
+    assert synth(*command, *both).code == 0
     assert len(read_records(mats.parent / "results")) == 8
 
 

@@ -155,6 +155,7 @@ class Metric:
     applies_to: Callable[[Any], bool] = lambda entry: True  # reads `kind` and `labels` of the entry
     calibrate: Callable[[RealReference], dict[str, Any]] | None = None
     flag: Callable[[list[Any]], str | None] | None = None
+    formerly: str = ""  # the metric that measured the same in older records, besides its own
 
 
 METRICS: Registry[Metric] = Registry(
@@ -242,8 +243,14 @@ def merge(old: dict[str, Any] | None, new: dict[str, Any] | None) -> dict[str, A
 
 def measured(metrics: dict[str, Any] | None) -> tuple[str, ...]:
     """The names of the metrics in a record that are installed here."""
-    seconds = (metrics or {}).get("seconds", {})
-    return tuple(metric.name for metric in in_order() if metric.name in seconds)
+    values = metrics or {}
+    seconds = values.get("seconds", {})
+
+    def formerly(metric: Metric) -> bool:
+        found = values.get(metric.key) if metric.formerly in seconds else None
+        return found is not None and all(c.look_up(found) is not None for c in metric.columns)
+
+    return tuple(m.name for m in in_order() if m.name in seconds or formerly(m))
 
 
 def column_values(metrics: dict[str, Any] | None) -> dict[str, float]:

@@ -4,6 +4,7 @@ A study is a TOML file:
 
     dataset = "svhn"          # its training split; the test split is never opened
     recipe = "cdcgan"         # the base
+    set = ["training.batch=64"]            # its hyperparameters that are changed
     images = 200_000          # length of each training, in real images shown
     seeds = 2                 # training runs of each variant
     per_class = 3000
@@ -15,7 +16,7 @@ A study is a TOML file:
     set = ["training.balanced=true"]
 
     [variants.flow]
-    recipe = "flow"           # instead of the base
+    recipe = "flow"           # instead of the base and its changes
 
     [variants.shifted]
     generate = { augment = "geometry-v1" }  # instead of those above
@@ -70,7 +71,7 @@ BASELINES = ("real", "real-augmented")
 class Variant:
     """What a variant changes."""
 
-    recipe: Text | None = None  # instead of the base
+    recipe: Text | None = None  # instead of the base and its changes
     set: tuple[str, ...] = ()  # hyperparameters, as for --set
     generate: Sampling | None = None  # by default that of the study
 
@@ -81,6 +82,7 @@ class Study:
 
     dataset: Text
     recipe: Text
+    set: tuple[str, ...] = ()  # hyperparameters of the base, as for --set
     images: Count
     seeds: Count = 1
     per_class: Count = 3000
@@ -131,8 +133,9 @@ def recipes_of(study: Study) -> Iterator[tuple[str, RecipeBase]]:
     """The base and all variants with their recipes."""
     for name, variant in {BASE: Variant(), **study.variants}.items():
         start = find_recipe(variant.recipe or study.recipe, None)
-        changed = ", ".join([start.name, *variant.set])
-        yield name, replace(override(start, *variant.set), name=" ".join(changed.split()))
+        changes = variant.set if variant.recipe else (*study.set, *variant.set)
+        changed = ", ".join([start.name, *changes])
+        yield name, replace(override(start, *changes), name=" ".join(changed.split()))
 
 
 def run_study(
@@ -282,7 +285,8 @@ def to_page(name: str, study: Study, results: list[Result], baselines: list[Reco
     ]
     scopes = sorted({result.covers for result in results if result.covers})
     options = ", ".join(map("`{}`".format, _options(study.generate))) or "no options"
-    text = f"""`synth study` made this page. The base is `{study.recipe}`. Each variant has
+    base = ", ".join(map("`{}`".format, [study.recipe, *study.set]))
+    text = f"""`synth study` made this page. The base is {base}. Each variant has
     {study.seeds} training run(s) of {study.images:,} real images shown. Each run made
     {study.per_class:,} images of each class with {options} of `synth generate`, if nothing else is
     said. {study.protocol} scored them with {study.classifier_seeds} classifier seeds. Generators

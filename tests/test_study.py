@@ -26,6 +26,7 @@ from eval.study import (
     _training_seconds,
     draw,
     read_study,
+    recipes_of,
     to_text,
 )
 from eval.training import teacher_maker
@@ -139,6 +140,26 @@ def test_a_study_has_conditional_recipes_alone(tmp_path: Path) -> None:
             read_study(path)
     path.write_text(f'{head}"cdcgan"\n[variants.other]\nrecipe = "cdcgan-v2"\n')
     assert read_study(path).recipe == "cdcgan"
+
+
+def test_what_a_study_sets_holds_for_all_variants_without_a_recipe_of_their_own() -> None:
+    study = Study(
+        dataset="svhn",
+        recipe="cdcgan",
+        set=("training.batch=32", "generator.widths=[64, 32, 16]"),
+        images=64,
+        variants={
+            "batch": Variant(set=("training.batch=16",)),
+            "other": Variant(recipe="cdcgan-v2", set=("training.class_weight=1",)),
+        },
+    )
+    found = {name: (recipe.batch, recipe.name) for name, recipe in recipes_of(study)}
+    head = "cdcgan, training.batch=32, generator.widths=[64, 32, 16]"
+    assert found == {
+        "base": (32, head),
+        "batch": (16, f"{head}, training.batch=16"),
+        "other": (64, "cdcgan-v2, training.class_weight=1"),
+    }
 
 
 def test_a_study_needs_no_test_split_and_does_nothing_twice(

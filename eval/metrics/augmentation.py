@@ -32,7 +32,7 @@ def mean_of(part: str) -> Callable[[Any], float | None]:
 
 # Random labels and copies of real images add nothing to real images.
 def applies_to(entry: Any) -> bool:
-    return entry.labels != "random" and entry.kind != "copier"
+    return bool(entry.labels != "random" and entry.kind != "copier")
 
 
 METRIC = Metric(

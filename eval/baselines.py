@@ -227,7 +227,7 @@ BASELINES: Registry[Baseline] = Registry(
             needs_teacher=True,
             metrics=frozenset(),
         ),
-        "copier": Baseline("copier", train_copy),
+        "copier": Baseline("copier", train_copy, needs="memorisation"),
         "real-tenth": Baseline(
             "real, a tenth",
             lambda real, per_class: first_of_each_class(real, TENTH),

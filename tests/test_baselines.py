@@ -79,15 +79,17 @@ def test_a_filter_keeps_what_the_teacher_agrees_with(drawn: ImageSet) -> None:
 
 
 def test_which_baselines_stand_beside_a_protocol() -> None:
-    def beside(protocol: Protocol) -> set[str]:
-        return {name for name, each in BASELINES.items() if each.stands_beside(protocol, ())}
+    def beside(protocol: Protocol, *metrics: str) -> set[str]:
+        return {name for name, each in BASELINES.items() if each.stands_beside(protocol, metrics)}
 
-    plain = {"real", "real-same-size", "real-augmented", "pca-gaussian", "copier"}
+    plain = {"real", "real-same-size", "real-augmented", "pca-gaussian"}
     taught = {"no-generator", "pca-filtered", "pca-relabelled"}
     assert beside(PROTOCOLS["quick-v1"]) == plain
     assert beside(PROTOCOLS["fixed-v1"]) == plain | taught | {"teacher"}
     assert beside(PROTOCOLS["augmented-v1"]) == plain | taught  # its *real* is the teacher
     assert beside(PROTOCOLS["stream-v1"]) == {"real", "teacher"}
+    asked = "memorisation", "augmentation-tenth"
+    assert beside(PROTOCOLS["quick-v1"], *asked) == plain | {"copier", "real-tenth"}
     teachers = {protocol_for(TEACHER, side).name for side in SIDES}
     assert all(p.teacher in (None, *teachers) for p in PROTOCOLS.values())
 

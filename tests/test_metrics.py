@@ -543,7 +543,6 @@ def test_metrics_are_switched(synth: Synth, mats: Path, sets: tuple[Path, Path])
         "synthetic",
         "real-augmented",
         "pca-gaussian",
-        "copier",
     ]
     for record in added:
         assert record.metrics is not None

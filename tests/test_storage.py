@@ -272,7 +272,7 @@ def _push(lost: list[str], *arguments: Any, push: Any = storage.push, **more: An
 def few_baselines(tiny_names: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Those that take no time; and no report."""
     monkeypatch.setattr("eval.benchmark.publish", lambda results: [])
-    few = {kind: BASELINES[kind] for kind in ("real", "copier")}
+    few = {kind: BASELINES[kind] for kind in ("real", "real-same-size")}
     monkeypatch.setattr(BASELINES, "entries", few)
 
 

@@ -280,6 +280,7 @@ def to_page(name: str, study: Study, results: list[Result], baselines: list[Reco
             "95 % interval": _interval(result),
             "classifiers differ by": f"{100 * result.spread:.1f}",
             "images/s": f"{result.images_per_second:,.0f}",
+            "seconds of training": f"{result.training_seconds:,.0f}",
         }
         for result in sorted(results, key=lambda result: -result.accuracy)
     ]

@@ -19,7 +19,9 @@ from eval.evaluate import (
     baseline_tasks,
     baselines_beside,
     ensure_baselines,
+    ensure_chance,
     ensure_evaluated,
+    newest_unconditional,
     publish,
 )
 from eval.evaluator import Evaluator, Scoring, Workspace, make_evaluator, metrics_for
@@ -28,7 +30,7 @@ from eval.records import RealSplits, Record
 from eval.spread import ALONE, Spread, share
 from eval.training import plan_training, train
 from synth.base.errors import SynthError, UsageError
-from synth.base.locks import do_all, task
+from synth.base.locks import Busy, do_all, task
 from synth.base.progress import progress_bar, say
 from synth.environment import describe_environment
 from synth.generation import DEFAULTS, Sampling, check_count
@@ -72,6 +74,8 @@ def benchmark(
     real = evaluator.real
     parts = [partial(do_one, plan, scoring, real, number) for number in range(len(tasks))]
     share(spread, whole, parts, workspace, scoring.device, partial(begun, plan, evaluator))
+    if unconditional and not streams:  # the machines of a cluster do not wait for each other
+        tasks = [*tasks, partial(_chance, plan, evaluator)]
     with progress_bar("benchmark", len(tasks), "tasks") as advance:
         do_all([partial(_then, task, advance) for task in tasks])
         ensure_baselines(evaluator, plan.per_class)
@@ -90,6 +94,17 @@ def tasks_of(plan: Plan, evaluator: Evaluator) -> list[Callable[[], object]]:
         *(partial(evaluate_run, *run) for run in runs),
         *baseline_tasks(evaluator, plan.per_class),
     ]
+
+
+def _chance(plan: Plan, evaluator: Evaluator) -> None:
+    """Random labels. Raises `Busy` while no unconditional generator is trained."""
+    run = newest_unconditional(evaluator)
+    if run is not None:
+        return ensure_chance(evaluator, run, plan.per_class)
+    recipes = [recipe for recipe in plan.recipes if not recipe.conditional]
+    for recipe, seed in product(recipes, range(plan.seeds)):
+        if find_scored(plan, recipe, seed, evaluator) is None:  # otherwise its run is gone
+            raise Busy(f"training of {recipe.name}, seed {seed}: another process is at it")
 
 
 def begun(plan: Plan, evaluator: Evaluator) -> list[bool]:

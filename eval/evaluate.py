@@ -216,20 +216,32 @@ def _evaluation(evaluator: Evaluator, name: str, *entry: object) -> AbstractCont
 
 
 def _ensure_unconditional(evaluator: Evaluator, per_class: int) -> None:
-    """Evaluates the newest unconditional run with pseudo-labels, and any one with random labels:
-    chance does not depend on the run."""
+    """Evaluates the newest unconditional run with pseudo-labels, and chance."""
+    run = newest_unconditional(evaluator)
+    if run is not None:
+        ensure_evaluated(evaluator, run, per_class, "classifier")
+        ensure_chance(evaluator, run, per_class)
+
+
+def newest_unconditional(evaluator: Evaluator) -> Run | None:
+    """The newest finished run of an unconditional recipe on the evaluator's training split."""
     for run in runs_in_state(evaluator.workspace.runs, finished=True):
         config = run.config
         if config.fingerprint == evaluator.train.fingerprint and not config.recipe.conditional:
-            ensure_evaluated(evaluator, run, per_class, "classifier")
-            wanted = "random", per_class * len(config.classes)
-            if not any(
-                record.answers(record.entry, evaluator.seeds)
-                for record in evaluator.records()
-                if (record.entry.labels, record.entry.count) == wanted
-            ):
-                ensure_evaluated(evaluator, run, per_class, "random")
-            return
+            return run
+    return None
+
+
+def ensure_chance(evaluator: Evaluator, run: Run, per_class: int) -> None:
+    """Evaluates an unconditional run with random labels, unless any such one has been evaluated:
+    chance does not depend on the run."""
+    wanted = "random", per_class * len(run.config.classes)
+    if not any(
+        record.answers(record.entry, evaluator.seeds)
+        for record in evaluator.records()
+        if (record.entry.labels, record.entry.count) == wanted
+    ):
+        ensure_evaluated(evaluator, run, per_class, "random")
 
 
 def ensure_evaluated(

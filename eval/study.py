@@ -227,7 +227,7 @@ def do_one(
 def _result(results: Path, variant: str, records: list[Record], base: list[Record]) -> Result:
     compared = compare_records(results, records, base) if variant != BASE else None
     logs = [record.entry.training_log or [] for record in records]
-    seconds = mean(_training_seconds(log) for log in logs)
+    seconds = mean(training_seconds(log) for log in logs)
     return Result(
         variant,
         mean(mean(record.accuracies) for record in records),
@@ -242,7 +242,7 @@ def _result(results: Path, variant: str, records: list[Record], base: list[Recor
     )
 
 
-def _training_seconds(log: list[dict[str, Any]]) -> float:
+def training_seconds(log: list[dict[str, Any]]) -> float:
     """The time in the steps of a run, from the log of its ticks."""
     shown = [0, *(line["images"] for line in log)]
     found = [line.get("images_per_second") for line in log]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import contenders, gpu_check, growth, paths, precision, tuned
+from benchmarks import contenders, gpu_check, growth, paths, precision, speedrun, tuned
 from benchmarks.__main__ import over_peers
 from eval.protocols import PROTOCOLS, Protocol
 from eval.scoring import disk_batches, score
@@ -99,6 +99,42 @@ def test_the_paths_of_a_process_that_may_use_avx2_alone() -> None:
         ("training", "sampling", "classifier"), "fp32"
     )
     assert all(stage["images_per_second"][0] > 0 for stage in found["stages"].values())
+
+
+def test_a_speedrun_goes_on_where_it_was_stopped(
+    mats: Path, tiny_names: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The real images score 0.5, and the stops 0.3, 0.42 and 0.5, which is enough."""
+    monkeypatch.chdir(mats.parent)
+    (mats / "test_32x32.mat").unlink()
+    scores = [0.5, 0.3, KeyboardInterrupt(), 0.42, 0.5]
+
+    def accuracy(self: speedrun.Speedrun, images: ImageSet) -> float:
+        found = scores.pop(0)
+        if isinstance(found, BaseException):
+            raise found
+        return found
+
+    monkeypatch.setattr(speedrun.Speedrun, "accuracy", accuracy)
+    words = ["speedrun", "--dataset", "svhn", "--data-root", str(mats), "--recipes", "tiny"]
+    words += ["--protocol", "tiny-v1", "--images", "4000", "--every", "1000", "--per-class", "5"]
+    monkeypatch.setattr("sys.argv", [*words, "--precision", "fp32"])
+    with pytest.raises(KeyboardInterrupt):
+        speedrun.main()
+    kept = read_json(Path("results/speedrun.json"))["runs"]["tiny"]
+    assert [stop["ratio"] for stop in kept[0]] == [0.6]
+    speedrun.main()
+    (stops,) = read_json(Path("results/speedrun.json"))["runs"]["tiny"]
+    assert stops[0] == kept[0][0] and [stop["ratio"] for stop in stops] == [0.6, 0.84, 1.0]
+    shown, seconds = ([stop[key] for stop in stops] for key in ("images", "seconds"))
+    assert shown == sorted(shown) and 0 < seconds[0] < seconds[1] < seconds[2]
+    lines = Path("results/speedrun.md").read_text().splitlines()
+    (row,) = (line for line in lines if line.startswith("| tiny "))
+    cells = [cell.strip() for cell in row.split("|")[1:-1]]
+    assert cells[:2] == ["tiny", "0"] and cells[2].endswith(f"({shown[1] / 1000:.0f}k)")
+    assert cells[3] == cells[4] == cells[5] == f"{seconds[2]:.0f} s ({shown[2] / 1000:.0f}k)"
+    speedrun.main()  # nothing is left: no score is asked for
+    assert not scores
 
 
 @pytest.fixture

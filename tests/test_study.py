@@ -23,11 +23,11 @@ from eval.study import (
     Study,
     Variant,
     _changes,
-    _training_seconds,
     draw,
     read_study,
     recipes_of,
     to_text,
+    training_seconds,
 )
 from eval.training import teacher_maker
 from synth.base.errors import UsageError
@@ -105,9 +105,9 @@ def test_the_time_of_a_run_is_that_of_its_ticks() -> None:
         {"images": 100, "images_per_second": 50},
         {"images": 400, "images_per_second": 100.0},
     ]
-    assert _training_seconds(log) == 5.0
+    assert training_seconds(log) == 5.0
     for unknown in (None, 0, -1.0, "fast"):
-        assert math.isnan(_training_seconds([*log, {"images": 500, "images_per_second": unknown}]))
+        assert math.isnan(training_seconds([*log, {"images": 500, "images_per_second": unknown}]))
 
 
 def test_changes_of_a_variant_are_options_of_the_command_line() -> None:

@@ -589,9 +589,9 @@ def test_augmentation_is_the_score_on_the_union(
     assert tuple(ends) == difference_interval(
         [metrics["augmentation"]["tenth"]], found["real, a tenth"].accuracies
     )
-    assert len(read_records(mats.parent / "results")) == 7
+    assert len(read_records(mats.parent / "results")) == 6
     assert synth(*command, *both).code == 0
-    assert len(read_records(mats.parent / "results")) == 8
+    assert len(read_records(mats.parent / "results")) == 7
 
 
 @pytest.mark.usefixtures("tiny_names")

@@ -20,7 +20,7 @@ from eval.scoring import disk_batches, score
 from eval.study import training_seconds
 from eval.training import plan_training, train
 from synth.base.files import read_json, write_json, write_text
-from synth.data import VALIDATION, ImageSet, load_test_images, load_training_images
+from synth.data import FIFTH, VALIDATION, ImageSet, load_training_images, split_validation
 from synth.environment import describe_environment
 from synth.generation import Sampling, generate
 from synth.ops.acceleration import keep_freed_memory
@@ -51,8 +51,8 @@ class Speedrun:
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.options, self.key = options, options.dataset + VALIDATION
-        self.images = load_training_images(self.key, options.data_root)
-        self.held = load_test_images(self.key, options.data_root)
+        whole = load_training_images(options.dataset, options.data_root)
+        self.images, self.held = split_validation(whole, FIFTH)
         environment = describe_environment(CPU)
         self.facts = {
             "data": self.key,

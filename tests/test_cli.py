@@ -284,10 +284,10 @@ def test_benchmark_takes_nothing_in_another_precision(
     assert trained == ["fp32", "bf16"]
     records = read_records(Path("results"))
     kinds = [(record.entry.kind, record.precision) for record in records]
-    assert len(kinds) == len(set(kinds)) == 12
+    assert len(kinds) == len(set(kinds)) == 10
     assert "tiny (trained in fp32)" in ran.out
     assert synth(*command, *options, "--precision", "auto").code == 0
-    assert len(read_records(Path("results"))) == 12
+    assert len(read_records(Path("results"))) == 10
 
 
 def test_a_collapsed_baseline_does_not_stop_the_scoring(

@@ -73,7 +73,7 @@ def spread_over(data: Path, spread: Spread, seeds: int, length: int) -> None:
             values[key] = record.accuracies, entry.sha256, entry.checkpoint, predictions
         found.append(values)
     assert found[0] == found[1]
-    assert len(found[0]) == 5 + seeds
+    assert len(found[0]) == 4 + seeds
 
 
 def test_two_processes_leave_the_records_of_one(shared: Path, mats: Path) -> None:

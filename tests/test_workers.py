@@ -135,7 +135,7 @@ def test_two_evaluations_share_the_baselines(
     together(("evaluate", *SCORE), ("evaluate", *SCORE))
     kinds = Counter(r.entry.kind for r in read_records(folder / "results"))
     assert kinds.pop("synthetic") == 2
-    assert set(kinds.values()) == {1} and len(kinds) == 5
+    assert set(kinds.values()) == {1} and len(kinds) == 4
 
 
 def test_a_killed_process_leaves_its_work_to_the_other(

@@ -56,6 +56,12 @@ def benchmark(
     plan: Plan, scoring: Scoring, workspace: Workspace, spread: Spread = ALONE
 ) -> list[Table]:
     """Trains, generates and evaluates every recipe and seed, skipping what is there already."""
+    do_tasks(plan, scoring, workspace, spread)
+    return publish(workspace.results)
+
+
+def do_tasks(plan: Plan, scoring: Scoring, workspace: Workspace, spread: Spread = ALONE) -> None:
+    """`benchmark`, but for the leaderboard at the end: one of the processes writes that."""
     if plan.seeds < 1:
         raise UsageError(f"--seeds {plan.seeds}: must be 1 or more")
     check_count(plan.per_class)
@@ -70,7 +76,7 @@ def benchmark(
     for recipe in plan.recipes:
         training_parts(recipe, evaluator.train, plan.select and recipe.conditional)
     tasks = tasks_of(plan, evaluator)
-    whole = partial(benchmark, plan, scoring, workspace)
+    whole = partial(do_tasks, plan, scoring, workspace)
     real = evaluator.real
     parts = [partial(do_one, plan, scoring, real, number) for number in range(len(tasks))]
     share(spread, whole, parts, workspace, scoring.device, partial(begun, plan, evaluator))
@@ -79,7 +85,6 @@ def benchmark(
     with progress_bar("benchmark", len(tasks), "tasks") as advance:
         do_all([partial(_then, task, advance) for task in tasks])
         ensure_baselines(evaluator, plan.per_class)
-    return publish(workspace.results)
 
 
 def tasks_of(plan: Plan, evaluator: Evaluator) -> list[Callable[[], object]]:

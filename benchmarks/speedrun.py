@@ -90,9 +90,9 @@ class Speedrun:
             CPU,
             options.every,
         )
-        root = options.runs / f"{options.protocol}-{options.per_class}"
-        known = (run for run in all_runs(root) if run.config == config)
-        run = next(known, None) or Run.create(root, config, describe_environment(CPU))
+        known = reversed(all_runs(options.runs)) if stops else ()  # without stops it begins anew
+        begun = next((run for run in known if run.config == config), None)
+        run = begun or Run.create(options.runs, config, describe_environment(CPU))
 
         def note(line: dict[str, Any]) -> None:
             if line["images"] not in [stop["images"] for stop in stops]:

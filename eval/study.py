@@ -4,7 +4,7 @@ A study is a TOML file:
 
     dataset = "svhn"          # its training split; the test split is never opened
     recipe = "cdcgan"         # the base
-    set = ["training.batch=64"]            # its hyperparameters that are changed
+    set = ["training.batch=64"]  # its hyperparameters that are changed
     images = 200_000          # length of each training, in real images shown
     seeds = 2                 # training runs of each variant
     per_class = 3000

@@ -27,14 +27,16 @@ from benchmarks.tuned import SWITCHES
 from benchmarks.workers import LeftOut, running
 from synth.base.files import write_json, write_text
 from synth.environment import describe_environment
+from synth.ops.probe import EMULATED, has_bf16
 
 # A function that takes some steps and returns the seconds that they took, and the images in a step
 Timed = tuple[Callable[[int], float], int]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+TUNED_IN_BF16 = [f"torch, {name}" for name, on in SWITCHES.items() if on.bf16]
 SIDE = 2048  # of the matrix product that is the ceiling
 # Times the plain loop that every stage must reach, or the smoke test fails: with bf16 units, and on
 # processors that only emulate bf16, where synth trains in fp32 with torch's own operations.
-BF16 = bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+BF16 = has_bf16(CPU)
 LEAST = 1.5 if BF16 else 0.9
 
 
@@ -43,10 +45,11 @@ def main() -> None:
     parser.add_argument("--smoke", action="store_true", help="small sizes; fails where too slow")
     parser.add_argument("--windows", type=int, default=9)
     parser.add_argument("--seconds", type=float, default=3.0, help="about, of one window")
+    parser.add_argument("--out", default="results/speed", help="file name without its ending")
     arguments = parser.parse_args()
     if arguments.smoke:
         return smoke()
-    ceilings = measure_ceilings()
+    ceilings = measure_ceilings(DTYPES if BF16 else ["fp32"])
     stages = {stage: measure_stage(stage, arguments.windows, arguments.seconds) for stage in STAGES}
     report = {
         "environment": describe_environment(CPU),
@@ -57,8 +60,8 @@ def main() -> None:
         "thousand_images_seconds": measure_thousand(arguments.windows),
         "startup_seconds": measure_startup(arguments.windows),
     }
-    write_json(Path("results/speed.json"), report)
-    write_text(Path("results/speed.md"), to_markdown(report))
+    write_json(Path(f"{arguments.out}.json"), report)
+    write_text(Path(f"{arguments.out}.md"), to_markdown(report))
 
 
 def smoke() -> None:
@@ -74,7 +77,7 @@ def smoke() -> None:
         sys.exit(f"error: {', '.join(slow)}: under {LEAST}× of the plain loop")
 
 
-def measure_ceilings(precisions: Iterable[str] = DTYPES) -> dict[str, float]:
+def measure_ceilings(precisions: Iterable[str]) -> dict[str, float]:
     """GFLOP/s of a 2048³ product, the best of ten, in each precision."""
     ceilings = {}
     for name in precisions:
@@ -92,6 +95,8 @@ def measure_stage(
         loops: dict[str, Timed] = {}
         for name in only or STAGES[stage]:
             try:
+                if not BF16 and name in TUNED_IN_BF16:
+                    raise LeftOut(EMULATED)
                 loop = stack.enter_context(running(stage, name))
             except LeftOut as reason:
                 print(f"{name}: left out ({reason})", file=sys.stderr)
@@ -206,17 +211,20 @@ def summary(rates: dict[str, list[float]]) -> str:
 
 def to_markdown(report: dict[str, Any]) -> str:
     environment, ceilings = report["environment"], report["ceilings_gflops"]
+    highest = "bf16" if "bf16" in ceilings else "fp32"
+    measured = " and ".join(f"{rate:,.0f} GFLOP/s in {name}" for name, rate in ceilings.items())
     lines = [
         "# Speed",
         "",
-        f"Made by `python -m benchmarks` on {environment['device']}, "
-        f"{environment['threads']} threads, torch {environment['torch']}, "
-        f"Python {environment['python']}. Images per second: the median (and range) of windows "
-        "taken in turns; read the ratios, for the machine is noisy. "
-        f"Ceiling: a {SIDE}³ matrix product, {ceilings['fp32']:,.0f} "
-        f"GFLOP/s in fp32 and {ceilings['bf16']:,.0f} in bf16.",
+        f"Made by `python -m benchmarks` on {environment['processor']} "
+        f"({environment['device']}), {environment['threads']} threads, torch "
+        f"{environment['torch']}, Python {environment['python']}. Images per second: the median "
+        "(and range) of windows taken in turns; read the ratios, for the machine is noisy. "
+        f"Ceiling: a {SIDE}³ matrix product, {measured}.",
+        *([] if highest == "bf16" else ["", f"Nothing runs in bf16: {EMULATED}."]),
         "",
-        "| stage | implementation | images/s | range | synth is | GFLOP/s | of the bf16 ceiling |",
+        "| stage | implementation | images/s | range | synth is | GFLOP/s | "
+        f"of the {highest} ceiling |",
         "|---|---|---|---|---|---|---|",
     ]
     for stage, rates in report["images_per_second"].items():
@@ -225,7 +233,7 @@ def to_markdown(report: dict[str, Any]) -> str:
             lines.append(
                 f"| {stage} | {name} | {median(values):,.0f} | {min(values):,.0f} to "
                 f"{max(values):,.0f} | {median(rates['synth']) / median(values):.2f}× | "
-                f"{gflops:,.0f} | {gflops / ceilings['bf16']:.0%} |"
+                f"{gflops:,.0f} | {gflops / ceilings[highest]:.0%} |"
             )
     for stage, rates in report["images_per_second"].items():
         lines += ["", f"In {stage}, synth is {over_peers(rates)}."]

@@ -1,9 +1,10 @@
 """`python -m benchmarks.growth`: time and memory as the work grows, each point in a process of its
-own. Writes results/growth.json and results/growth.png.
+own. Writes results/growth.json and results/growth.png. `--axes` takes some of the axes alone.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import sys
@@ -28,7 +29,9 @@ from synth.data import SIZE, ImageSet
 from synth.environment import describe_environment
 from synth.formats import npz
 from synth.ops.acceleration import keep_freed_memory
+from synth.ops.probe import has_bf16
 from synth.published import RECIPES
+from synth.recipes import RecipeBase, override
 from synth.runs import Run, RunConfig
 from synth.set_generation import describe_provenance, generate_set
 from synth.synthetic_set import read_synthetic
@@ -36,6 +39,9 @@ from synth.training import memory_mib, plan_run
 
 CPU = torch.device("cpu")
 RECIPE = RECIPES["cdcgan"]
+HALF = override(RECIPE, "generator.widths=[128,64,32]", "discriminator.widths=[32,64,128]")
+FAST = "bf16" if has_bf16(CPU) else "fp32"
+CHUNK = 100_000  # images of noise that are written at once
 
 
 def noise_images(count: int, classes: int = 10) -> ImageSet:
@@ -46,8 +52,8 @@ def noise_images(count: int, classes: int = 10) -> ImageSet:
     return ImageSet(pixels, labels, tuple(map(str, range(classes))), "noise", "train")
 
 
-def config_of(images: ImageSet, shown: int) -> RunConfig:
-    return plan_run(RECIPE, "noise", images, shown, 0, "bf16", CPU)
+def config_of(images: ImageSet, shown: int, recipe: RecipeBase = RECIPE) -> RunConfig:
+    return plan_run(recipe, "noise", images, shown, 0, FAST, CPU)
 
 
 def train(images: ImageSet, shown: int) -> float:
@@ -73,11 +79,11 @@ def classes(count: int) -> float:
 
 
 def images_generated(count: int) -> float:
-    """From a run folder to a data set on disk."""
+    """From a run folder to a data set on disk, with half of the channels of `RECIPE`."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         images = noise_images(4_000)
-        config = config_of(images, RECIPE.batch)
+        config = config_of(images, RECIPE.batch, HALF)
         run = Run.create(folder / "runs", config, describe_environment(CPU))
         sampler = config.family.make_trainer(config, images, None, CPU).sampler()
         save_tensors(run.weights, sampler.tensors(), {"config": config.to_json(), "images": 128})
@@ -90,13 +96,13 @@ def images_evaluated(count: int) -> float:
     """From a set on disk to a score; the classifier takes few steps."""
     protocol = replace(PROTOCOLS["quick-v1"], steps=20)
     labels = np.repeat(np.arange(10, dtype=np.int64), count // 10)
-    chunk = noise_images(count // 10).images.permute(0, 2, 3, 1).numpy()
+    chunk = noise_images(min(count // 10, CHUNK)).images.permute(0, 2, 3, 1).numpy()
     with tempfile.TemporaryDirectory() as name:
-        npz.write(Path(name), (chunk for _ in range(10)), count, labels, ())
+        npz.write(Path(name), (chunk for _ in range(count // len(chunk))), count, labels, ())
         del chunk
         start = time.perf_counter()
         made = read_synthetic(Path(name)).images
-        score(protocol, disk_batches(protocol, made, CPU), noise_images(1_000), CPU, "bf16", 1)
+        score(protocol, disk_batches(protocol, made, CPU), noise_images(1_000), CPU, FAST, 1)
         return time.perf_counter() - start
 
 
@@ -115,7 +121,7 @@ def classifier_steps(count: int) -> float:
     start = time.perf_counter()
     protocol = replace(PROTOCOLS["fixed-v1"], steps=count)
     batches = shuffled_batches(images.images, labels, protocol.batch, 0, CPU)
-    train_classifier(protocol, batches, 10, 0, CPU, "bf16")
+    train_classifier(protocol, batches, 10, 0, CPU, FAST)
     return time.perf_counter() - start
 
 
@@ -150,8 +156,8 @@ def records(count: int) -> float:
 
 AXES: dict[Callable[[int], float], tuple[int, ...]] = {
     images_shown: (8_192, 16_384, 32_768, 65_536),
-    images_generated: (1_000, 10_000, 100_000, 1_000_000),
-    images_evaluated: (1_000, 10_000, 100_000, 1_000_000),
+    images_generated: (1_000, 1_000_000, 4_000_000, 10_000_000),
+    images_evaluated: (1_000, 1_000_000, 4_000_000, 10_000_000),
     classes: (2, 10, 100, 1_000),
     real_images: (10_000, 75_000, 300_000, 600_000),
     classifier_steps: (50, 100, 200, 400),
@@ -160,19 +166,29 @@ AXES: dict[Callable[[int], float], tuple[int, ...]] = {
 
 
 def main() -> None:
+    axes = {axis.__name__: axis for axis in AXES}
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--axes", default=",".join(axes), help="names, with commas")
+    parser.add_argument("--out", default="results/growth", help="file name without its ending")
+    parser.add_argument("--one", nargs=2, metavar=("AXIS", "SIZE"), help="print one point as JSON")
+    options = parser.parse_args()
+    if options.one:
+        keep_freed_memory()
+        name, size = options.one
+        seconds = round(axes[name](int(size)), 3)
+        print(json.dumps({"seconds": seconds, "mib": memory_mib(CPU), "own_mib": own_mib()}))
+        return
     figures: dict[str, list[dict[str, float]]] = {}
-    for axis, sizes in AXES.items():
-        name = axis.__name__
-        for size in sizes:
-            command = [sys.executable, "-m", "benchmarks.growth", name, str(size)]
-            output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    for name in options.axes.split(","):
+        for size in AXES[axes[name]]:
+            command = [sys.executable, "-m", "benchmarks.growth", "--one", name, str(size)]
+            output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
             point = json.loads(output.splitlines()[-1])
             figures.setdefault(name, []).append({"size": size, **point})
-            print(f"{name:<17} {size:>9,} {point['seconds']:8.2f} s {point['mib']:7,} MiB")
-    write_json(
-        Path("results/growth.json"), {"environment": describe_environment(CPU), "points": figures}
-    )
-    draw(figures, Path("results/growth.png"))
+            print(f"{name:<17} {size:>10,} {point['seconds']:8.2f} s {point['mib']:7,} MiB")
+    environment = describe_environment(CPU)
+    write_json(Path(f"{options.out}.json"), {"environment": environment, "points": figures})
+    draw(figures, Path(f"{options.out}.png"))
 
 
 def draw(figures: dict[str, list[dict[str, float]]], path: Path) -> None:
@@ -180,7 +196,8 @@ def draw(figures: dict[str, list[dict[str, float]]], path: Path) -> None:
     from matplotlib import pyplot
     from matplotlib.ticker import EngFormatter
 
-    grid, panels = pyplot.subplots(2, len(figures), figsize=(2.6 * len(figures), 4.4), sharex="col")
+    size = (2.6 * len(figures), 4.4)
+    grid, panels = pyplot.subplots(2, len(figures), figsize=size, sharex="col", squeeze=False)
     for column, (name, points) in zip(panels.T, figures.items(), strict=True):
         sizes = [point["size"] for point in points]
         for panel, key, unit in zip(column, ("seconds", "mib"), ("s", "MiB"), strict=True):
@@ -200,10 +217,4 @@ def draw(figures: dict[str, list[dict[str, float]]], path: Path) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) == 1:
-        main()
-    else:
-        keep_freed_memory()
-        work = {axis.__name__: axis for axis in AXES}[sys.argv[1]]
-        seconds = round(work(int(sys.argv[2])), 3)
-        print(json.dumps({"seconds": seconds, "mib": memory_mib(CPU), "own_mib": own_mib()}))
+    main()

@@ -1,9 +1,9 @@
 """`python -m benchmarks.paths`: which path each stage of synth takes on a processor, and the share
 of the processor's own ceiling that it reaches there. Writes results/paths.json and .md.
 
-The same machine stands for three processors: as it is, and with environment variables that keep
-torch, oneDNN and MKL from some of its instructions. The ceiling is a 2048³ product in the precision
-of the path, under the same limits.
+A machine with AVX-512 stands for three processors: as it is, and with environment variables that
+keep torch, oneDNN and MKL from some of its instructions. Any other stands for itself. The ceiling
+is a 2048³ product in the precision of the path, under the same limits.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
+
+import torch
 
 from benchmarks import contenders
 from benchmarks.__main__ import Timed, measure_ceilings, take_turns, timed
@@ -90,11 +92,11 @@ def to_markdown(report: dict[str, Any]) -> str:
     lines = [
         "# Paths",
         "",
-        f"Made by `python -m benchmarks.paths` on {environment['processor']}, "
-        f"{environment['threads']} threads, torch {environment['torch']}. Each row is a process "
-        "that may use the named instructions alone. The share is of a 2048³ product in the same "
-        "precision, in the same process. synth aims at 40 % in training and sampling, and at 30 % "
-        "in the classifier.",
+        f"Made by `python -m benchmarks.paths` on {environment['processor']} "
+        f"({environment['device']}), {environment['threads']} threads, torch "
+        f"{environment['torch']}. Each row is a process that may use the named instructions alone. "
+        "The share is of a 2048³ product in the same precision, in the same process. synth aims at "
+        "40 % in training and sampling, and at 30 % in the classifier.",
         "",
         "| instructions | stage | path | images/s | GFLOP/s | ceiling | share |",
         "|---|---|---|---|---|---|---|",
@@ -116,18 +118,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--windows", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=3.0, help="about, of one window")
+    parser.add_argument("--out", default="results/paths", help="file name without its ending")
     parser.add_argument("--here", metavar="PRECISION", help="measure this process, print JSON")
     options = parser.parse_args()
     if options.here:
         print(json.dumps(measure(options.here, options.windows, options.seconds)))
         return
+    names = LIMITS if torch.backends.cpu.get_cpu_capability() == "AVX512" else ["all"]
     report = {
         "environment": describe_environment(CPU),
         "flops_per_image": flops_per_image(),
-        "limits": {name: limited(name, options.windows, options.seconds) for name in LIMITS},
+        "limits": {name: limited(name, options.windows, options.seconds) for name in names},
     }
-    write_json(Path("results/paths.json"), report)
-    write_text(Path("results/paths.md"), to_markdown(report))
+    write_json(Path(f"{options.out}.json"), report)
+    write_text(Path(f"{options.out}.md"), to_markdown(report))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import numpy as np
 
 from eval.aggregate import Table, build_tables
 from eval.records import Record, predictions_path, read_records
-from eval.statistics import Comparison, compare
+from eval.statistics import Comparison, compare, compare_with_base
 from synth.base.errors import SynthError, UsageError
 from synth.base.files import read_arrays
 from synth.base.terminal import fit
@@ -76,6 +76,14 @@ def compare_records(results: Path, *sides: Sequence[Record]) -> Comparison:
         if several and records[0].entry.kind != "synthetic":
             runs[index] = list(runs[index][0][:, None])
     return compare(*runs)
+
+
+def compare_records_with_base(
+    results: Path, base: Sequence[Record], others: Sequence[Sequence[Record]]
+) -> list[Comparison]:
+    """Compares each entry with the base; see `statistics.compare_with_base`."""
+    runs = [[_correct(results, record) for record in records] for records in (base, *others)]
+    return compare_with_base(runs[0], runs[1:])
 
 
 def _find_table(tables: Sequence[Table], protocol: str, real: str | None) -> Table:

@@ -165,20 +165,70 @@ def compare(a: Runs, b: Runs) -> Comparison:
     Raises ValueError for empty or ill-shaped arrays, or different numbers of images.
     """
     _check(a, b)
-    scope: Scope = "recipes"
     if len(a) > 1 and len(b) > 1:
         units = [np.array([run.mean() for run in side]) for side in (a, b)]
+        return _conclude(a, b, "recipes", *_spread(units))
+    a, b = _with_shared_seeds(a, b)
+    by_seed = np.mean([run.mean(1) for run in a], 0) - np.mean([run.mean(1) for run in b], 0)
+    units = [by_seed] if len(by_seed) > 1 else []
+    return _conclude(a, b, "generators" if units else "classifiers", *_spread(units))
+
+
+def compare_with_base(base: Runs, others: Sequence[Runs]) -> list[Comparison]:
+    """`compare` of each of the others with the base, if the scores of all scatter alike.
+
+    Two classifiers or runs say little about their spread: on one degree of freedom Student's t is
+    12.7. So the variance of runs, or of classifiers, is estimated from all entries together, as in
+    an analysis of variance (Searle, Casella & McCulloch 1992, *Variance Components*, ch. 3):
+
+    - with two runs or more everywhere: within entries, on sum (runs - 1) degrees of freedom;
+    - otherwise what is left of the scores (entries, seeds) without the means of entries and of
+      paired seeds, on (entries - 1) (seeds - 1) degrees of freedom.
+
+    The images count as in `compare`, for each pair apart. An interval is for its own entry: among
+    twenty entries equal to the base about one lies beyond its interval.
+    """
+    entries = [base, *others]
+    _check(*entries)
+    if all(len(runs) > 1 for runs in entries):
+        means = [np.array([run.mean() for run in runs]) for runs in entries]
+        freedom = sum(len(each) - 1 for each in means)
+        pooled = sum(((each - each.mean()) ** 2).sum() for each in means) / freedom
+        sizes = [1 / len(each) for each in means]
+        scope: Scope = "recipes"
     else:
-        shared = min(len(run) for run in (*a, *b))
-        a, b = [run[:shared] for run in a], [run[:shared] for run in b]
-        scope = "generators" if shared > 1 else "classifiers"
-        by_seed = np.mean([run.mean(1) for run in a], 0) - np.mean([run.mean(1) for run in b], 0)
-        units = [by_seed] if shared > 1 else []
+        entries = _with_shared_seeds(*entries)
+        scores = np.array([np.mean([run.mean(1) for run in runs], 0) for runs in entries])
+        seeds = scores.shape[1]
+        left = scores - scores.mean(1, keepdims=True) - scores.mean(0) + scores.mean()
+        freedom = (len(entries) - 1) * (seeds - 1)
+        pooled = (left**2).sum() / max(1, freedom)
+        sizes = [1 / seeds] * len(entries)
+        scope = "generators" if freedom else "classifiers"
+    sources = np.full(min(1, freedom), freedom)  # none, or one with this many degrees of freedom
+    return [
+        _conclude(
+            runs, entries[0], scope, np.full(len(sources), pooled * (sizes[0] + size)), sources
+        )
+        for runs, size in zip(entries[1:], sizes[1:], strict=True)
+    ]
+
+
+def _with_shared_seeds(*entries: Runs) -> list[Runs]:
+    """All runs with the seeds that each of them has."""
+    shared = min(len(run) for runs in entries for run in runs)
+    return [[run[:shared] for run in runs] for runs in entries]
+
+
+def _conclude(
+    a: Runs, b: Runs, scope: Scope, variances: np.ndarray, freedom: np.ndarray
+) -> Comparison:
+    """With the variance of the images beside these variances of the difference."""
     by_image = np.mean([run.mean(0) for run in a], 0) - np.mean([run.mean(0) for run in b], 0)
-    units.append(by_image.round(12))  # the order of summation must not make a difference
-    difference = float(units[-1].mean())
-    variances, freedom = _spread(units)
-    half = float(_half_width(variances, freedom))
+    by_image = by_image.round(12)  # the order of summation must not make a difference
+    of_images, its_freedom = _spread([by_image])
+    variances, freedom = np.append(variances, of_images), np.append(freedom, its_freedom)
+    difference, half = float(by_image.mean()), float(_half_width(variances, freedom))
     return Comparison(
         difference,
         difference - half,
@@ -216,14 +266,15 @@ def _p_value(difference: float, variances: np.ndarray, freedom: np.ndarray) -> f
     return math.exp(optimize.brentq(excess, smallest, 0.0))
 
 
-def _check(a: Runs, b: Runs) -> None:
-    if len(a) == 0 or len(b) == 0:
+def _check(*entries: Runs) -> None:
+    if any(len(runs) == 0 for runs in entries):
         raise ValueError("a comparison needs one run or more on each side")
-    for run in (*a, *b):
+    every = [run for runs in entries for run in runs]
+    for run in every:
         if run.ndim != 2 or run.dtype != np.bool_ or len(run) == 0:
             found = f"a run of shape {run.shape}, {run.dtype}"
             raise ValueError(f"{found}: must be bool (seeds, images), not empty")
-    counts = sorted({run.shape[1] for run in (*a, *b)})
+    counts = sorted({run.shape[1] for run in every})
     if len(counts) > 1:
         raise ValueError(f"runs over {' and '.join(map(str, counts))} images: use the same images")
     if counts[0] < 2:

@@ -46,12 +46,13 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from eval.benchmark import Plan, ensure_scored, is_begun
-from eval.compare import compare_records
+from eval.compare import compare_records_with_base
 from eval.evaluate import baseline_entry, ensure_baseline, publish
 from eval.evaluator import Evaluator, Scoring, Workspace, make_evaluator
 from eval.metrics import wrap
 from eval.records import RealSplits, Record
 from eval.spread import ALONE, Spread, share
+from eval.statistics import Comparison
 from eval.tables import narrow, to_markdown
 from synth.base.errors import UsageError
 from synth.base.files import atomic_file, write_json, write_text
@@ -143,33 +144,39 @@ def run_study(
 ) -> list[Result]:
     """Trains, generates and scores all variants, skipping what is done. Writes `<name>.json`,
     `<name>.md` and `<name>.png` into `workspace.results`, and the records below it."""
-    study, name = read_study(path), path.stem
-    within = replace(workspace, results=workspace.results / name)
-    evaluator = study_evaluator(study, device, within)
+    study, within = read_study(path), replace(workspace, results=workspace.results / path.stem)
+    done = do_tasks(path, device, within, spread)
+    baselines = done[-len(BASELINES) :]
+    records: dict[str, list[Record]] = {variant: [] for _, variant in runs_of(study)}
+    for (_, variant), record in zip(runs_of(study), done, strict=False):
+        records[variant].append(record)
+    publish(within.results)
+    others = [of_variant for variant, of_variant in records.items() if variant != BASE]
+    compared = [None, *compare_records_with_base(within.results, records[BASE], others)]
+    results = list(map(_result, records, records.values(), compared))
+    _write(within.results, study, results, baselines)
+    return results
+
+
+def do_tasks(
+    path: Path, device: torch.device, workspace: Workspace, spread: Spread = ALONE
+) -> list[Record]:
+    """The record of each of `tasks_of`. Those that have none yet are trained and scored."""
+    study = read_study(path)
+    evaluator = study_evaluator(study, device, workspace)
     tasks = tasks_of(study, evaluator)
-    whole = partial(run_study, path, device, workspace)
+    whole = partial(do_tasks, path, device, workspace)
     real = evaluator.real
     parts = [partial(do_one, study, device, real, number) for number in range(len(tasks))]
-    share(spread, whole, parts, within, device, partial(begun, study, evaluator))
-    with progress_bar(f"study {name}", len(tasks), "tasks") as advance:
+    share(spread, whole, parts, workspace, device, partial(begun, study, evaluator))
+    with progress_bar(f"study {path.stem}", len(tasks), "tasks") as advance:
 
         def told(task: Callable[[], Record]) -> Record:
             record = task()
             advance(1)
             return record
 
-        done = do_all([partial(told, task) for task in tasks])
-    baselines = done[-len(BASELINES) :]
-    records: dict[str, list[Record]] = {variant: [] for _, variant in runs_of(study)}
-    for (_, variant), record in zip(runs_of(study), done, strict=False):
-        records[variant].append(record)
-    publish(within.results)
-    results = [
-        _result(within.results, variant, of_variant, records[BASE])
-        for variant, of_variant in records.items()
-    ]
-    _write(workspace.results / name, study, results, baselines)
-    return results
+        return do_all([partial(told, task) for task in tasks])
 
 
 def study_evaluator(study: Study, device: torch.device, workspace: Workspace) -> Evaluator:
@@ -224,8 +231,7 @@ def do_one(
     do_all([tasks_of(study, evaluator)[number]])
 
 
-def _result(results: Path, variant: str, records: list[Record], base: list[Record]) -> Result:
-    compared = compare_records(results, records, base) if variant != BASE else None
+def _result(variant: str, records: list[Record], compared: Comparison | None) -> Result:
     logs = [record.entry.training_log or [] for record in records]
     seconds = mean(training_seconds(log) for log in logs)
     return Result(
@@ -294,7 +300,9 @@ def to_page(name: str, study: Study, results: list[Result], baselines: list[Reco
     and classifiers learned from the first {split.train_size:,} images of the training split
     ({split.name}). The score is the accuracy on its last {split.test_size:,}. The test split took
     no part. Differences are from the base, in points, paired over images. Their intervals compare
-    {" or ".join(scopes) or "nothing"}."""
+    {" or ".join(scopes) or "nothing"}. They take it that the scores of all variants scatter alike,
+    so their spread is estimated from all of them together. Each interval is for its own variant:
+    among twenty variants equal to the base, about one has an interval without zero."""
     beside = [f"*{each.entry.name}* {100 * mean(each.accuracies):.1f} %" for each in baselines]
     return "\n\n".join(
         [

@@ -24,6 +24,7 @@ from synth.base.files import read_json, write_json
 from synth.data import DIGITS, ImageSet
 from synth.data.house_numbers import render
 from synth.gan import GANTrainer
+from synth.ops.probe import has_bf16
 from synth.published import RECIPES
 from synth.recipes import DiscriminatorRecipe, GeneratorRecipe, Recipe
 from synth.runs import RunConfig
@@ -37,7 +38,7 @@ if not os.environ.get("CI"):
 ROOT = Path(__file__).parent.parent
 # Where bf16 is emulated a training step takes 30 times as long. There, tests in which precision
 # plays no part take fp32, and those that compare trainings in both are skipped.
-BF16 = bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+BF16 = has_bf16(torch.device("cpu"))
 FAST = "bf16" if BF16 else "fp32"
 needs_bf16 = pytest.mark.skipif(not BF16, reason="this processor emulates bf16, too slowly")
 SVHN_PART = Path(os.environ.get("SYNTH_SVHN_PART", ROOT.parent / "shared" / "svhn-part"))

@@ -84,7 +84,7 @@ def test_a_stage_reaches_a_share_of_the_ceiling_of_its_own_precision() -> None:
         "classifier": {"precision": "fp32", "kernels": "of torch", "images_per_second": [1, 4, 9]},
     }
     report = {
-        "environment": {"processor": "P", "threads": 2, "torch": "2.14"},
+        "environment": {"processor": "P", "device": "CPU", "threads": 2, "torch": "2.14"},
         "flops_per_image": {"training": 2e9, "classifier": 5e9},
         "limits": {"all": {"ceilings_gflops": {"fp32": 50, "bf16": 200}, "stages": stages}},
     }
@@ -121,18 +121,18 @@ def test_a_speedrun_goes_on_where_it_was_stopped(
     monkeypatch.setattr("sys.argv", [*words, "--precision", "fp32"])
     with pytest.raises(KeyboardInterrupt):
         speedrun.main()
-    kept = read_json(Path("results/speedrun.json"))["runs"]["tiny"]
-    assert [stop["ratio"] for stop in kept[0]] == [0.6]
+    kept = read_json(Path("results/speedrun.json"))["runs"]["tiny, seed 0"]
+    assert [stop["ratio"] for stop in kept] == [0.6]
     speedrun.main()
-    (stops,) = read_json(Path("results/speedrun.json"))["runs"]["tiny"]
-    assert stops[0] == kept[0][0] and [stop["ratio"] for stop in stops] == [0.6, 0.84, 1.0]
+    stops = read_json(Path("results/speedrun.json"))["runs"]["tiny, seed 0"]
+    assert stops[0] == kept[0] and [stop["ratio"] for stop in stops] == [0.6, 0.84, 1.0]
     shown, seconds = ([stop[key] for stop in stops] for key in ("images", "seconds"))
     assert shown == sorted(shown) and 0 < seconds[0] < seconds[1] < seconds[2]
     lines = Path("results/speedrun.md").read_text().splitlines()
-    (row,) = (line for line in lines if line.startswith("| tiny "))
+    (row,) = (line for line in lines if line.startswith("| tiny, "))
     cells = [cell.strip() for cell in row.split("|")[1:-1]]
-    assert cells[:2] == ["tiny", "0"] and cells[2].endswith(f"({shown[1] / 1000:.0f}k)")
-    assert cells[3] == cells[4] == cells[5] == f"{seconds[2]:.0f} s ({shown[2] / 1000:.0f}k)"
+    assert cells[0] == "tiny, seed 0" and cells[1].endswith(f"({shown[1] / 1000:.0f}k)")
+    assert cells[2] == cells[3] == cells[4] == f"{seconds[2]:.0f} s ({shown[2] / 1000:.0f}k)"
     speedrun.main()  # nothing is left: no score is asked for
     assert not scores
 

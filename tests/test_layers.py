@@ -193,6 +193,7 @@ def empty_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def probe(monkeypatch: pytest.MonkeyPatch, seconds: dict[str, list[float]]) -> tuple[str, str]:
     """`choose_precision` on steps that take so long by a clock of its own; uses all of them up."""
     clock = [0.0]
+    monkeypatch.setattr("synth.ops.probe.has_bf16", lambda device: True)
     monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
 
     def prepare(precision: str) -> Callable[[], None]:
@@ -227,7 +228,24 @@ def test_the_probe_is_patient_while_bf16_warms_up(monkeypatch: pytest.MonkeyPatc
     assert probe(monkeypatch, seconds)[0] == "bf16"
 
 
-def test_the_probe_is_left_out_where_a_precision_is_asked_for() -> None:
+def test_nothing_is_timed_on_a_processor_that_emulates_bf16(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("synth.ops.probe.has_bf16", lambda device: False)
+    chosen, reason = choose_precision("auto", lambda name: 1 / 0, CPU, "work")  # type: ignore
+    assert (chosen, list(tmp_path.iterdir())) == ("fp32", [])
+    assert "emulates bf16" in reason
+    for precision, told in (("fp32", "as asked"), ("bf16", f"as asked, but {reason}")):
+        assert choose_precision(precision, lambda name: 1 / 0, CPU, "") == (  # type: ignore
+            precision,
+            told,
+        )
+
+
+def test_the_probe_is_left_out_where_a_precision_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("synth.ops.probe.has_bf16", lambda device: True)
     for precision in ("fp32", "bf16"):
         assert choose_precision(precision, lambda name: 1 / 0, CPU, "") == (  # type: ignore
             precision,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from random import Random
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from eval.statistics import (
     Comparison,
     _half_width,
     compare,
+    compare_with_base,
     difference_interval,
     interval,
     ratio_interval,
@@ -256,6 +258,73 @@ def test_single_classifiers_are_compared_by_the_paired_t_test() -> None:
     assert result.p_value == pytest.approx(known.pvalue)
     assert (result.low, result.high) == pytest.approx(tuple(known.confidence_interval()))
     assert result.scope == "classifiers"
+
+
+# --- compare_with_base ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(1, 2), (1, 3), (2, 2), (3, 1)])
+def test_variants_equal_to_their_base_are_told_apart_one_time_in_twenty(
+    shape: tuple[int, int],
+) -> None:
+    recipe = world(np.random.default_rng([8, *shape]), images=300, repeats=500)
+    effects = {"run": 0.06} if shape[0] > 1 else {"seed": 0.06}
+    entries = [recipe(*shape, **effects) for _ in range(6)]
+    found: list[Comparison] = []
+    alone: list[Comparison] = []
+    for base, *others in zip(*(map(list, entry) for entry in entries), strict=True):
+        found += compare_with_base(list(base), [list(other) for other in others])
+        alone += [compare(list(other), list(base)) for other in others]
+    assert told(found) <= ALPHA + NOISE
+    widths = [np.mean([each.high - each.low for each in kind]) for kind in (found, alone)]
+    assert widths[0] < widths[1]
+    assert [each.difference for each in found] == [each.difference for each in alone]
+    assert {each.scope for each in found} == {each.scope for each in alone}
+
+
+def test_the_pooled_variance_is_that_of_an_analysis_of_variance() -> None:
+    """Against residuals of a least-squares fit, by numpy, of entries and seeds (or entries)."""
+    random = np.random.default_rng(9)
+    made = [list(random.random((2, 3, 40)) < share) for share in (0.5, 0.7, 0.8, 0.6)]
+    scores = np.array([[run.mean(1) for run in runs] for runs in made])  # entry, run, seed
+    for entries, cells, per_difference in (
+        ([runs[:1] for runs in made], scores[:, 0], 2 / 3),  # (entry, seed)
+        (made, scores.mean(2), 2 / 2),  # (entry, run)
+    ):
+        rows, columns = np.indices(cells.shape).reshape(2, -1)
+        design = np.eye(4)[rows]
+        if cells.shape[1] == 3:  # seeds are paired
+            design = np.hstack([design, np.eye(3)[columns]])
+        fitted, _, rank, _ = np.linalg.lstsq(design, cells.ravel(), rcond=None)
+        freedom = cells.size - rank
+        variance = ((cells.ravel() - design @ fitted) ** 2).sum() / freedom * per_difference
+        for result, runs in zip(
+            compare_with_base(entries[0], entries[1:]), entries[1:], strict=True
+        ):
+            by_image = np.concatenate(runs).mean(0) - np.concatenate(entries[0]).mean(0)
+            half = (
+                stats.t.isf(ALPHA / 2, freedom) ** 2 * variance
+                + stats.t.isf(ALPHA / 2, 39) ** 2 * by_image.var(ddof=1) / 40
+            ) ** 0.5
+            assert (result.low, result.high) == pytest.approx(
+                (by_image.mean() - half, by_image.mean() + half)
+            )
+
+
+@given(st.integers(1, 4), st.integers(2, 20), st.randoms(use_true_random=False))
+def test_one_variant_of_one_run_is_compared_as_a_pair(
+    seeds: int, images: int, random: Random
+) -> None:
+    a, b = (
+        np.array([[random.random() < 0.6 for _ in range(images)] for _ in range(seeds)])
+        for _ in range(2)
+    )
+    (together,), alone = compare_with_base([b], [[a]]), compare([a], [b])
+    assert (together.scope, together.difference) == (alone.scope, alone.difference)
+    assert (together.low, together.high) == pytest.approx((alone.low, alone.high))
+
+
+# --- properties of compare -----------------------------------------------------------------------
 
 
 RUNS = st.tuples(st.integers(1, 3), st.integers(1, 3), st.integers(2, 12))

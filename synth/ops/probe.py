@@ -33,6 +33,7 @@ STEPS = 4  # of a probe; the first one warms up
 RATIO, PATIENCE = 4.0, 1.0
 # Variables that keep torch, oneDNN or MKL from some instructions of the processor
 LIMITS = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS")
+EMULATED = "this processor emulates bf16, which is some 30 times as slow as fp32"
 
 
 @dataclass(frozen=True)
@@ -44,18 +45,30 @@ class Probe:
     date: str
 
 
+def has_bf16(device: torch.device) -> bool:
+    """Whether torch has fast code for bf16 on the device. An x86 processor needs AVX-512 for it."""
+    if device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return True  # a probe will tell
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
 def choose_precision(
     asked: str, prepare: Callable[[str], Callable[[], None]], device: torch.device, work: str
 ) -> tuple[Precision, str]:
     """`asked`, or for `auto` the faster of fp32 and bf16 on this machine, and the reason.
 
-    prepare(precision): returns a step to time. work: a text that is the same for the same steps.
+    Nothing is timed on a processor that emulates bf16. prepare(precision): returns a step to time.
+    work: a text that is the same for the same steps.
     Raises `UsageError` for any other value of `asked`.
     """
+    emulated = not has_bf16(device)
     if asked in get_args(Precision):
-        return cast(Precision, asked), "as asked"
+        slow = asked == "bf16" and emulated
+        return cast(Precision, asked), f"as asked{f', but {EMULATED}' if slow else ''}"
     if asked != "auto":
         raise UsageError(f"--precision {asked}: choose auto, fp32 or bf16")
+    if emulated:
+        return "fp32", EMULATED
     path = cache_folder() / "probes" / f"{_key(device, work)}.json"
     with suppress(SynthError):  # none is there, or it is damaged
         known = parse(Probe, read_json(path), f"{path}", SynthError)

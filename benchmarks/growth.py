@@ -156,8 +156,8 @@ def records(count: int) -> float:
 
 AXES: dict[Callable[[int], float], tuple[int, ...]] = {
     images_shown: (8_192, 16_384, 32_768, 65_536),
-    images_generated: (1_000, 1_000_000, 4_000_000, 10_000_000),
-    images_evaluated: (1_000, 1_000_000, 4_000_000, 10_000_000),
+    images_generated: (1_000, 1_000_000, 3_000_000, 10_000_000),
+    images_evaluated: (1_000, 1_000_000, 3_000_000, 10_000_000),
     classes: (2, 10, 100, 1_000),
     real_images: (10_000, 75_000, 300_000, 600_000),
     classifier_steps: (50, 100, 200, 400),

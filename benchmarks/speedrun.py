@@ -183,6 +183,9 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="processes that share the runs")
     parser.add_argument("--runs", type=Path, default=Path("build/speedrun"))
     options = parser.parse_args()
+    for name in options.recipes.split(","):
+        if not find_recipe(name, None).conditional:
+            parser.error(f"--recipes: {name} is unconditional, and labelled sets are scored here")
     if options.jobs > 1:
         on_processes(options.jobs, partial(work, options))
     else:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy import optimize
 from scipy.special import stdtrit
 
@@ -205,11 +206,9 @@ def compare_with_base(base: Runs, others: Sequence[Runs]) -> list[Comparison]:
         pooled = (left**2).sum() / max(1, freedom)
         sizes = [1 / seeds] * len(entries)
         scope = "generators" if freedom else "classifiers"
-    sources = np.full(min(1, freedom), freedom)  # none, or one with this many degrees of freedom
+    known = 0 if scope == "classifiers" else 1  # a single seed has no spread
     return [
-        _conclude(
-            runs, entries[0], scope, np.full(len(sources), pooled * (sizes[0] + size)), sources
-        )
+        _conclude(runs, entries[0], scope, known * [pooled * (sizes[0] + size)], known * [freedom])
         for runs, size in zip(entries[1:], sizes[1:], strict=True)
     ]
 
@@ -221,7 +220,7 @@ def _with_shared_seeds(*entries: Runs) -> list[Runs]:
 
 
 def _conclude(
-    a: Runs, b: Runs, scope: Scope, variances: np.ndarray, freedom: np.ndarray
+    a: Runs, b: Runs, scope: Scope, variances: ArrayLike, freedom: ArrayLike
 ) -> Comparison:
     """With the variance of the images beside these variances of the difference."""
     by_image = np.mean([run.mean(0) for run in a], 0) - np.mean([run.mean(0) for run in b], 0)

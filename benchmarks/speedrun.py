@@ -96,7 +96,7 @@ class Speedrun:
         """
         label, options = f"{name}, seed {seed}", self.options
         with task(options.runs, label, label):
-            stops: Stops = self.known()["runs"].get(label, [])
+            stops: Stops = self.known().get("runs", {}).get(label, [])
             config = plan_training(
                 find_recipe(name, None),
                 self.key,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -135,6 +136,33 @@ def test_a_speedrun_goes_on_where_it_was_stopped(
     assert cells[2] == cells[3] == cells[4] == f"{seconds[2]:.0f} s ({shown[2] / 1000:.0f}k)"
     speedrun.main()  # nothing is left: no score is asked for
     assert not scores
+
+
+def test_a_speedrun_refuses_an_unconditional_recipe(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["speedrun", "--recipes", "cdcgan,dcgan"])
+    with pytest.raises(SystemExit) as ended:
+        speedrun.main()
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.endswith(
+        "error: --recipes: dcgan is unconditional, and labelled sets are scored here\n"
+    )
+
+
+def test_growth_is_on_disk_after_every_point(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The third of the given sizes fails; the two before it are kept."""
+    out = tmp_path / "growth"
+    words = ["growth", "--axes", "records", "--sizes", "1,2,wrong", "--out", str(out)]
+    monkeypatch.setattr("sys.argv", words)
+    point = '{"seconds": 1.0, "mib": 2, "own_mib": 1}'
+    monkeypatch.setattr(growth.subprocess, "run", lambda *_, **__: SimpleNamespace(stdout=point))
+    with pytest.raises(ValueError, match="wrong"):
+        growth.main()
+    (points,) = read_json(out.with_suffix(".json"))["points"].values()
+    assert [each["size"] for each in points] == [1, 2] and out.with_suffix(".png").exists()
 
 
 @pytest.fixture

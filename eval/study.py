@@ -300,7 +300,7 @@ def to_page(name: str, study: Study, results: list[Result], baselines: list[Reco
     and classifiers learned from the first {split.train_size:,} images of the training split
     ({split.name}). The score is the accuracy on its last {split.test_size:,}. The test split took
     no part. Differences are from the base, in points, paired over images. Their intervals compare
-    {" or ".join(scopes) or "nothing"}. They take it that the scores of all variants scatter alike,
+    {" or ".join(scopes) or "nothing"}. They assume that the scores of all variants scatter alike,
     so their spread is estimated from all of them together. Each interval is for its own variant:
     among twenty variants equal to the base, about one has an interval without zero."""
     beside = [f"*{each.entry.name}* {100 * mean(each.accuracies):.1f} %" for each in baselines]

@@ -692,7 +692,8 @@ def benchmark(
 @app.command()
 def study(
     file: Annotated[
-        Path, Argument(help="A TOML file with a base recipe and its variants; see eval/study.py.")
+        Path,
+        Argument(help="A TOML file with a base recipe and its variants; see eval/study_file.py."),
     ],
     data_root: DataRoot = None,
     runs: Runs = Path("runs"),
@@ -713,7 +714,9 @@ def study(
     from dataclasses import asdict
 
     from eval.evaluator import Workspace
-    from eval.study import read_study, run_study, runs_of, to_text
+    from eval.study import run_study, runs_of
+    from eval.study_file import read_study
+    from eval.study_page import to_text
     from synth.base.files import read_json
 
     workspace, torch_device = Workspace(data_root, runs, datasets, results), prepare(device)

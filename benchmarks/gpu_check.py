@@ -36,7 +36,8 @@ from eval.evaluate import evaluate_sets
 from eval.evaluator import Scoring, Workspace
 from eval.interface import train
 from eval.records import read_records
-from eval.study import BASE, run_study
+from eval.study import run_study
+from eval.study_file import BASE
 from synth.base.errors import SynthError
 from synth.base.files import cache_folder, write_json, write_text
 from synth.base.progress import say

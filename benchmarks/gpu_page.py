@@ -9,7 +9,7 @@ import pandas as pd
 
 from benchmarks.peers import BATCH
 from eval.metrics import wrap
-from eval.study import BASE
+from eval.study_file import BASE
 from eval.tables import to_markdown
 
 TARGET_SECONDS, TARGET_TIMES = 60, 10

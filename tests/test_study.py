@@ -18,17 +18,9 @@ import torch
 from eval.classifiers import FixedClassifier
 from eval.protocols import PROTOCOLS, Protocol
 from eval.records import read_records
-from eval.study import (
-    Result,
-    Study,
-    Variant,
-    _changes,
-    draw,
-    read_study,
-    recipes_of,
-    to_text,
-    training_seconds,
-)
+from eval.study import training_seconds
+from eval.study_file import Study, Variant, read_study, recipes_of
+from eval.study_page import Result, draw, to_text
 from eval.training import teacher_maker
 from synth.base.errors import UsageError
 from synth.checkpoints import load_tensors
@@ -121,14 +113,14 @@ def test_changes_of_a_variant_are_options_of_the_command_line() -> None:
             "plain": Variant(generate=Sampling()),
         },
     )
-    assert _changes(study, "base") == []
-    assert _changes(study, "another") == [
+    assert study.changes("base") == []
+    assert study.changes("another") == [
         "--recipe dcgan",
         "g.label_width=5",
         "training.balanced=true",
     ]
-    assert _changes(study, "moved") == ["--augment geometry-v1"]
-    assert _changes(study, "plain") == ["no options of generate"]
+    assert study.changes("moved") == ["--augment geometry-v1"]
+    assert study.changes("plain") == ["no options of generate"]
 
 
 def test_a_study_has_conditional_recipes_alone(tmp_path: Path) -> None:

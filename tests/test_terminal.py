@@ -23,7 +23,7 @@ import cli
 import synth as library
 from eval.metrics import METRICS
 from eval.protocols import PROTOCOLS
-from eval.study import Result, to_text
+from eval.study_page import Result, to_text
 from eval.verify import Outcome, table_of
 from synth.base import progress
 from synth.data import DATASETS

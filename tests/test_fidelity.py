@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from eval.classifiers import FixedClassifier
 from eval.features import features
 from eval.metrics import fidelity
-from eval.metrics.fidelity import Statistics, fid, kid, manifolds, statistics
+from eval.metrics.fidelity import Statistics, fid, kid, manifolds, squared_radii, statistics
 from synth.data import ImageSet, unit_from_uint8
 
 
@@ -105,6 +105,15 @@ def test_copies_get_the_same_metrics_in_any_order() -> None:
     ours = manifolds(real, real[order])
     assert ours == manifolds(real[order], real)
     assert ours == pytest.approx(dict.fromkeys(ours, 1))
+
+
+def test_manifolds_with_known_radii() -> None:
+    real, synthetic = draw(150), draw(130, shift=0.2, seed=1)
+    for neighbours in (1, 5):
+        radii = squared_radii(real, neighbours)
+        expected = manifolds(real, synthetic, neighbours)
+        assert manifolds(real, synthetic, neighbours, radii) == expected
+        assert manifolds(real, synthetic, neighbours, radii * 4) != expected
 
 
 def test_manifolds_by_hand() -> None:

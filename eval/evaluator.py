@@ -173,19 +173,22 @@ class Evaluator:
         return PROTOCOLS.find(str(self.protocol.teacher)) if by_teacher else self.protocol
 
     def _score(self, title: str, source: Source, protocol: Protocol) -> Score:
-        device, precision, seeds, first = self.device, self.precision, self.seeds, None
-        if isinstance(source, ImageSet):
-            batches = disk_batches(protocol, source, device)
-            # Seed 0 of the real training split is also the classifier that labels and measures.
-            fixed, as_many = real_protocol(protocol) == protocol, len(source) == len(self.train)
-            if fixed and as_many and source.fingerprint == self.train.fingerprint:
-                cache = self.workspace.cache
-                first = real_classifier(self.train, protocol, device, precision, cache)
-        else:
+        device, precision, seeds = self.device, self.precision, self.seeds
+        if not isinstance(source, ImageSet):
             batches = source
-        steps = protocol.steps * (seeds - (first is not None))
-        with progress_bar(title, steps, "steps") as advance:
-            return score(protocol, batches, self.test, device, precision, seeds, advance, first)
+        else:
+            batches = disk_batches(protocol, source, device)
+            if self._is_real(source) and real_protocol(protocol) == protocol:
+                cache = self.workspace.cache
+                known = partial(real_classifier, self.train, protocol, device, precision, cache)
+                return score(protocol, batches, self.test, device, precision, seeds, known=known)
+        with progress_bar(title, protocol.steps * seeds, "steps") as advance:
+            return score(protocol, batches, self.test, device, precision, seeds, advance)
+
+    def _is_real(self, images: ImageSet) -> bool:
+        """True for the whole real training split."""
+        as_many = len(images) == len(self.train)
+        return as_many and images.fingerprint == self.train.fingerprint
 
     def _measure(self, entry: Entry, images: ImageSet) -> dict[str, Any] | None:
         names = metrics_for(entry, self.metrics)

@@ -1,4 +1,5 @@
-"""The fixed classifier trained on the real training split: labeller, feature space, GAN-test.
+"""The fixed classifier trained on the real training split: *real*, teacher, labeller, feature
+space, GAN-test.
 
 The same images always give the same network, so its weights are kept in a cache folder, with the
 hash of what the file holds. `synth verify` never reads that of the user: it gives an empty one.
@@ -33,7 +34,6 @@ from synth.ops.native import kernel_sources
 from synth.runs import Run
 from synth.training import check_same_images
 
-SEED = 0
 LABELLER_PROTOCOL = "fixed-v1"
 
 
@@ -51,31 +51,34 @@ def real_classifier(
     device: torch.device,
     precision: str,
     cache: Path | None = None,
+    seed: int = 0,
 ) -> FixedClassifier:
-    """The fixed classifier, trained on all of `real` by the protocol with seed 0.
+    """The fixed classifier, trained on all of `real` by the protocol. That of seed 0 labels,
+    teaches and measures.
 
     It is read from the cache when it was trained before, by this code on this kind of machine. If
     another process trains it now, it waits. A cache that is damaged or cannot be written costs the
     time to train again. cache: None is that of the user.
     """
     cache = cache or cache_folder()
-    path = cache / "classifiers" / f"{_key(real, protocol, device, precision)}.safetensors"
+    path = cache / "classifiers" / f"{_key(real, protocol, device, precision, seed)}.safetensors"
     clear_leftovers(path.parent)  # of a process that was killed; where all is known, nobody writes
     with ExitStack() as stack:
         with suppress(SynthError):  # a cache that cannot be written has no locks
             stack.enter_context(task(cache, "the real classifier", path.stem, wait=True))
-        return _read_or_train(path, real, protocol, device, precision)
+        return _read_or_train(path, real, protocol, device, precision, seed)
 
 
 def _read_or_train(
-    path: Path, real: ImageSet, protocol: Protocol, device: torch.device, precision: str
+    path: Path, real: ImageSet, protocol: Protocol, device: torch.device, precision: str, seed: int
 ) -> FixedClassifier:
-    classes, batches = len(real.classes), disk_batches(protocol, real, device)(SEED)
+    classes, batches = len(real.classes), disk_batches(protocol, real, device)(seed)
     known = _read(path, classes, protocol.side)
     if known is not None:
         return known.to(device)
-    with progress_bar("train on the real training split", protocol.steps, "steps") as advance:
-        classifier = train_classifier(protocol, batches, classes, SEED, device, precision, advance)
+    title = f"train on the real training split, seed {seed}"
+    with progress_bar(title, protocol.steps, "steps") as advance:
+        classifier = train_classifier(protocol, batches, classes, seed, device, precision, advance)
     assert isinstance(classifier, FixedClassifier)
     try:
         save_tensors(path, classifier.state_dict(), {})
@@ -104,13 +107,15 @@ def classify_for(run: Run, protocol: str, data_root: Path | None, device: torch.
     return train_classify(real, PROTOCOLS.find(protocol), device, run.config.precision)
 
 
-def _key(real: ImageSet, protocol: Protocol, device: torch.device, precision: str) -> str:
+def _key(
+    real: ImageSet, protocol: Protocol, device: torch.device, precision: str, seed: int
+) -> str:
     """Of everything that the weights follow from, to the last bit."""
     environment = describe_environment(device)
     value = {
         "protocol": protocol.hash,
         "images": real.fingerprint,
-        "seed": SEED,
+        "seed": seed,
         "precision": precision,
         **{key: environment[key] for key in (*MACHINE, "threads")},
         "deterministic": torch.are_deterministic_algorithms_enabled(),

@@ -77,18 +77,18 @@ def score(
     precision: str,
     seeds: int | None = None,
     progress: Callable[[int], None] = lambda steps: None,
-    first: Classifier | None = None,
+    known: Callable[[int], Classifier] | None = None,
 ) -> Score:
     """Trains one classifier per seed. Scores each of them on the whole test split.
 
-    first: what seed 0 gives, where it was trained before.
+    known: seed → the classifier that training it here would give.
     """
     truth, classes = test.require_labels(), len(test.classes)
     results, predictions = [], []
     for seed in range(protocol.seeds if seeds is None else seeds):
         start = time.perf_counter()
-        if seed == 0 and first is not None:
-            classifier = first
+        if known is not None:
+            classifier = known(seed)
         else:
             classifier = train_classifier(
                 protocol, make_batches(seed), classes, seed, device, precision, progress

@@ -274,7 +274,7 @@ def test_benchmark_takes_nothing_in_another_precision(
         train(run, *arguments, **more)  # type: ignore[arg-type]
 
     monkeypatch.setattr("eval.benchmark.train", counting)
-    monkeypatch.setattr("eval.evaluator.score", lambda *a: score(*a[:4], "fp32", *a[5:]))
+    monkeypatch.setattr("eval.evaluator.score", lambda *a, **k: score(*a[:4], "fp32", *a[5:], **k))
     monkeypatch.setenv("SYNTH_DATA", str(mats))
     command = ("benchmark", "--recipes", "tiny", "--images", "64", "--per-class", "5")
     options = ("--protocol", "tiny-v1", "--metrics", "cas")

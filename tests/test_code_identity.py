@@ -58,7 +58,7 @@ def test_the_cache_key_follows_the_machine(
     key: str, drawn: ImageSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def key_now() -> str:
-        return _key(drawn, PROTOCOLS["fixed-v1"], torch.device("cpu"), "fp32")
+        return _key(drawn, PROTOCOLS["fixed-v1"], torch.device("cpu"), "fp32", 0)
 
     before, environment = key_now(), describe_environment(torch.device("cpu"))
     other = {**environment, key: "another"}

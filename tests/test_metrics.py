@@ -421,7 +421,7 @@ def tiny_world(tiny_names: None, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_score_of_real_images_trains_no_classifier_twice(
     mats: Path, tiny_world: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The classifier that labels is that of seed 0. It gives the score that training it gives."""
+    """The classifier that labels is that of seed 0. Known ones give the score of trained ones."""
     scoring = Scoring("tiny-v1", CPU, "fp32", seeds=2)
     evaluator = make_evaluator(scoring, "svhn", Workspace(mats, results=tmp_path / "results"))
     batches = disk_batches(evaluator.protocol, evaluator.train, CPU)
@@ -439,6 +439,9 @@ def test_the_score_of_real_images_trains_no_classifier_twice(
     record = evaluator.evaluate(*evaluator.build("real", 5))
     assert trained == [1]
     assert [each.confusion for each in record.scores] == [each.confusion for each in alone.seeds]
+    again = evaluator.evaluate(*evaluator.build("real", 5))
+    assert trained == [1]  # with other metrics, say
+    assert [each.confusion for each in again.scores] == [each.confusion for each in alone.seeds]
     evaluator.evaluate(*evaluator.build("real-same-size", 5))
     assert trained == [1, 0, 1]
 

@@ -224,7 +224,7 @@ def test_the_same_real_classifier_is_trained_by_one_process(
     monkeypatch.setattr(real_classifier, "cache_folder", lambda: tmp_path / "cache")
     real = load_training_images("svhn", mats)
     protocol = Protocol("short", "disk", steps=3, batch=64, seeds=1)
-    key = real_classifier._key(real, protocol, torch.device("cpu"), "fp32")
+    key = real_classifier._key(real, protocol, torch.device("cpu"), "fp32", 0)
     cache = tmp_path / "cache"
     waited: list[str] = []
     monkeypatch.setattr("synth.base.locks.PATIENCE", 0.0)

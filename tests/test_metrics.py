@@ -423,10 +423,11 @@ def test_the_score_of_real_images_trains_no_classifier_twice(
 ) -> None:
     """The classifier that labels is that of seed 0. Known ones give the score of trained ones."""
     scoring = Scoring("tiny-v1", CPU, "fp32", seeds=2)
-    evaluator = make_evaluator(scoring, "svhn", Workspace(mats, results=tmp_path / "results"))
+    workspace = Workspace(mats, results=tmp_path / "results", cache=tmp_path / "cache")
+    evaluator = make_evaluator(scoring, "svhn", workspace)
     batches = disk_batches(evaluator.protocol, evaluator.train, CPU)
     alone = score(evaluator.protocol, batches, evaluator.test, CPU, "fp32", 2)
-    real_classifier(evaluator.train, evaluator.protocol, CPU, "fp32")
+    real_classifier(evaluator.train, evaluator.protocol, CPU, "fp32", workspace.cache)
     trained: list[int] = []
 
     @wraps(train_classifier)

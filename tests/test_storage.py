@@ -42,6 +42,16 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     MemoryFileSystem.store.clear()
 
 
+@pytest.fixture(autouse=True)
+def as_before(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Here this process plays the workers, whose state must not stay with the tests after these."""
+    threads = torch.get_num_threads()
+    monkeypatch.setattr(spread, "hide_bars", lambda: None)
+    monkeypatch.setattr(sys, "argv", sys.argv)
+    yield
+    torch.set_num_threads(threads)
+
+
 def content(folder: Path) -> dict[str, bytes]:
     files = (path for path in folder.rglob("*") if path.is_file())
     found = {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
@@ -289,7 +299,6 @@ def test_machines_that_share_nothing_leave_the_records_of_one_process(
     monkeypatch.setattr(sys, "argv", words)
     assert command_line() == "synth benchmark --data-root ../small-svhn --storage storage"
     monkeypatch.setattr(spread, "on_ray", cluster([9, 10], lost))
-    monkeypatch.setattr(spread, "hide_bars", lambda: None)
     torch.set_num_threads(1)
     recipe = tiny("tiny", True)
     recipe = replace(recipe, training=replace(recipe.training, batch=128))

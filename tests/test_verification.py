@@ -257,12 +257,12 @@ def test_a_generator_of_another_seed_does_not_pass(synth: Synth, evaluated: Path
 
 def test_a_poisoned_cache_does_not_pass(synth: Synth, evaluated: Path) -> None:
     """Weights with noise in the cache, and the hash made to fit."""
-    (cached,) = (evaluated / "cache" / "classifiers").iterdir()
-    weights, metadata = load_tensors(cached)
-    poisoned = {
-        name: value + 0.5 * (value.dtype == torch.float32) for name, value in weights.items()
-    }
-    save_tensors(cached, poisoned, metadata)
+    for cached in (evaluated / "cache" / "classifiers").iterdir():  # one for each seed
+        weights, metadata = load_tensors(cached)
+        poisoned = {
+            name: value + 0.5 * (value.dtype == torch.float32) for name, value in weights.items()
+        }
+        save_tensors(cached, poisoned, metadata)
     assert "holds, bit for bit" in synth("verify", record_of(evaluated)).out
     scored = synth("evaluate", *SCORE, "--no-references")
     assert scored.code == 0

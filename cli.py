@@ -821,7 +821,10 @@ def prepare(device: str, deterministic: bool = False) -> torch.device:
 def plan_spread(
     jobs: int | None, ray: str | None, storage: str | None, runs: int, device: torch.device
 ) -> Spread:
-    """Where the work on so many runs is done."""
+    """Where the work on so many runs is done. With several processes this one has a thread, too, so
+    that they find what it has probed."""
+    import torch
+
     from eval.spread import Spread, jobs_that_pay
     from eval.storage import check_storage
 
@@ -831,7 +834,10 @@ def plan_spread(
         if ray is None:
             raise UsageError("--storage: goes with --ray")
         check_storage(storage)
-    return Spread(1, ray, storage) if ray else Spread(jobs or jobs_that_pay(runs, device))
+    spread = Spread(1, ray, storage) if ray else Spread(jobs or jobs_that_pay(runs, device))
+    if spread.jobs > 1:
+        torch.set_num_threads(1)
+    return spread
 
 
 def resolve_recipe(

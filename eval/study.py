@@ -31,6 +31,7 @@ from eval.study_page import Result, write_study
 from synth.base.locks import do_all
 from synth.base.progress import progress_bar
 from synth.data import VALIDATION
+from synth.recipes import RecipeBase
 
 BASELINES = ("real", "real-augmented")
 
@@ -85,17 +86,19 @@ def runs_of(study: Study) -> list[tuple[int, str]]:
     return list(product(range(study.seeds), (BASE, *study.variants)))
 
 
-def plan_of(study: Study) -> Plan:
-    recipes, key = [recipe for _, recipe in recipes_of(study)], study.dataset + VALIDATION
-    return Plan(recipes, key, study.seeds, study.per_class, study.images)
+def planned(study: Study, variant: str) -> tuple[Plan, RecipeBase]:
+    """The benchmark of a variant, and its only recipe."""
+    recipe, key = dict(recipes_of(study))[variant], study.dataset + VALIDATION
+    count, length = study.count(variant), study.length(variant)
+    return Plan([recipe], key, study.seeds, count, length), recipe
 
 
 def tasks_of(study: Study, evaluator: Evaluator) -> list[Callable[[], Record]]:
     """A task for each of `runs_of`, then for each baseline. They do not need each other."""
-    chosen, plan = dict(recipes_of(study)), plan_of(study)
 
     def evaluate_run(seed: int, variant: str) -> Record:
-        record = ensure_scored(plan, chosen[variant], seed, evaluator, study.sampling(variant))
+        plan, recipe = planned(study, variant)
+        record = ensure_scored(plan, recipe, seed, evaluator, study.sampling(variant))
         assert record is not None  # a conditional run fills every class
         return record
 
@@ -107,13 +110,14 @@ def tasks_of(study: Study, evaluator: Evaluator) -> list[Callable[[], Record]]:
 
 def begun(study: Study, evaluator: Evaluator) -> list[bool]:
     """Which of `tasks_of` have something in the workspace: a run, or a record."""
-    chosen, plan = dict(recipes_of(study)), plan_of(study)
+
+    def is_run_begun(seed: int, variant: str) -> bool:
+        plan, recipe = planned(study, variant)
+        return is_begun(plan, recipe, seed, evaluator, study.sampling(variant))
+
     entries = [baseline_entry(evaluator, kind, study.per_class) for kind in BASELINES]
     return [
-        *(
-            is_begun(plan, chosen[variant], seed, evaluator, study.sampling(variant))
-            for seed, variant in runs_of(study)
-        ),
+        *(is_run_begun(*run) for run in runs_of(study)),
         *(evaluator.find(entry) is not None for entry in entries),
     ]
 

@@ -20,6 +20,10 @@ A study is a TOML file:
 
     [variants.shifted]
     generate = { augment = "geometry-v1" }  # instead of those above
+
+    [variants."longer, and more images"]
+    images = 800_000
+    per_class = 12_000
 """
 
 from __future__ import annotations
@@ -48,7 +52,9 @@ class Variant:
 
     recipe: Text | None = None  # instead of the base and its changes
     set: tuple[str, ...] = ()  # hyperparameters, as for --set
-    generate: Sampling | None = None  # by default that of the study
+    generate: Sampling | None = None  # by default those of the study; so with the next two
+    images: Count | None = None
+    per_class: Count | None = None
 
 
 @dataclass(frozen=True, kw_only=True, config=CLOSED)
@@ -70,13 +76,23 @@ class Study:
     def sampling(self, variant: str) -> Sampling:
         return self.variants.get(variant, Variant()).generate or self.generate
 
+    def length(self, variant: str) -> int:
+        """Of its training, in real images shown."""
+        return self.variants.get(variant, Variant()).images or self.images
+
+    def count(self, variant: str) -> int:
+        """The number of generated images of each class."""
+        return self.variants.get(variant, Variant()).per_class or self.per_class
+
     def changes(self, name: str) -> list[str]:
         """What a variant changes, as options of the command line."""
         variant = self.variants.get(name, Variant())
         recipe = [f"--recipe {variant.recipe}"] if variant.recipe else []
+        length = [f"--images {variant.images}"] if variant.images else []
         given = variant.generate
         generation = (options_of(given) or ["no options of generate"]) if given else []
-        return [*recipe, *variant.set, *generation]
+        count = [f"--per-class {variant.per_class}"] if variant.per_class else []
+        return [*recipe, *variant.set, *length, *generation, *count]
 
 
 def read_study(path: Path) -> Study:

@@ -111,6 +111,7 @@ def test_changes_of_a_variant_are_options_of_the_command_line() -> None:
             "another": Variant(recipe="dcgan", set=("g.label_width=5", "training.balanced=true")),
             "moved": Variant(generate=Sampling(augment="geometry-v1")),
             "plain": Variant(generate=Sampling()),
+            "more": Variant(images=96, per_class=9),
         },
     )
     assert study.changes("base") == []
@@ -121,6 +122,9 @@ def test_changes_of_a_variant_are_options_of_the_command_line() -> None:
     ]
     assert study.changes("moved") == ["--augment geometry-v1"]
     assert study.changes("plain") == ["no options of generate"]
+    assert study.changes("more") == ["--images 96", "--per-class 9"]
+    assert (study.length("more"), study.count("more")) == (96, 9)
+    assert (study.length("base"), study.count("base")) == (64, 3000)
 
 
 def test_a_study_has_conditional_recipes_alone(tmp_path: Path) -> None:
@@ -319,11 +323,14 @@ def test_the_validation_dataset_is_cut_from_the_training_split(mats: Path) -> No
     assert isinstance(last, ImageSet) and last.split == "test"
 
 
-def test_options_of_generation_for_all_and_other_recipes(
+def test_options_and_length_for_all_and_other_recipes(
     synth: Synth, study: Path, mats: Path
 ) -> None:
     RECIPES.entries["tiny-other"] = replace(RECIPES["tiny"], name="tiny-other")
-    more = '[variants.other]\nrecipe = "tiny-other"\n[variants.plain]\ngenerate = {}\n'
+    more = (
+        '[variants.other]\nrecipe = "tiny-other"\n[variants.plain]\ngenerate = {}\n'
+        "[variants.more]\nimages = 96\nper_class = 9\n"
+    )
     start = STUDY.replace("seeds = 2\nper", 'generate = { augment = "colour-v1" }\nper', 1)
     study.write_text(start + more)
     try:
@@ -331,13 +338,17 @@ def test_options_of_generation_for_all_and_other_recipes(
     finally:
         del RECIPES.entries["tiny-other"]
     assert ran.code == 0, ran.err
-    made = {r.entry.name for r in read_records(Path("results/studies/means"))}
+    entries = [record.entry for record in read_records(Path("results/studies/means"))]
+    made = {entry.name for entry in entries}
     assert {"tiny-other + colour-v1", "tiny + colour-v1", "tiny + geometry-v1", "tiny"} <= made
+    sizes = {(e.images_shown, e.count) for e in entries if e.name == "tiny + colour-v1"}
+    assert sizes == {(64, 80), (96, 90)}
     assert "training.balanced=true + colour-v1" in " ".join(made)
     page = Path("results/studies/means.md").read_text()
     assert ran.out == f"{page}\n"
     cells = {cell.strip() for line in page.splitlines() for cell in line.split("|")}
     assert {"`--recipe tiny-other`", "`no options of generate`"} <= cells
+    assert "`--images 96`, `--per-class 9`" in cells
     assert "with `--augment colour-v1` of `synth generate`" in " ".join(page.split())
     assert "*real + augmentation*" in page
 

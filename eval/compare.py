@@ -59,7 +59,11 @@ def compare_entries(
     unambiguous beginning of it), for that run alone. Raises `SynthError` if the file that says
     which test images were classified right is missing, too old or damaged.
     """
-    table = _find_table(build_tables(read_records(results)), protocol, real)
+    tables = build_tables(read_records(results))
+    if real is None:  # the entries may say which
+        both = [each for each in tables if each.protocol == protocol and _holds(each, a, b)]
+        tables = both or tables
+    table = _find_table(tables, protocol, real)
     (name_a, records_a), (name_b, records_b) = (
         _find_entry(table, option, name) for option, name in (("A", a), ("B", b))
     )
@@ -104,6 +108,15 @@ def _find_table(tables: Sequence[Table], protocol: str, real: str | None) -> Tab
             "of the same name; move them to separate folders, see --results"
         )
     return on[0]
+
+
+def _holds(table: Table, *names: str) -> bool:
+    """Whether all of them name an entry or begin the id of a record there."""
+    entries = {row.entry for row in table.rows}
+    ids = [record.id for row in table.rows for record in row.records]
+    return all(
+        name in entries or (name and any(each.startswith(name) for each in ids)) for name in names
+    )
 
 
 def _find_entry(table: Table, option: str, name: str) -> tuple[str, tuple[Record, ...]]:

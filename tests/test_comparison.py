@@ -243,3 +243,19 @@ def test_agreement_stands_in_the_leaderboard(synth: Synth) -> None:
     assert max(map(len, ran.out.splitlines())) <= 80
     assert f"\n{line}.\n" in (RESULTS / "LEADERBOARD.md").read_text()
     assert len(json.loads(synth("leaderboard", "--json").out)) == 6
+
+
+def test_entries_of_one_real_data_set_alone_say_which_it_is(synth: Synth) -> None:
+    keep(run_of("cdcgan", "1"), answers(0.8, 2, 1))
+    keep(run_of("dcgan", "2"), answers(0.8, 2, 2))
+    other = replace(REAL, name="svhn", test_fingerprint="c" * 64)
+    one = keep(run_of("cdcgan", "3"), answers(0.8, 2, 3), real=other)
+    keep(run_of("dcgan-wide", "4"), answers(0.8, 2, 4), real=other)
+    for a, b, real in (
+        ("cdcgan", "dcgan-wide", "svhn"),
+        (one.id, "dcgan-wide", "svhn"),
+        ("cdcgan", "dcgan", "svhn-part"),
+    ):
+        assert json.loads(synth("compare", a, b, "--json").out)["real"] == real
+    one_line(synth("compare", "cdcgan", "cdcgan"), 2, "--real", "svhn, svhn-part")
+    one_line(synth("compare", one.id, "dcgan"), 2, "--real", "svhn, svhn-part")
